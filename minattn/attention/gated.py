@@ -1,0 +1,71 @@
+"""Gated attention: a sigmoid gate, made from the query's own token, scales what attention brings.
+
+    out = (P v) * sigmoid(gate)        gate = x W_g        (arXiv 2602.23057, eq. 4-5; arXiv 2505.06708)
+
+One gate per head and channel, or one per head. The gate can be put on top of any other mechanism ("affine+gated").
+"""
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minattn import checks
+from minattn.attention.core import attend, attend_backward
+
+ARXIV = "2505.06708"
+SUMMARY = "a sigmoid gate on the output, per head and channel"
+ARGUMENTS = {"q": "(B, H, Tq, D)", "k": "(B, H, Tk, D)", "v": "(B, H, Tk, Dv)", "gate_logits": "(B, H, Tq, Dv or 1)"}
+PROJECTIONS = {"gate_logits": "H D"}        # x W_g, without a bias
+LAYER_OPTIONS = {"gate": "channel"}         # "channel": one gate per head and channel; "head": one per head
+
+
+class GateCache(NamedTuple):
+    ungated: np.ndarray   # (B, H, Tq, Dv)       kept: the gate's gradient is made from it
+    gate: np.ndarray      # (B, H, Tq, Dv or 1)
+
+
+class Cache(NamedTuple):
+    attention: Any
+    gate: GateCache
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)), written so that neither end overflows."""
+    y = np.tanh(x * 0.5)
+    y += 1
+    y *= 0.5
+    return y
+
+
+def forward(q, k, v, gate_logits, **options):
+    """out = (P v) * sigmoid(gate_logits).
+
+    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv), gate_logits (B, H, Tq, Dv) or (B, H, Tq, 1)
+    -> out (B, H, Tq, Dv), cache [, weights: those of the softmax]. Options and errors: minattn.attention.core.attend.
+    """
+    ungated, attention, *weights = attend(q, k, v, **options)     # 1. P v
+    out, gate = gate_forward(ungated, gate_logits)                # 2. gate
+    return (out, Cache(attention, gate), *weights)
+
+
+def backward(dout, cache):
+    """dout (B, H, Tq, Dv) -> {"q", "k", "v", "gate_logits"}"""
+    grads = gate_backward(dout, cache.gate)                       # 2. out = ungated * sigmoid(gate_logits)
+    dungated = grads.pop("out")
+    return {**attend_backward(dungated, cache.attention), **grads}   # 1. ungated = P v
+
+
+def gate_forward(out, gate_logits):
+    """The gate alone, for any attention's output: out (B, H, Tq, Dv) -> gated out, cache"""
+    last = "Dv" if getattr(gate_logits, "ndim", 0) != 4 or gate_logits.shape[3] != 1 else "1"
+    checks.arrays(dtype=None, out=(out, "B H Tq Dv"), gate_logits=(gate_logits, f"B H Tq {last}"))
+    gate = sigmoid(gate_logits)
+    return out * gate, GateCache(out, gate)
+
+
+def gate_backward(dout, cache):
+    """dout -> {"out", "gate_logits"};  d sigmoid = gate (1 - gate)"""
+    ungated, gate = cache
+    dgate = dout * ungated
+    if gate.shape[3] == 1:
+        dgate = dgate.sum(axis=3, keepdims=True)
+    return {"out": dout * gate, "gate_logits": dgate * gate * (1 - gate)}

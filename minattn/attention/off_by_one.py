@@ -1,0 +1,28 @@
+"""Off-by-one softmax: a sink fixed at zero, so that a head with nothing to say can say nothing.
+
+    P_ij = exp(s_ij) / ( 1 + sum_k exp(s_ik) )        out = P v        (arXiv 2602.23057, eq. 2)
+"""
+import numpy as np
+
+from minattn.attention import sink
+
+ARXIV = "2602.23057"
+SUMMARY = "softmax with 1 added to the denominator"
+ARGUMENTS = {"q": "(B, H, Tq, D)", "k": "(B, H, Tk, D)", "v": "(B, H, Tk, Dv)"}
+
+
+def forward(q, k, v, **options):
+    """out = P v with one more than softmax's denominator.
+
+    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv) -> out (B, H, Tq, Dv), cache [, weights]
+    Options and errors: minattn.attention.core.attend.
+    """
+    heads = q.shape[1] if getattr(q, "ndim", 0) > 1 else 1
+    return sink.forward(q, k, v, np.zeros(heads, getattr(q, "dtype", float)), **options)     # 1. 1 = exp(0)
+
+
+def backward(dout, cache):
+    """dout (B, H, Tq, Dv) -> {"q", "k", "v"}"""
+    grads = sink.backward(dout, cache)      # 1. the sink is a constant here: its gradient is dropped
+    del grads["sink"]
+    return grads

@@ -1,0 +1,242 @@
+"""A GPT in plain functions: token embedding, layers of attention and MLP with the norm first, a tied output head.
+
+    x = wte[tokens] + positions
+    per layer:  x += attention(layer_norm(x));   x += mlp(layer_norm(x))
+    logits = layer_norm(x) wte^T                                            (the shape of GPT-2 and nanoGPT)
+
+Parameters are a dict of arrays with nanoGPT's names, weights stored (in, out) so that y = x W. Buffers, which are
+remembered but not learned, are a second dict. Neither is changed here.
+"""
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from minattn import checks, ops
+from minattn.attention_layer import (attention_backward, attention_forward, attention_parameters, embeddings_of, plan)
+from minattn.errors import InputError
+from minattn.positions import POSITIONS, morlet
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of the model. Names as in nanoGPT."""
+    vocab_size: int = 65
+    block_size: int = 64             # tokens of context
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128                # channels; each head has n_embd / n_head
+    dropout: float = 0.0             # on embeddings, attention weights and both branches of a layer
+    bias: bool = False               # biases in linear layers and layer norms (q, k, v apart)
+    qkv_bias: bool = False
+    gelu: str = "tanh"               # or "exact"
+    scaled_init: bool = True         # projections back into the residual stream start 1 / sqrt(2 n_layer) smaller
+    attention: str = "softmax"       # by layer: "energy,softmax" alternates; "affine+gated" gates the output
+    attention_options: dict = field(default_factory=dict)
+    position: str = "learned"        # "learned+rope" uses both
+    position_options: dict = field(default_factory=dict)
+    window: Optional[int] = None     # keys that a query sees, itself included; None: all before it
+    window_pattern: str = ""         # by layer, S = block_size / 2 and L = all: "SSSL"; the last layer is always L
+
+    def __post_init__(self):
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            checks.number(name, getattr(self, name), 1, integer=True)
+        if self.n_embd % self.n_head:
+            raise InputError(f"n_embd must be divisible by n_head; got {self.n_embd} and {self.n_head}.")
+        checks.number("dropout", self.dropout, 0, high=0.9)
+        checks.choice("gelu", self.gelu, ("tanh", "exact"))
+        plan(self)                                   # raises for unknown mechanisms, positions and options
+        embedded = [p for p in embeddings_of(self) if p in ("morlet", "sinusoidal")]
+        if embedded and self.n_embd % 2:
+            raise InputError(f"n_embd must be even for {embedded[0]} positions; got {self.n_embd}.")
+
+
+class Cache(NamedTuple):
+    embed: Any
+    positions: list                  # (name, cache) of each encoding that was added
+    drop: Any
+    layers: list                     # caches of each layer
+    ln_f: Any
+    head: Any
+    loss: Any                        # None without targets
+    shape: tuple                     # (B, T)
+    buffers: dict                    # the buffers after this batch
+
+
+# ------------------------------------------------------------------------------------------------------ parameters
+
+
+def parameter_shapes(config):
+    """Every parameter: name -> (shape, initial value). A number fills, ("normal", std) draws, an array is copied."""
+    C, V = config.n_embd, config.vocab_size
+    normal = ("normal", 0.02)
+    back = ("normal", 0.02 / math.sqrt(2 * config.n_layer)) if config.scaled_init else normal
+    shapes = {"wte.weight": ((V, C), normal)}
+    for name in embeddings_of(config):
+        if name == "learned":
+            shapes["position.learned.weight"] = ((config.block_size, C), normal)
+        elif name == "morlet":
+            log_omega, log_sigma = morlet.initial(C // 2)
+            shapes["position.morlet.log_omega"] = ((C // 2,), log_omega)
+            shapes["position.morlet.log_sigma"] = ((C // 2,), log_sigma)
+            if config.position_options.get("centre"):
+                shapes["position.morlet.centre"] = ((C // 2,), 0.0)
+
+    def norm(name):
+        shapes[f"{name}.weight"] = ((C,), 1.0)
+        if config.bias:
+            shapes[f"{name}.bias"] = ((C,), 0.0)
+
+    def linear(name, n_in, n_out, init, bias):
+        shapes[f"{name}.weight"] = ((n_in, n_out), init)
+        if bias:
+            shapes[f"{name}.bias"] = ((n_out,), 0.0)
+
+    for layer in plan(config):
+        h = f"h.{layer.index}"
+        norm(f"{h}.ln_1")
+        for name, n_out, init, bias in attention_parameters(layer, config):
+            if n_out is None:
+                shapes[f"{h}.attn.{name}"] = ((config.n_head,), init)
+            else:
+                linear(f"{h}.attn.{name}", C, n_out, init or normal, bias)
+        linear(f"{h}.attn.c_proj", C, C, back, config.bias)
+        norm(f"{h}.ln_2")
+        linear(f"{h}.mlp.c_fc", C, 4 * C, normal, config.bias)
+        linear(f"{h}.mlp.c_proj", 4 * C, C, back, config.bias)
+    norm("ln_f")
+    return shapes
+
+
+def count_parameters(config):
+    """How many numbers are learned."""
+    return sum(math.prod(shape) for shape, _ in parameter_shapes(config).values())
+
+
+def init(config, seed=0, dtype=np.float32):
+    """Fresh parameters and buffers: normal(0, 0.02) weights, gains 1, biases 0. Drawn in float64, then rounded."""
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name, (shape, value) in parameter_shapes(config).items():
+        drawn = rng.normal(0, value[1], shape) if isinstance(value, tuple) else np.broadcast_to(value, shape)
+        params[name] = np.array(drawn, dtype)
+    buffers = {f"h.{layer.index}.attn.{name}": np.full(config.n_head, value, dtype)
+               for layer in plan(config) for name, value in layer.mechanism.buffers.items()}
+    return params, buffers
+
+
+def to_dict(config):
+    return dataclasses.asdict(config)
+
+
+# ---------------------------------------------------------------------------------------------- forward and backward
+
+
+def forward(params, tokens, config, *, targets=None, buffers=None, training=False, rng=None, past=None, last_only=False):
+    """Predict the next token at every position.
+
+    tokens (B, T) integers below vocab_size, targets the same -> logits (B, T, V), loss (nats per token, or None), cache
+
+    buffers   the second dict of init; needed by mechanisms that have one
+    training  fold this batch into the buffers (the new ones come back in cache.buffers) and apply dropout from rng
+    past      a key-value cache (minattn.attention_layer.Past): tokens continue what it holds
+    last_only logits of the last position only, (B, 1, V): all that sampling needs
+    """
+    B, T = tokens.shape
+    start = past.length if past else 0
+    if start + T > config.block_size:
+        raise InputError(f"tokens: at most block_size = {config.block_size} positions; got {start + T}.")
+    C, V = config.n_embd, config.vocab_size
+    drop = (config.dropout, rng if training else None)
+    wte = params["wte.weight"]
+
+    x, embed = ops.embedding_forward(tokens.reshape(-1), wte)                     # 1. tokens           (N, C), N = B T
+    encoded = []
+    for name in embeddings_of(config):                                            # 2. positions        (T, C)
+        pe, cache = _position_forward(name, params, config, T, start, x.dtype)
+        x.reshape(B, T, C)[:] += pe
+        encoded.append((name, cache))
+    x, dropped = ops.dropout_forward(x, *drop)                                    # 3.
+
+    layers, new_buffers = [], dict(buffers or {})
+    for layer in plan(config):
+        h = f"h.{layer.index}"
+        y, ln_1 = _norm_forward(x, params, f"{h}.ln_1")                           # 4. x += attention(layer_norm(x))
+        y, attn = attention_forward(y, params, new_buffers, layer, config, (B, T), training=training, rng=drop[1], past=past)
+        y, drop_1 = ops.dropout_forward(y, *drop)
+        x = x + y
+        y, ln_2 = _norm_forward(x, params, f"{h}.ln_2")                           # 5. x += mlp(layer_norm(x))
+        y, fc = _linear_forward(y, params, f"{h}.mlp.c_fc")                       # (N, C) -> (N, 4C)
+        y, act = ops.gelu_forward(y, config.gelu)
+        y, proj = _linear_forward(y, params, f"{h}.mlp.c_proj")                   # (N, 4C) -> (N, C)
+        y, drop_2 = ops.dropout_forward(y, *drop)
+        x = x + y
+        layers.append((ln_1, attn, drop_1, ln_2, fc, act, proj, drop_2))
+    if past:
+        past.length += T
+    if last_only:
+        x, T = x.reshape(B, T, C)[:, -1], 1
+    x, ln_f = _norm_forward(x, params, "ln_f")                                    # 6.
+    logits = x @ wte.T                                                            # 7. (N, C), (C, V) -> (N, V)
+    loss, loss_cache = ops.cross_entropy_forward(logits, targets.reshape(-1)) if targets is not None else (None, None)   # 8.
+    cache = Cache(embed, encoded, dropped, layers, ln_f, (x, wte), loss_cache, (B, T), new_buffers)
+    return logits.reshape(B, T, V), loss, cache
+
+
+def backward(cache, config, dloss=1.0, dlogits=None):
+    """Gradient of dloss * loss (or, given dlogits (B, T, V), of sum(dlogits * logits)) -> dict named as the parameters."""
+    (B, T), grads = cache.shape, {}
+
+    def collect(name, part):
+        dx = part.pop("x")
+        grads.update((f"{name}.{key}", value) for key, value in part.items())
+        return dx
+
+    # 8, 7. loss of logits = x wte^T
+    dlogits = ops.cross_entropy_backward(dloss, cache.loss)["logits"] if dlogits is None else dlogits.reshape(B * T, -1)
+    x, wte = cache.head
+    grads["wte.weight"] = dlogits.T @ x                                           # (V, N), (N, C) -> (V, C)
+    dx = dlogits @ wte
+    # 6.
+    dx = collect("ln_f", ops.layer_norm_backward(dx, cache.ln_f))
+    for layer, (ln_1, attn, drop_1, ln_2, fc, act, proj, drop_2) in zip(reversed(plan(config)), reversed(cache.layers)):
+        h = f"h.{layer.index}"
+        # 5. x += mlp(layer_norm(x)): the sum passes dx on, the branch adds to it
+        dy = ops.dropout_backward(dx, drop_2)["x"]
+        dy = collect(f"{h}.mlp.c_proj", ops.linear_backward(dy, proj))
+        dy = ops.gelu_backward(dy, act)["x"]
+        dy = collect(f"{h}.mlp.c_fc", ops.linear_backward(dy, fc))
+        dx = dx + collect(f"{h}.ln_2", ops.layer_norm_backward(dy, ln_2))
+        # 4. x += attention(layer_norm(x))
+        dy = ops.dropout_backward(dx, drop_1)["x"]
+        dy = collect(f"{h}.attn", attention_backward(dy, attn, layer, config, (B, T)))
+        dx = dx + collect(f"{h}.ln_1", ops.layer_norm_backward(dy, ln_1))
+    # 3, 2, 1.
+    dx = ops.dropout_backward(dx, cache.drop)["x"]
+    for name, encoded in cache.positions:
+        dpe = dx.reshape(B, T, -1).sum(axis=0)                                    # every sequence has the same positions
+        part = POSITIONS[name].module.backward(dpe, encoded)
+        grads.update((f"position.{name}.{key}", value) for key, value in part.items())
+    grads["wte.weight"] += ops.embedding_backward(dx, cache.embed)["weight"]      # tied: used at both ends
+    return grads
+
+
+def _linear_forward(x, params, name):
+    return ops.linear_forward(x, params[f"{name}.weight"], params.get(f"{name}.bias"))
+
+
+def _norm_forward(x, params, name):
+    return ops.layer_norm_forward(x, params[f"{name}.weight"], params.get(f"{name}.bias"))
+
+
+def _position_forward(name, params, config, T, start, dtype):
+    if name == "sinusoidal":
+        options = {key: config.position_options[key] for key in ("base",) if key in config.position_options}
+        return POSITIONS[name].module.forward(T, config.n_embd, start=start, dtype=dtype, **options)
+    prefix = f"position.{name}."
+    arrays = {key[len(prefix):]: value for key, value in params.items() if key.startswith(prefix)}
+    if name == "morlet":
+        arrays["admissible"] = config.position_options.get("admissible", True)
+    return POSITIONS[name].module.forward(T, start=start, **arrays)

@@ -1,0 +1,84 @@
+"""Rotary positions (RoPE): turn each pair of channels of a query or key by an angle that grows with position.
+
+A pair (a, b) is the complex number a + ib, and to turn it is to multiply it by e^{i angle}. The dot product
+of a query turned to position i with a key turned to position j then depends on i and j only through i - j.
+"""
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from minattn import checks
+from minattn.errors import InputError
+
+KIND = "rotation"
+ARXIV = "2104.09864"
+SUMMARY = "Queries and keys are rotated by their position, so that scores see relative distance only."
+ARGUMENTS = {}
+OPTIONS = {"base": 10000.0, "pairs": "half"}
+
+
+class RotaryCache(NamedTuple):
+    turn: np.ndarray   # (T, D/2) complex, read-only, shared with every call of the same shape
+    pairs: str
+
+
+def forward(x, *, base=10000.0, start=0, pairs="half"):
+    """Turn pair k of the vector at position p = start + t by the angle p * base^(-2k/D).
+
+    y_a + i y_b = (x_a + i x_b) * e^{i p base^(-2k/D)},  k = 0 ... D/2 - 1
+    (Su et al. 2021, arXiv 2104.09864, eq. 12 for one pair, eq. 15 for all of them)
+
+    x (..., T, D) float32 or float64, any strides -> y (..., T, D), same dtype, laid out in memory as x is.
+    Which channels (a, b) make up pair k:
+      pairs="interleaved"   (2k, 2k + 1), as in the paper
+      pairs="half"          (k, k + D/2), as in GPT-NeoX and LLaMA: the same rotation, the channels renumbered
+    The default is "half", which most published weights use.
+    Raises InputError for an odd D, another dtype, a base not above 0, and an unknown pairs.
+    """
+    if not isinstance(x, np.ndarray) or x.dtype not in checks.FLOATS or x.ndim < 2:
+        raise InputError("x must be a float32 or float64 array of shape (..., T, D); "
+                         f"got {getattr(x, 'dtype', type(x).__name__)} of shape {np.shape(x)}.")
+    if x.shape[-1] % 2:
+        raise InputError(f"x: axis -1 (D) must be even, to be cut into pairs; got {x.shape[-1]}.")
+    checks.number("base", base, above=0)
+    checks.number("start", start, integer=True)
+    checks.choice("pairs", pairs, ("half", "interleaved"))
+    T, D = x.shape[-2:]
+    turn = turns(T, D, base, start, x.dtype)                        # 1. look up the angles  (T, D/2)
+    y = _multiply(x, turn, pairs)                                   # 2. turn every pair     (..., T, D)
+    return y, RotaryCache(turn, pairs)
+
+
+def backward(dy, cache):
+    """dy (..., T, D) -> {"x": (..., T, D)}"""
+    turn, pairs = cache
+
+    # 2. y = x turned by the angle: a rotation's transpose is its inverse, so dx is dy turned by -angle
+    dx = _multiply(dy, turn.conj(), pairs)
+    return {"x": dx}
+
+
+@lru_cache(maxsize=32)   # a pure memo: the same arguments give the same numbers, and nobody can write them
+def turns(T, D, base, start, dtype):
+    """e^{i (start + t) base^(-2k/D)} -> (T, D/2) complex, read-only, computed in float64, then rounded."""
+    angle = (start + np.arange(T))[:, None] * float(base) ** (-2 * np.arange(D // 2) / D)
+    turn = np.exp(1j * angle).astype(np.result_type(dtype, np.complex64))
+    turn.flags.writeable = False
+    return turn
+
+
+def _multiply(x, turn, pairs):
+    """Read x (..., T, D) as complex pairs, multiply by turn (T, D/2), write to a new (..., T, D)."""
+    half = x.shape[-1] // 2
+    if pairs == "interleaved":   # the two numbers of a pair are neighbours, as memory holds a complex number
+        x = x if x.strides[-1] == x.itemsize else np.ascontiguousarray(x)
+        y = np.empty_like(x)
+        np.multiply(x.view(turn.dtype), turn, out=y.view(turn.dtype))
+    else:
+        z = np.empty(x.shape[:-1] + (half,), turn.dtype)            # (..., T, D) -> (..., T, D/2) complex
+        z.real, z.imag = x[..., :half], x[..., half:]
+        z *= turn
+        y = np.empty_like(x)                                        # (..., T, D/2) complex -> (..., T, D)
+        y[..., :half], y[..., half:] = z.real, z.imag
+    return y

@@ -1,0 +1,48 @@
+"""Sinusoidal positions: each position is the reading of C/2 clocks, from fast to slow, added to the tokens.
+
+Nothing is trained. Moving on by a fixed distance turns every clock by a fixed angle, wherever one starts.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+from minattn import checks
+
+KIND = "embedding"
+ARXIV = "1706.03762"
+SUMMARY = "Fixed sine and cosine waves of geometrically spaced wavelengths, added to the token embedding."
+ARGUMENTS = {}
+OPTIONS = {"base": 10000.0}
+
+
+class SinusoidalCache(NamedTuple):
+    """Empty: nothing here can be trained, so backward has nothing to remember."""
+
+
+def forward(length, n_embd, *, base=10000.0, start=0, dtype=np.float64):
+    """Sine on the even channels, cosine on the odd ones, of the same angle.
+
+    pe[t, 2k] = sin(p * base^(-2k/C)),  pe[t, 2k + 1] = cos(p * base^(-2k/C)),  p = start + t
+    (Vaswani et al. 2017, arXiv 1706.03762, section 3.5)
+
+    -> pe (T, C) with T = length and C = n_embd. Computed in float64, then rounded to dtype.
+    The paper is silent on an odd C; we let the last sine go without its cosine.
+    Raises InputError for a negative length, n_embd or base not above 0, or a dtype other than float32 or 64.
+    """
+    checks.number("length", length, 0, integer=True)
+    checks.number("n_embd", n_embd, 1, integer=True)
+    checks.number("start", start, integer=True)
+    checks.number("base", base, above=0)
+    checks.choice("dtype", np.dtype(dtype), checks.FLOATS)
+    T, C = length, n_embd
+    frequency = float(base) ** (-np.arange(0, C, 2) / C)            # 1. the clocks     (ceil(C/2),)
+    angle = (start + np.arange(T))[:, None] * frequency             # 2. read them      (T, ceil(C/2))
+    pe = np.empty((T, C), dtype)
+    pe[:, 0::2] = np.sin(angle)                                     # 3. even channels  (T, ceil(C/2))
+    pe[:, 1::2] = np.cos(angle[:, :C // 2])                         # 4. odd channels   (T, floor(C/2))
+    return pe, SinusoidalCache()
+
+
+def backward(dpe, cache):
+    """dpe (T, C) -> {}: forward has no array argument, so there is no gradient to give."""
+    return {}
