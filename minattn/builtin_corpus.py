@@ -124,20 +124,21 @@ mill hill will sill|breath death|tale sail gale nail
 
 # singular, plural; in braces: the word class, else the word itself
 AGREE = {"P1": ("{p1}", "{p1s}"), "P2": ("{p2}", "{p2s}"), "T1": ("{t1}", "{t1s}"), "T2": ("{t2}", "{t2s}"),
-         "V": ("{vz}", "{v}"), "I": ("{iz}", "{i}"), "IS": ("is", "are"), "WAS": ("was", "were"), "HAS": ("has", "have"),
-         "DOES": ("does", "do"), "THIS": ("this", "these"), "IT": ("it", "they"), "ITS": ("its", "their")}
+         "V": ("{vz}", "{v}"), "I": ("{iz}", "{i}"), "IS": ("is", "are"), "WAS": ("was", "were"),
+         "HAS": ("has", "have"), "DOES": ("does", "do"), "THIS": ("this", "these"), "IT": ("it", "they"),
+         "ITS": ("its", "their")}
 
 
 def _templates(table):
     """One template per line -> [(format string, names of its slots)], both numbers of those that have two."""
     compiled = []
     for line in table.strip().split("\n"):
-        for number in (0, 1):
-            template = re.sub(r"\{([A-Z]+\d?)\}", lambda slot: AGREE.get(slot[1], (slot[0],) * 2)[number], line)
-            template = template.replace(" / ", "\n")
+        singular = plural = line.replace(" / ", "\n")
+        for slot, (one, many) in AGREE.items():
+            singular = singular.replace(f"{{{slot}}}", one)
+            plural = plural.replace(f"{{{slot}}}", many)
+        for template in dict.fromkeys([singular, plural]):         # once if the two are the same
             compiled.append((re.sub(r"\{\w+\}", "%s", template), re.findall(r"\{(\w+)\}", template)))
-            if not any("{%s}" % name in line for name in AGREE):
-                break
     return compiled
 
 
@@ -217,6 +218,16 @@ When the {p1s} {i}, the {p2s} {i}; and when the {p2s} {i}, who {vz} the {t1s}?
 My {p2} was a {p2}, and his {p2} was a {p2}, and here I stand with a {t1} in my {b1}!
 Do not {v} me, {N}; I only {vd} it because it was {a2}.
 It is a {a1} thing to {i} {adv}, and a {a2} thing to {i} alone.
+Where there are {a1} {t1s}, there are {a2} {p2s}.
+Somebody has {vn} my {t2}, and if it was you, {N}, I will {v} your {t1}.
+Why should I {v} a {p2}? No {p2} ever {vd} me.
+On Monday they {vd} the {p1}; on Tuesday they {id}; on Wednesday there was no {t2} left to {v}.
+You may {v} a {t1} with {a2} {t1s}, but you will not {v} a {p2} with them.
+If {t2s} were {t1s}, every {p2} in this town would be {a1}.
+Mark me, {title}: the {p1} {iz}, the {p2} {iz}, and {t1s} are dear.
+Was there ever such a {a2} {p2}? Was there ever such a {t1}?
+I asked the {p2} for a {t2}, and the {p2} gave me a {t1}; I asked for a {t1}, and the door was shut.
+Nobody {vz} a {a2} {p2}, {N}, but everybody {vz} his {t2}.
 """)
 
 ANSWERS = _templates("""
@@ -273,8 +284,8 @@ A {p2} crosses the stage with a {t2}.
 The {T2} {I}.
 """)
 
-# The cast: what others call them, how others address them, whether they speak prose, and their own habits of speech.
-CAST = {name: (called, titles.split("|"), prose, _templates(habits)) for name, called, titles, prose, habits in [
+# The cast: what others call them, how others address them, whether they speak prose, their habits of speech.
+CAST = {name: (called, titles.split("|"), prose, _templates(own)) for name, called, titles, prose, own in [
     ("MARGET", "Marget", "my queen|madam|your grace", False, """
 We are the {t1}, we are the {a2} {t1}.
 We will not {v} the {t1}, nor {v} the {p1}.
@@ -330,7 +341,7 @@ Who will remember him? The {t2}? The {t1}?
 """),
     ("FABLE", "Fable", "fool|good fool", True, """
 Riddle me this, {title}: what has a {b1} and no {b1}, and {vz} {t1s}? A {t2}!
-A {p1} without a {t1} is a {p2}, and a {p2} without a {t1} is a {p1}'s {p2}; and I am none of them, for I have a {t1}.
+A {p1} without a {t1} is a {p2}; and I am no {p2}, for I have a {t1} and a {t2}.
 Ha! I'd laugh, {title}, but my {b1} is {a1}.
 They pay me in {t1s}, {title}, and I spend them on {t2s}.
 """),
@@ -367,7 +378,7 @@ I come from {M}, and I come with {t1s}.
 {num} {a2} {p2s} {i} {prep} the {t1}!
 """),
 ]}
-NUMBERS = "ONE TWO THREE FOUR FIVE".split()
+NUMBERS = ["ONE", "TWO", "THREE", "FOUR", "FIVE"]
 
 # ---------------------------------------------------------------- the playwright
 
@@ -399,15 +410,15 @@ def _wrap(prose, width=66):
 
 
 def _speech(random, name, words, cue):
-    """What `name` says to a speech that ended in the character `cue`: first a reply, then lines of their own."""
+    """What `name` says to a speech that ended in `cue`: first a reply, then lines of their own."""
     _, _, prose, habits = CAST[name]
     lines = []
     if random() < (0.8 if cue in "?!" else 0.15):
         lines.append(_fill(random, {"?": ANSWERS, "!": REACTIONS}.get(cue, OPENERS), words))
     if not lines or random() < 0.7:
-        for _ in range(1 + int(random() * random() * 6)):
-            own = habits if random() < 0.3 else PROSE if prose else VERSE
-            lines.append(_fill(random, own, words))
+        habit = int(random() * 3)                                  # at most one line of a speech is a habit
+        for i in range(1 + int(random() * random() * 6)):
+            lines.append(_fill(random, habits if i == habit else PROSE if prose else VERSE, words))
     return _wrap(" ".join(lines)) if prose else "\n".join(lines)
 
 
@@ -424,7 +435,8 @@ def _scene(random, cast):
     speaker, other, cue = here[0], here[1], "."
     for _ in range(10 + int(random() * 25)):
         absent = _pick(random, [name for name in cast[:6] if name not in here])
-        words.update(N=[CAST[other][0]], title=CAST[other][1], M=[CAST[absent][0]], NAME=[speaker], OTHER=[other])
+        words.update(N=[CAST[other][0]], title=CAST[other][1], M=[CAST[absent][0]])
+        words.update(NAME=[speaker], OTHER=[other])
         speech = _speech(random, speaker, words, cue)
         paragraphs.append(f"{speaker}:\n{speech}")
         cue = speech[-1]

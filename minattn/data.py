@@ -41,14 +41,16 @@ def load_corpus(name_or_path="tinyshakespeare", *, data_dir="data", say=print, d
                 url=URL, sha256=SHA256, n_bytes=N_BYTES, timeout=4.0, attempts=3):
     """Load a text to train on -> Corpus(name, text, where).
 
-    "tinyshakespeare" is looked for in data_dir, then in the folder that the environment variable MINATTN_DATA names, then
-    downloaded and kept in data_dir; every copy must have the expected sha256. When all of that fails, one sentence says why
-    and the built-in corpus comes back instead (Corpus.name says so), so that a first run always has something to train on.
-    "builtin" is that corpus: plays written by a small grammar. Anything else is the path of a UTF-8 text; a byte-order mark
-    is dropped and "\\r\\n" becomes "\\n". Write ./builtin for a file that is called like a corpus.
+    "tinyshakespeare" is looked for in data_dir, then in the folder that the environment variable MINATTN_DATA
+    names, then downloaded and kept in data_dir; every copy must have the expected sha256. When all of that
+    fails, one sentence says why and the built-in corpus comes back instead (Corpus.name tells), so that a
+    first run always has something to train on. "builtin" is that corpus: plays written by a small grammar.
+    Anything else is the path of a UTF-8 text; a byte-order mark is dropped and "\\r\\n" becomes "\\n". Write
+    ./builtin for a file that is called like a corpus.
 
-    `say` receives one-line messages. `timeout` is the longest silence of the network, in seconds, before an attempt is given
-    up; a server that never answers therefore costs about attempts * timeout. download=False stays off the network.
+    `say` receives one-line messages. `timeout` is the longest silence of the network, in seconds, before an
+    attempt is given up; a server that never answers costs about attempts * timeout. download=False stays off
+    the network.
 
     Raises InputError for a path that is missing, a directory, empty, unreadable, binary, or not UTF-8.
     """
@@ -72,21 +74,21 @@ def load_corpus(name_or_path="tinyshakespeare", *, data_dir="data", say=print, d
             continue
         if hashlib.sha256(content).hexdigest() == sha256:
             return Corpus(name, content.decode("utf-8"), str(place))
-        say(f"{place} is not the TinyShakespeare expected (its sha256 differs), so it is left alone and passed over.")
+        say(f"{place} is not TinyShakespeare as expected (its sha256 differs), so it is passed over.")
 
     try:
         if not download:
             raise OSError("downloading is switched off")
         content = _download(url, sha256, n_bytes, timeout, attempts)
     except OSError as error:
-        say(f"TinyShakespeare could not be fetched ({error}): using the built-in corpus instead; to use the real one, "
-            f"put it at {home} or name its folder in MINATTN_DATA.")
+        say(f"TinyShakespeare could not be fetched ({error}): using the built-in corpus instead; "
+            f"to use the real one, put it at {home} or name its folder in MINATTN_DATA.")
         return Corpus("builtin", builtin_corpus.text(), "built in")
     try:
         _keep(home, content)
     except OSError as error:
-        say(f"TinyShakespeare was downloaded and verified but could not be kept at {home} ({error.strerror or error}), "
-            "so the next run will download it again.")
+        say(f"TinyShakespeare was downloaded and verified but could not be kept at {home} "
+            f"({error.strerror or error}), so the next run will download it again.")
         return Corpus(name, content.decode("utf-8"), url)
     return Corpus(name, content.decode("utf-8"), str(home))
 
@@ -99,19 +101,19 @@ def _read_text(path):
         content = place.read_bytes()
     except FileNotFoundError:
         near = difflib.get_close_matches(path.lower(), CORPORA, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"give the path of a text or one of {', '.join(CORPORA)}."
+        hint = f"did you mean {near[0]!r}?" if near else f"the corpora by name are {' and '.join(CORPORA)}."
         raise InputError(f"there is no corpus or file called {path!r}; {hint}") from None
     except (OSError, ValueError) as error:   # ValueError: a NUL byte in the path itself
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path!r} cannot be read ({reason}); give the path of a text that you may read.") from None
+        raise InputError(f"{path!r} cannot be read ({reason}); give the path of a readable text.") from None
     if b"\0" in content:
-        raise InputError(f"{path!r} is not a plain text: byte {content.index(0)} is NUL, so it is binary or UTF-16; "
-                         "save it as UTF-8.")
+        raise InputError(f"{path!r} is not a plain text: byte {content.index(0)} is NUL, so it is binary or "
+                         "UTF-16; save it as UTF-8.")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path!r} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}, which cannot stand "
-                         "there; save the file as UTF-8.") from None
+        raise InputError(f"{path!r} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}, which "
+                         "cannot stand there; save the file as UTF-8.") from None
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     if not text:
         raise InputError(f"{path!r} is empty; a corpus needs some text.")
@@ -119,7 +121,7 @@ def _read_text(path):
 
 
 def _download(url, sha256, n_bytes, timeout, attempts):
-    """The bytes at `url`, with the right size and sha256; OSError, with the reason in a few words, if they cannot be had."""
+    """The bytes at `url`, of the right size and sha256; else OSError with the reason in a few words."""
     from urllib.error import HTTPError
 
     deadline = time.monotonic() + PATIENCE
@@ -130,12 +132,15 @@ def _download(url, sha256, n_bytes, timeout, attempts):
             content = _fetch(url, n_bytes, timeout, deadline)
         except (queue.Empty, TimeoutError):
             reason = f"no answer within {timeout:g} s"
-        except Exception as error:   # whatever a network can do: also http.client's errors, which are not OSErrors
-            cause = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
+        except HTTPError as error:
+            reason = str(error)
+            error.close()
+            if error.code < 500:         # refused: asking again would not help
+                break
+        except Exception as error:  # noqa: BLE001  a network can fail in any way; not all of them are OSErrors
+            cause = getattr(error, "reason", error)
             reason = " ".join(str(cause).split()) or type(error).__name__
-            refused = isinstance(error, HTTPError) and error.code < 500
-            offline = isinstance(cause, socket.gaierror)
-            if refused or offline:       # asking again would not help
+            if isinstance(cause, socket.gaierror):   # offline
                 break
         else:
             if len(content) < n_bytes:
@@ -154,8 +159,8 @@ def _download(url, sha256, n_bytes, timeout, attempts):
 def _fetch(url, n_bytes, timeout, deadline):
     """The bytes at `url`, up to just past n_bytes; queue.Empty after `timeout` seconds of silence.
 
-    A thread of its own talks to the network, because a socket's time-out bounds neither the look-up of a name nor a
-    connection that tries many addresses one after the other. When it stays silent it is left behind; it holds nothing.
+    A thread of its own talks to the network, because a socket's time-out bounds neither the look-up of a name
+    nor a connection that tries many addresses in turn. When it stays silent it is left behind.
     """
     from urllib.request import urlopen
 
@@ -173,7 +178,7 @@ def _fetch(url, n_bytes, timeout, deadline):
                     if time.monotonic() > deadline:
                         raise OSError(f"still not complete after {PATIENCE:g} s")
             pieces.put(b"")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  raised again by the thread that waits
             pieces.put(error)
 
     threading.Thread(target=talk, daemon=True).start()
@@ -188,8 +193,8 @@ def _fetch(url, n_bytes, timeout, deadline):
 
 
 def _keep(home, content):
-    """Write `content` to `home` whole or not at all; a file that is already there stays, and is an OSError if it differs."""
-    if home.is_file() and home.read_bytes() == content:   # another run was quicker
+    """Write `content` to `home` whole or not at all; OSError if it cannot be, or if another file is there."""
+    if home.is_file() and home.read_bytes() == content:            # another run was quicker
         return
     if os.path.lexists(home):
         raise FileExistsError(0, "another file is there")
@@ -219,26 +224,26 @@ class Vocabulary:
     def __init__(self, text):
         self.characters = "".join(sorted(set(text)))
         if not 0 < len(self.characters) <= 1 << 16:
-            raise InputError(f"a vocabulary needs 1 to 65,536 distinct characters, but this text has {len(self):,}.")
+            raise InputError(f"a vocabulary has 1 to 65,536 distinct characters; the text has {len(self)}.")
 
     def __len__(self):
         return len(self.characters)
 
     def encode(self, text):
-        """text (str of N characters) -> ids (N,) uint16. Raises InputError for characters that the vocabulary lacks."""
+        """text (str of N characters) -> ids (N,) uint16. Raises InputError for characters it lacks."""
         known, codes = _code_points(self.characters), _code_points(text)
-        above = int(known[-1]) + 1                                 # stands for every code point past the highest known
+        above = int(known[-1]) + 1                                 # stands for all that lie past the highest
         id_of = np.full(above + 1, -1, np.int32)
         id_of[known] = np.arange(len(known))
         ids = id_of[np.minimum(codes, above)]                      # (N,)
         if ids.min(initial=0) < 0:
             unknown = "".join(sorted(set(text) - set(self.characters)))
-            raise InputError(f"the text has characters that the model has not learned: {_shown(unknown)}; "
-                             f"it knows these {len(self)}: {_shown(self.characters)}.")
+            raise InputError(f"the text has characters that the vocabulary lacks: {_shown(unknown)}; "
+                             f"it has these {len(self)}: {_shown(self.characters)}.")
         return ids.astype(np.uint16)
 
     def decode(self, ids):
-        """ids (N,) of any integer type -> str of N characters. Raises InputError for an id outside the vocabulary."""
+        """ids (N,) of any integer type -> str of N characters. Raises InputError for an id it lacks."""
         ids = np.asarray(ids)
         if ids.size == 0:
             return ""
@@ -260,7 +265,7 @@ def _shown(characters, most=100):
 
 
 def split(ids, val_fraction=0.1):
-    """Cut ids (N,) in two, nothing shuffled: train, the first int((1 - val_fraction) * N), and val, the rest (views).
+    """Cut ids (N,) in two, unshuffled views: train, the first int((1 - val_fraction) * N), and val, the rest.
 
     Raises InputError unless 0 <= val_fraction < 1.
     """
@@ -271,25 +276,28 @@ def split(ids, val_fraction=0.1):
 
 
 def batch(ids, batch_size, block_size, seed, step):
-    """Draw batch_size random windows of ids (N,) -> x, y, each (batch_size, block_size) int64; y is x one place later.
+    """Draw random windows of ids (N,) -> x, y, each (batch_size, block_size) int64; y is x one place later.
 
-    A pure function of its arguments: step 700 draws the same windows in a run that was resumed as in one that was not,
-    and no generator has to be saved. Raises InputError if ids is too short for one window, or for a size below 1.
+    A pure function of its arguments: step 700 draws the same windows in a run that was resumed as in one that
+    was not, and no generator has to be saved. Raises InputError if ids is too short for one window, or for a
+    size or seed out of range.
     """
     B, T = batch_size, block_size
     if B < 1:
         raise InputError(f"batch_size must be at least 1, got {B}.")
+    if seed < 0:
+        raise InputError(f"seed must be at least 0, got {seed}.")
     _check_length(ids, T)
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, step])))
-    starts = random.integers(len(ids) - T, size=B)                 # (B,)  the last window's y ends on the last id
+    starts = random.integers(len(ids) - T, size=B)                 # (B,)  at most, y ends on the last id
     at = starts[:, None] + np.arange(T)                            # (B, T)
     return ids[at].astype(np.int64), ids[at + 1].astype(np.int64)
 
 
 def blocks(ids, block_size):
-    """Cut ids (N,) into consecutive windows that do not overlap -> x, y, each (n, block_size) int64, for evaluation.
+    """Cut ids (N,) into consecutive windows that do not overlap -> x, y, each (n, block_size) int64.
 
-    n = (N - 1) // block_size; what is left at the end, shorter than a block, is dropped.
+    For evaluation. n = (N - 1) // block_size; what is left at the end, shorter than a block, is dropped.
     Raises InputError if ids is too short for one window, or for a block_size below 1.
     """
     T = block_size
@@ -304,5 +312,5 @@ def _check_length(ids, block_size):
     if block_size < 1:
         raise InputError(f"block_size must be at least 1, got {block_size}.")
     if len(ids) < block_size + 1:
-        raise InputError(f"block_size {block_size} needs at least {block_size + 1} characters, but this part of the text "
-                         f"has {len(ids)}; use a longer text or a smaller block_size.")
+        raise InputError(f"block_size {block_size} needs at least {block_size + 1} characters, but this part "
+                         f"of the text has {len(ids)}; use a longer text or a smaller block_size.")

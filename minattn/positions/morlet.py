@@ -66,7 +66,7 @@ def forward(length, log_omega, log_sigma, *, admissible=True, centre=None, start
     log_omega (n,), log_sigma (n,), float32 or float64 -> pe (T, 2n) with T = length, same dtype.
     mu = 0 as published; `centre` (n,) is our extension: it moves the bell, not the wave under it.
     Clamps stop the gradient, but not at equality (as torch.clamp); 5 / sigma hands omega's to sigma.
-    Raises InputError for a negative length, and unless the parameters are finite, of one length and one dtype.
+    Raises InputError for a negative length, or parameters that are not finite, of one length and one dtype.
     """
     checks.number("length", length, 0, integer=True)
     checks.number("start", start, integer=True)
@@ -77,7 +77,7 @@ def forward(length, log_omega, log_sigma, *, admissible=True, centre=None, start
         checks.finite(centre=centre)
     T, n = length, len(log_omega)
     omega, sigma, product = effective(log_omega, log_sigma, admissible)  # 1. clamp, project    (n,), (n,)
-    position = (start + np.arange(T, dtype=omega.dtype))[:, None]        #                      (T, 1)
+    position = np.arange(start, start + T, dtype=omega.dtype)[:, None]   #                      (T, 1)
     offset = (position - (0 if centre is None else centre)) / sigma      # 2. from the centre   (T, n)
     bell = np.exp(-offset**2 / 2)                                        # 3. the envelope      (T, n)
     angle = omega * position                                             # 4. the phase         (T, n)

@@ -51,7 +51,7 @@ def forward(x, *, base=10000.0, start=0, pairs="half"):
 
 
 def backward(dy, cache):
-    """dy (..., T, D) -> {"x": (..., T, D)}"""
+    """dy (..., T, D), of the same dtype as x -> {"x": (..., T, D)}"""
     turn, pairs = cache
 
     # 2. y = x turned by the angle: a rotation's transpose is its inverse, so dx is dy turned by -angle
@@ -72,7 +72,8 @@ def _multiply(x, turn, pairs):
     """Read x (..., T, D) as complex pairs, multiply by turn (T, D/2), write to a new (..., T, D)."""
     half = x.shape[-1] // 2
     if pairs == "interleaved":   # the two numbers of a pair are neighbours, as memory holds a complex number
-        x = x if x.strides[-1] == x.itemsize else np.ascontiguousarray(x)
+        if x.strides[-1] != x.itemsize or 0 in x.strides:   # not here, or not in an array laid out alike
+            x = np.ascontiguousarray(x)
         y = np.empty_like(x)
         np.multiply(x.view(turn.dtype), turn, out=y.view(turn.dtype))
     else:

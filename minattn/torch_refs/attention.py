@@ -181,13 +181,13 @@ def standard_energy(energy, Tq, *, norm="key", eps=1e-8, align="end"):
 
 def energy_gated_attention(q, k, v, energy, alpha, tau, *, norm="key", eps=1e-8, stable=False, align="end",
                            return_weights=False, dropout=None, **options):
-    """Each key's energy opens or closes it to all queries ( arXiv 2605.21842, 2605.26355; author's code).
+    """Each key's energy opens or closes it to all queries (arXiv 2605.21842, 2605.26355; author's code).
 
     g_j = sigmoid(α (ẽ_j − τ)), Â_ij = A_ij g_j / max(Σ_k A_ik g_k, 1e-8), out = Â v;  ẽ: `standard_energy`
 
     energy (B, H, Tk), alpha (H,), tau (H,). Dropout acts on A, before the gate, as published.
     The literal form has no protection but the clamp: when every gate of a row is nearly closed, its weights
-    sum to less than one. stable=True is softmax(s + log g), the same without the clamp (dropout then acts on Â).
+    sum to less than one. stable=True is softmax(s + log g), the same unclamped (dropout then acts on Â).
     """
     s, seen = _scores(q, k, align=align, **options)
     z = standard_energy(energy, q.shape[-2], norm=norm, eps=eps, align=align)            # (B, H, 1 or Tq, Tk)

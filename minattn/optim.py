@@ -1,0 +1,82 @@
+"""AdamW, clipping and the learning-rate schedule, over one flat vector.
+
+All parameters live in one vector of which the named arrays are views, so that an update is a few passes over memory
+whatever the model; the arrays that decay come first.
+"""
+import math
+
+import numpy as np
+
+from minattn import checks
+
+BLOCK = 1 << 14    # entries per pass of the update: its five arrays stay in a core's cache
+
+
+def flatten(params, decay="2d"):
+    """Move a dict of arrays into one vector -> (vector, the same dict as views of it, how many entries decay).
+
+    decay="2d": only matrices and embeddings decay (GPT-2's and nanoGPT's rule); "all": every parameter does.
+    """
+    checks.choice("decay", decay, ("2d", "all"))
+    decays = [name for name, a in params.items() if decay == "all" or a.ndim >= 2]
+    order = decays + [name for name in params if name not in set(decays)]
+    vector = np.concatenate([params[name].ravel() for name in order])
+    where = views_of(vector, {name: params[name].shape for name in order})
+    return vector, {name: where[name] for name in params}, sum(params[name].size for name in decays)
+
+
+def views_of(vector, shapes):
+    """The named arrays that lie one after another in a vector, as views."""
+    views, start = {}, 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        views[name] = vector[start:start + size].reshape(shape)
+        start += size
+    return views
+
+
+def adamw(p, g, m, v, step, lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+    """One AdamW step on vectors, in place (arXiv 1711.05101, algorithm 2, as PyTorch has it). step counts from 1.
+
+    m <- b1 m + (1 - b1) g                    v <- b2 v + (1 - b2) g^2
+    p <- p - lr wd p - lr m_hat / (sqrt(v_hat) + eps),     m_hat = m / (1 - b1^step),  v_hat = v / (1 - b2^step)
+    """
+    b1, b2 = betas
+    rate, root = lr / (1 - b1**step), math.sqrt(1 - b2**step)
+    for i in range(0, p.size, BLOCK):
+        pb, gb, mb, vb = (a[i:i + BLOCK] for a in (p, g, m, v))
+        if weight_decay:
+            pb *= 1 - lr * weight_decay
+        scratch = gb * (1 - b1)
+        mb *= b1
+        mb += scratch                                 # first moment
+        np.multiply(gb, gb, out=scratch)
+        scratch *= 1 - b2
+        vb *= b2
+        vb += scratch                                 # second moment
+        np.sqrt(vb, out=scratch)
+        scratch *= 1 / root
+        scratch += eps
+        np.divide(mb, scratch, out=scratch)
+        scratch *= rate
+        pb -= scratch
+
+
+def global_norm(grads):
+    """sqrt of the sum of squares over a dict of arrays, summed in float64 and always in the same order."""
+    return math.sqrt(sum(float(np.dot(g.ravel(), g.ravel())) for g in grads.values()))
+
+
+def clip_factor(norm, clip):
+    """What to multiply the gradients by so that their norm is at most `clip` (0: never). As PyTorch: clip / (norm + 1e-6)."""
+    return min(1.0, clip / (norm + 1e-6)) if clip else 1.0
+
+
+def learning_rate(step, *, lr, min_lr, warmup, steps):
+    """Linear warm-up, then half a cosine down to min_lr at the last step. step counts from 0."""
+    if step < warmup:
+        return lr * (step + 1) / (warmup + 1)
+    if step >= steps:
+        return min_lr
+    done = (step - warmup) / max(1, steps - warmup)
+    return min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (lr - min_lr)

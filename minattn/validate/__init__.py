@@ -1,0 +1,1 @@
+"""Tools for anyone who wants to know whether an implementation is right, forward and backward."""
