@@ -157,7 +157,7 @@ def attention_forward(x, params, buffers, layer, config, shape, *, training, rng
     start = past.length if past else 0
     options = dict(layer.kernel, causal=True, window=layer.window, dropout=config.dropout, rng=rng)
     if layer.decay:
-        options["bias"] = decay.DecayBias(decay.alibi_slopes(H).astype(x.dtype))
+        options["bias"] = decay.DecayBias(decay.alibi_slopes(H).astype(x.dtype), learned=False)
     arguments, rotations, projections = {}, [], {}
 
     if "q" in row.arguments:                                                      # 1. q, k, v             (B, H, T, D)

@@ -148,6 +148,8 @@ def attend_backward(dout, cache, dlse=None):
         dq[t.batch, :, t.rows] = ds @ k[t.batch, :, t.keys]           # (R, K), (K, D) -> (R, D)
         dk[t.batch, :, t.keys] += ds.swapaxes(2, 3) @ q[t.batch, :, t.rows]
         for b, db in zip(biases, dbiases):
+            if db is None:
+                continue
             if isinstance(b, np.ndarray):
                 part = _part(b, t)
                 db[part] += _sum_to(ds, db[part].shape)

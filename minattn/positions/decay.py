@@ -67,6 +67,7 @@ class DecayBias:
     """The same bias in tiles, the way the attention core asks for it, so that no T x T array ever exists."""
 
     slopes: np.ndarray   # (H,)
+    learned: bool = True # False: the slopes are constants, and the core need not work out their gradient
 
     def __post_init__(self):
         checks.arrays(slopes=(self.slopes, "H"))
@@ -77,8 +78,8 @@ class DecayBias:
         return _distance(p, keys, self.slopes.dtype) * -self.slopes[None, :, None, None]
 
     def gradient(self):
-        """Zeros, for tile_backward to add to."""
-        return {"slopes": np.zeros_like(self.slopes)}
+        """Zeros, for tile_backward to add to; None where nothing is learned."""
+        return {"slopes": np.zeros_like(self.slopes)} if self.learned else None
 
     def tile_backward(self, ds, batch, p, keys, accumulator):
         """Add to accumulator, in place, the gradient that a tile of score gradients ds (b, H, R, K) gives."""

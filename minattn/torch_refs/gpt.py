@@ -21,6 +21,7 @@ DEFAULTS = {
     "bias": True,              # of linear layers (not of q, k, v) and layer norms
     "qkv_bias": False,
     "gelu": "tanh",            # or "exact"
+    "scaled_init": True,       # how the NumPy model starts; accepted and unused here
     "attention": "softmax",    # "a,b": layer i takes entry i mod 2; "x+gated": x's output times a gate
     "attention_options": {},
     "position": "learned",     # "a+b" applies both
@@ -33,7 +34,7 @@ ATTENTION_OPTIONS = {
     "norm": "key", "stable": False,                                                             # energy
     "eps": None,                                     # energy and gaussian; None = each function's own default
     "gate": "channel",                                                                          # gated
-    "qk_norm": True, "rope_values": False,                                                      # gaussian
+    "qk_norm": True, "rope_values": False, "sigma_init": None,                                                      # gaussian
 }
 POSITION_OPTIONS = {"base": 10000.0, "pairs": "half", "admissible": True, "centre": False, "start": 0}
 MECHANISMS = ("softmax", "sink", "off_by_one", "affine", "energy", "gaussian")

@@ -1,0 +1,192 @@
+"""The command line: python -m minattn COMMAND. Each command imports what it needs when it runs."""
+import argparse
+import dataclasses
+import os
+import sys
+import typing
+
+from minattn.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one sentence instead of a page of usage."""
+
+    def error(self, message):
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv=None):
+    """Run one command -> exit code: 0 done, 1 something is wrong with what was checked or trained, 2 bad input, 130 Ctrl-C."""
+    try:
+        parser = build_parser()
+        args = parser.parse_args(argv)
+        if args.command is None:
+            parser.print_help()
+            return 0
+        return args.run(args) or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def build_parser():
+    from minattn import __version__
+    parser = Parser(prog="minattn", description="Attention from recent papers in plain NumPy: train, sample, compare, validate.")
+    parser.add_argument("--version", action="version", version=f"minattn {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    train = commands.add_parser("train", help="train a character model", description="Train a character model into a run folder.")
+    _train_arguments(train)
+    train.set_defaults(run=run_train)
+
+    sample = commands.add_parser("sample", help="continue a text with a trained model")
+    sample.add_argument("folder", metavar="RUN", help="a run folder")
+    sample.add_argument("--prompt", default="\n", help="text to continue (default: a new line)")
+    sample.add_argument("--tokens", type=int, default=500, help="characters to write (default %(default)s)")
+    sample.add_argument("--temperature", type=float, default=0.8, help="below 1: safer, above 1: wilder (default %(default)s)")
+    sample.add_argument("--top-k", type=int, help="choose among the K most likely characters only; 1 is greedy")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--no-cache", action="store_true", help="compute every prefix anew: slow, the same text")
+    sample.set_defaults(run=run_sample)
+
+    listing = commands.add_parser("list", help="the mechanisms, positions and presets")
+    listing.set_defaults(run=run_list)
+    return parser
+
+
+# ----------------------------------------------------------------------------------------------------------- train
+
+
+def _train_arguments(parser):
+    from minattn import model, train
+    parser.add_argument("--preset", help=f"one of {', '.join(train.PRESETS)} (default nano)")
+    parser.add_argument("--out", help="run folder (default runs/PRESET)")
+    parser.add_argument("--resume", metavar="RUN", help="continue a run folder (or a checkpoint in one) to its end")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run that is already there")
+    parser.add_argument("--threads", type=int, help="threads to use; the result does not depend on it")
+    parser.add_argument("--data-dir", default="data", help="where corpora are kept (default %(default)s)")
+    for group, cls in (("training", train.Settings), ("model", model.Config)):
+        section = parser.add_argument_group(group, "defaults come from the preset")
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            flag, kind = "--" + field.name.replace("_", "-"), hints[field.name]
+            if field.name == "vocab_size":
+                continue
+            if field.name in ("attention_options", "position_options"):
+                section.add_argument(flag[:-1], dest=field.name, action="append", type=_option, metavar="NAME=VALUE")
+            elif kind is bool:
+                section.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+            else:
+                section.add_argument(flag, type=int if kind in (int, typing.Optional[int]) else kind, metavar=field.name.upper())
+
+
+def _option(text):
+    """NAME=VALUE, the value read as a number, true / false, or a word."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    for kind in (int, float):
+        try:
+            return name.replace("-", "_"), kind(value)
+        except ValueError:
+            pass
+    return name.replace("-", "_"), {"true": True, "false": False, "none": None}.get(value.lower(), value)
+
+
+def run_train(args):
+    from minattn import train
+    fields = [f.name for cls in (train.Settings, _config()) for f in dataclasses.fields(cls)]
+    given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
+    for name in ("attention_options", "position_options"):
+        if name in given:
+            given[name] = dict(given[name])
+    common = dict(threads=args.threads, data_dir=args.data_dir)
+    if args.threads is not None and args.threads < 1:
+        raise InputError(f"--threads must be at least 1; got {args.threads}.")
+    try:
+        if args.resume:
+            if args.out or args.overwrite:
+                raise InputError("--resume continues a run in its own folder: leave out --out and --overwrite.")
+            overrides = {**(train.PRESETS[args.preset] if args.preset in train.PRESETS else {}), **given}
+            run = train.resume(args.resume, overrides=overrides, **common)
+        else:
+            preset = args.preset or "nano"
+            settings, shape = train.settings_for(preset, given)
+            run = train.start(settings, shape, args.out or f"runs/{preset}", overwrite=args.overwrite, **common)
+    except train.Interrupted as stop:
+        print(stop)
+        return 130
+    except train.Diverged as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        return 1
+    print(f"\n{(run.folder / 'sample.txt').read_text(encoding='utf-8').strip()}\n")
+    print(f"done in {run.checkpoint.seconds:.0f} s: {run.folder}/ holds the checkpoint, metrics.jsonl, loss.png and this sample.txt")
+    print(f"more text: python -m minattn sample {run.folder} --prompt \"O, \" --tokens 300")
+    return 0
+
+
+def _config():
+    from minattn import model
+    return model.Config
+
+
+# ---------------------------------------------------------------------------------------------------------- sample
+
+
+def run_sample(args):
+    from minattn import data, generate, parallel, runs
+    run = runs.load(args.folder)
+    vocabulary = data.Vocabulary(run.vocabulary)
+    if not args.prompt:
+        raise InputError("--prompt must have at least one character.")
+    ids = vocabulary.encode(args.prompt)
+    if why := generate.recompute_reason(run.config):
+        print(f"no key-value cache, each token from the whole prefix: {why}.", file=sys.stderr)
+    new = generate.stream(run.checkpoint.params, run.checkpoint.buffers, run.config, ids, args.tokens, temperature=args.temperature,
+                          top_k=args.top_k, seed=args.seed, cached=not args.no_cache)
+    with parallel.workers(1):
+        for n, token in enumerate(new):
+            print((args.prompt if n == 0 else "") + vocabulary.decode([token]), end="", flush=True)
+    print()
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------ list
+
+
+def run_list(args):
+    from minattn.attention import MECHANISMS
+    from minattn.positions import POSITIONS
+    from minattn.train import PRESETS
+    rows = [("attention", "paper", "causal", "extra arguments", "options", "what it changes")]
+    for name, m in MECHANISMS.items():
+        causal = "yes" if not m.not_causal else "except " + ", ".join(f"{k}={v}" for k, v in m.not_causal)
+        extra = ", ".join(f"{a} {shape}" for a, shape in m.arguments.items() if a not in ("q", "k", "v"))
+        rows.append((name, m.arxiv, causal, extra, _options({**m.options, **m.layer_options}), m.summary))
+    _table(rows)
+    print()
+    _table([("position", "paper", "kind", "options", "what it does")]
+           + [(name, p.arxiv or "", p.kind, _options(p.options), p.summary) for name, p in POSITIONS.items()])
+    print()
+    _table([("preset", "layers", "heads", "channels", "block", "batch", "steps")]
+           + [(name, *(str(p[k]) for k in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "steps"))) for name, p in PRESETS.items()])
+    print("\nAny attention with +gated on top (affine+gated); several by layer (energy,softmax); several positions (learned+rope).")
+    return 0
+
+
+def _options(options):
+    return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def _table(rows):
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for n, row in enumerate(rows):
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
+        if n == 0:
+            print("  ".join("-" * width for width in widths))

@@ -1,0 +1,45 @@
+"""Every figure, from data, one function each. Matplotlib is imported when one is drawn."""
+from pathlib import Path
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")   # Okabe and Ito: safe for colour-blind readers
+
+
+def figure(width=6.4, height=4.0, **options):
+    """A figure with one style for all: -> (figure, axes)"""
+    import matplotlib
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(figsize=(width, height), layout="constrained", **options)
+    for ax in fig.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.set_prop_cycle(color=COLOURS)
+        ax.grid(alpha=0.25)
+    return fig, axes
+
+
+def save(fig, path):
+    """Write a PNG aside and rename it into place."""
+    import matplotlib.pyplot as plt
+    path = Path(path)
+    aside = path.with_name(path.stem + ".tmp.png")
+    fig.savefig(aside, dpi=120)
+    plt.close(fig)
+    aside.replace(path)
+
+
+def loss(rows, path, title="Loss while training"):
+    """Training loss of every step, its running mean, and the validation losses, from the lines of metrics.jsonl."""
+    import numpy as np
+    steps, train = (np.array([row[key] for row in rows], float) for key in ("step", "train_loss"))
+    val = np.array([(row["step"], row["val_loss"]) for row in rows if row["val_loss"] is not None], float).reshape(-1, 2)
+    fig, ax = figure()
+    ax.plot(steps, train, color=COLOURS[5], alpha=0.35, lw=0.8, label="train, each batch")
+    width = max(1, len(steps) // 40)
+    if len(steps) > 2 * width:
+        mean = np.convolve(train, np.ones(width) / width, "valid")
+        ax.plot(steps[width - 1:], mean, color=COLOURS[0], lw=1.8, label=f"train, mean of {width}")
+    if len(val):
+        ax.plot(*val.T, "o-", color=COLOURS[1], ms=4, lw=1.5, label=f"validation (last {val[-1, 1]:.3f})")
+    ax.set(xlabel="step", ylabel="loss (nats per character)", title=title)
+    ax.legend(frameon=False)
+    save(fig, path)

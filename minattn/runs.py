@@ -1,0 +1,217 @@
+"""A run folder: what lies in it, and how it is written so that a kill at any moment loses nothing.
+
+    config.json                     every setting, the vocabulary, the corpus and its checksum
+    metrics.jsonl                   one line per step
+    checkpoint.safetensors          parameters, buffers, both moments of AdamW; step and seconds in its header
+    checkpoint.previous.safetensors the one before
+    loss.png  sample.txt
+
+Files are written aside, synced and renamed. The checkpoint carries a checksum of its own.
+"""
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minattn import model
+from minattn.errors import InputError
+
+CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.safetensors"
+PREVIOUS, LOSS, SAMPLE = "checkpoint.previous.safetensors", "loss.png", "sample.txt"
+FILES = (CONFIG, METRICS, CHECKPOINT, PREVIOUS, LOSS, SAMPLE)
+
+
+class Checkpoint(NamedTuple):
+    params: dict
+    buffers: dict
+    m: dict              # AdamW's first moments, named as the parameters
+    v: dict              # and its second
+    step: int            # steps done
+    seconds: float       # of training, all sittings together
+
+
+class Run(NamedTuple):
+    folder: Path
+    config: model.Config
+    train: dict
+    vocabulary: str
+    corpus: dict
+    checkpoint: Checkpoint
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def write_aside(path, content):
+    """Write bytes to a temporary file beside `path`, sync it, and rename it into place."""
+    path = Path(path)
+    aside = path.with_name(path.name + ".tmp")
+    with open(aside, "wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(aside, path)
+
+
+def create(folder, *, overwrite=False):
+    """Make the folder of a new run; InputError if one is there already, or if it cannot be written."""
+    folder = Path(folder)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out {folder} is a file; name a folder.")
+        there = [name for name in FILES if (folder / name).exists()]
+        if there and not overwrite:
+            raise InputError(f"{folder} already holds a run: continue it with --resume {folder}, "
+                             "replace it with --overwrite, or choose another --out.")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_aside(folder / "write.test", b"")
+        (folder / "write.test").unlink()
+        for name in there:
+            (folder / name).unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out.") from None
+    return folder
+
+
+def write_config(folder, config, train, vocabulary, corpus):
+    content = {"model": model.to_dict(config), "train": train, "vocabulary": vocabulary, "corpus": corpus}
+    write_aside(Path(folder) / CONFIG, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def save_checkpoint(folder, checkpoint):
+    """Write the checkpoint; the last one becomes the previous one. At every moment a whole one is in place."""
+    from safetensors.numpy import save
+    folder = Path(folder)
+    tensors = _tensors(checkpoint)
+    header = {"step": str(checkpoint.step), "seconds": repr(checkpoint.seconds), "sha256": _digest(tensors)}
+    content = save(tensors, metadata=header)
+    if (folder / CHECKPOINT).exists():
+        link = folder / (PREVIOUS + ".tmp")
+        link.unlink(missing_ok=True)
+        try:
+            os.link(folder / CHECKPOINT, link)
+        except OSError:                                        # a file system without hard links
+            link.write_bytes((folder / CHECKPOINT).read_bytes())
+        os.replace(link, folder / PREVIOUS)
+    write_aside(folder / CHECKPOINT, content)
+
+
+def _tensors(checkpoint):
+    parts = {"params": checkpoint.params, "buffers": checkpoint.buffers, "adam_m": checkpoint.m, "adam_v": checkpoint.v}
+    return {f"{part}/{name}": np.ascontiguousarray(array) for part, arrays in parts.items() for name, array in arrays.items()}
+
+
+def _digest(tensors):
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].tobytes())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def read_config(folder):
+    """config.json -> (Config, train settings, vocabulary, corpus); InputError if it is missing or damaged."""
+    path = Path(folder) / CONFIG
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder} is not a run folder: it does not exist.")
+    try:
+        content = json.loads(path.read_text())
+        config = model.Config(**content["model"])
+        return config, content["train"], content["vocabulary"], content["corpus"]
+    except FileNotFoundError:
+        raise InputError(f"{folder} is not a run folder: it has no {CONFIG}.") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from None
+    except InputError as error:
+        raise InputError(f"{path} describes no model: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); the run cannot be read without it.") from None
+
+
+def load(folder, which=CHECKPOINT):
+    """A run folder -> Run. InputError names what is missing, truncated, damaged or from other settings, and the
+    previous good checkpoint where there is one."""
+    folder = Path(folder)
+    config, train, vocabulary, corpus = read_config(folder)
+    try:
+        checkpoint = read_checkpoint(folder / which, config)
+    except InputError as error:
+        raise InputError(f"{error}{_previous_good(folder, config) if which == CHECKPOINT else ''}") from None
+    return Run(folder, config, train, vocabulary, corpus, checkpoint)
+
+
+def read_checkpoint(path, config):
+    """A checkpoint file -> Checkpoint, verified: whole, undamaged, and of this config."""
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}.") from None
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is truncated or not a safetensors file ({error}).") from None
+    if "sha256" not in header or "step" not in header:
+        raise InputError(f"{path} is not a checkpoint of this program.")
+    if _digest(tensors) != header["sha256"]:
+        raise InputError(f"{path} is damaged: its contents do not match their checksum.")
+    parts = {part: {} for part in ("params", "buffers", "adam_m", "adam_v")}
+    for name, array in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = array
+    expected = {name: shape for name, (shape, _) in model.parameter_shapes(config).items()}
+    for name in expected.keys() | parts["params"].keys():
+        came = parts["params"][name].shape if name in parts["params"] else "nothing"
+        if came != expected.get(name, "nothing"):
+            raise InputError(f"{path} is from other settings: {CONFIG} expects {expected.get(name, 'nothing')} for {name}; got {came}.")
+    ordered = [{name: parts[part][name] for name in expected} for part in ("params", "adam_m", "adam_v")]
+    return Checkpoint(ordered[0], parts["buffers"], ordered[1], ordered[2], int(header["step"]), float(header.get("seconds", 0)))
+
+
+def _previous_good(folder, config):
+    try:
+        step = read_checkpoint(folder / PREVIOUS, config).step
+    except InputError:
+        return ""
+    return f" The previous good checkpoint, of step {step}, is kept: go on from it with --resume {folder / PREVIOUS}"
+
+
+# ------------------------------------------------------------------------------------------------- metrics
+
+
+class Metrics:
+    """metrics.jsonl, one line per step; `keep` first drops the lines of steps that a resumed run will do again."""
+
+    def __init__(self, folder, keep=0):
+        self.path = Path(folder) / METRICS
+        rows = [row for row in read_metrics(folder) if row["step"] <= keep]
+        write_aside(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self.file = open(self.path, "a", encoding="utf-8")
+
+    def add(self, **row):
+        self.file.write(json.dumps(row) + "\n")
+
+    def flush(self):
+        self.file.flush()
+
+    def close(self):
+        self.file.close()
+
+
+def read_metrics(folder):
+    """The lines of metrics.jsonl as dicts; a last line that a kill cut short is left out."""
+    path, rows = Path(folder) / METRICS, []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
