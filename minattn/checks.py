@@ -40,7 +40,7 @@ def arrays(sizes=None, dtype=None, **named):
     the argument, the axis, what was expected and what came, at the first mismatch. A number in the shape must match
     as it stands. All arrays must be float32 or all float64. Returns the bound sizes as a dict.
     """
-    sizes, first = dict(sizes or {}), {}
+    sizes, first, dtype_from = dict(sizes or {}), {}, "the rest"
     for name, (array, shape) in named.items():
         symbols = shape.split()
         if not isinstance(array, np.ndarray):

@@ -33,6 +33,9 @@ def main(argv=None):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (OSError, MemoryError) as error:                # a full disk, say
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def build_parser():
@@ -100,7 +103,7 @@ def _option(text):
 
 
 def run_train(args):
-    from minattn import train
+    from minattn import checks, train
     fields = [f.name for cls in (train.Settings, _config()) for f in dataclasses.fields(cls)]
     given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
     for name in ("attention_options", "position_options"):
@@ -110,10 +113,11 @@ def run_train(args):
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1; got {args.threads}.")
     try:
-        if args.resume:
+        if args.resume is not None:
             if args.out or args.overwrite:
                 raise InputError("--resume continues a run in its own folder: leave out --out and --overwrite.")
-            overrides = {**(train.PRESETS[args.preset] if args.preset in train.PRESETS else {}), **given}
+            checks.choice("preset", args.preset or "nano", train.PRESETS)
+            overrides = {**train.PRESETS.get(args.preset, {}), **given}
             run = train.resume(args.resume, overrides=overrides, **common)
         else:
             preset = args.preset or "nano"

@@ -69,8 +69,9 @@ def layer_norm_forward(x, weight, bias=None, eps=1e-5):
     """
     N, C = x.shape
     xhat, y, rstd = np.empty_like(x), np.empty_like(x), np.empty((N, 1), x.dtype)
+    mean = x @ np.full((C, 1), 1 / C, x.dtype)                                           # a product is NumPy's fastest row sum
     for rows in row_blocks(x):
-        xc = np.subtract(x[rows], x[rows].mean(axis=1, keepdims=True), out=xhat[rows])   # 1. centre
+        xc = np.subtract(x[rows], mean[rows], out=xhat[rows])                            # 1. centre
         var = np.einsum("nc,nc->n", xc, xc)[:, None] / C
         rstd[rows] = 1 / np.sqrt(var + eps)                                              # 2. measure the spread
         xc *= rstd[rows]                                                                 # 3. scale
@@ -91,11 +92,11 @@ def layer_norm_backward(dy, cache):
     # 3, 2, 1. xhat = (x - mean) * rstd. Mean and rstd depend on every x of the row: the part of dxhat that only
     # shifts the row, and the part that only stretches it, change nothing and are taken out.
     dx = np.empty_like(dy)
+    shift = dy @ (weight / C)[:, None]                                                   # mean of dxhat = dy * weight
     for rows in row_blocks(dy):
         dxhat = np.multiply(dy[rows], weight, out=dx[rows])
-        shift = dxhat.mean(axis=1, keepdims=True)
         stretch = np.einsum("nc,nc->n", dxhat, xhat[rows])[:, None] / C
-        dxhat -= shift
+        dxhat -= shift[rows]
         dxhat -= xhat[rows] * stretch
         dxhat *= rstd[rows]
     grads["x"] = dx
@@ -153,21 +154,19 @@ def gelu_forward(x, form="tanh"):
 def _gelu_tanh(x, y, slope):
     c, a = math.sqrt(2 / math.pi), 0.044715
     x2 = x * x
-    t = x2 * (c * a)
-    t += c
-    t *= x                                        # 1. u = c (x + a x^3)
-    np.tanh(t, out=t)                             # 2. t = tanh u
-    np.multiply(t, t, out=slope)                  # slope = (1 + t)/2 + x/2 (1 - t^2) u',   u' = c (1 + 3 a x^2)
-    np.subtract(1, slope, out=slope)
-    x2 *= 3 * a * c
-    x2 += c
+    half = x2 * (c * a)
+    half += c
+    half *= x                                     # 1. u = c (x + a x^3)
+    np.tanh(half, out=half)
+    half *= 0.5
+    half += 0.5                                   # 2. h = (1 + tanh u) / 2
+    np.multiply(x, half, out=y)                   # 3. y = x h
+    x2 *= 6 * c * a                               # slope = h + x h',   h' = 2 h (1 - h) u',   u' = c (1 + 3 a x^2)
+    x2 += 2 * c
+    x2 *= y
+    np.subtract(1, half, out=slope)
     slope *= x2
-    slope *= x
-    t += 1
-    slope += t
-    slope *= 0.5
-    np.multiply(x, t, out=y)                      # 3. y = x (1 + t) / 2
-    y *= 0.5
+    slope += half
 
 
 def _gelu_exact(x, y, slope):

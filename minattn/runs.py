@@ -11,6 +11,8 @@ Files are written aside, synced and renamed. The checkpoint carries a checksum o
 import hashlib
 import json
 import os
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,24 +58,55 @@ def write_aside(path, content):
     os.replace(aside, path)
 
 
-def create(folder, *, overwrite=False):
-    """Make the folder of a new run; InputError if one is there already, or if it cannot be written."""
-    folder = Path(folder)
+def vacant(folder, *, overwrite=False):
+    """The files of a run that is to be replaced; InputError if one is there and should not be."""
     try:
-        if folder.exists() and not folder.is_dir():
+        if os.path.lexists(folder) and not os.path.isdir(folder):
             raise InputError(f"--out {folder} is a file; name a folder.")
-        there = [name for name in FILES if (folder / name).exists()]
-        if there and not overwrite:
-            raise InputError(f"{folder} already holds a run: continue it with --resume {folder}, "
-                             "replace it with --overwrite, or choose another --out.")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_aside(folder / "write.test", b"")
-        (folder / "write.test").unlink()
-        for name in there:
-            (folder / name).unlink()
+        there = [Path(folder) / name for name in FILES if (Path(folder) / name).exists()]
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out.") from None
-    return folder
+    if there and not overwrite:
+        raise InputError(f"{folder} already holds a run: continue it with --resume {folder}, "
+                         "replace it with --overwrite, or choose another --out.")
+    return there
+
+
+@contextmanager
+def create(folder, *, overwrite=False):
+    """Make the folder of a new run and hold it; InputError as vacant, or if it cannot be written."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out.") from None
+    with held(folder):
+        for path in vacant(folder, overwrite=overwrite):
+            path.unlink()
+        yield folder
+
+
+@contextmanager
+def held(folder):
+    """Keep other processes from training in this folder. The lock ends with the process, however that ends."""
+    try:
+        import fcntl
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):       # Windows; or no such folder, which the reader says better
+        yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"another process is training in {folder}: let it finish, or choose another --out.") from None
+    except OSError:                      # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_config(folder, config, train, vocabulary, corpus):
@@ -117,19 +150,22 @@ def _digest(tensors):
 def read_config(folder):
     """config.json -> (Config, train settings, vocabulary, corpus); InputError if it is missing or damaged."""
     path = Path(folder) / CONFIG
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder} is not a run folder: it does not exist.")
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder} is not a run folder: no folder has this name.")
     try:
-        content = json.loads(path.read_text())
-        config = model.Config(**content["model"])
-        return config, content["train"], content["vocabulary"], content["corpus"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        config, vocabulary = model.Config(**content["model"]), str(content["vocabulary"])
+        if len(set(vocabulary)) != config.vocab_size:
+            raise ValueError(f"vocab_size is {config.vocab_size}, but the vocabulary has {len(set(vocabulary))} characters")
+        corpus = {key: kind(content["corpus"][key]) for key, kind in (("name", str), ("sha256", str), ("characters", int))}
+        return config, dict(content["train"]), vocabulary, corpus
     except FileNotFoundError:
         raise InputError(f"{folder} is not a run folder: it has no {CONFIG}.") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
     except InputError as error:
         raise InputError(f"{path} describes no model: {error}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); the run cannot be read without it.") from None
 
 

@@ -85,33 +85,42 @@ def settings_for(preset, overrides):
 
 def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="data", say=print):
     """Begin a run: load the corpus, make the model, and train to the end. -> runs.Run"""
-    model.Config(**shape)                                          # settings that cannot work fail before any download
+    runs.vacant(folder, overwrite=overwrite)                       # what cannot work fails before any download
+    model.Config(**shape)
     corpus = data.load_corpus(settings.corpus, data_dir=data_dir, say=say)
     vocabulary = data.Vocabulary(corpus.text)
     config = model.Config(vocab_size=len(vocabulary), **shape)
     ids = vocabulary.encode(corpus.text)
     _splits(ids, config, corpus.name)
-    folder = runs.create(folder, overwrite=overwrite)
     about = {"name": corpus.name, "sha256": hashlib.sha256(corpus.text.encode()).hexdigest(), "characters": len(corpus.text)}
     params, buffers = model.init(config, settings.seed, np.dtype(settings.dtype))
     zeros = {name: np.zeros_like(a) for name, a in params.items()}
-    runs.write_config(folder, config, dataclasses.asdict(settings), vocabulary.characters, about)
     state = runs.Checkpoint(params, buffers, zeros, zeros, 0, 0.0)
     say(f"{corpus.name}: {len(corpus.text):,} characters, {len(vocabulary)} distinct ({corpus.where})")
-    return _train(folder, config, settings, vocabulary, ids, state, threads=threads, say=say)
+    with runs.create(folder, overwrite=overwrite) as folder:       # from here on an older run is gone
+        runs.write_config(folder, config, dataclasses.asdict(settings), vocabulary.characters, about)
+        return _train(folder, config, settings, vocabulary, ids, state, threads=threads, say=say)
 
 
 def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
     """Continue a run to its end, bit for bit as if it had never stopped. `where`: its folder, or a checkpoint in it."""
     where = Path(where)
     folder, which = (where.parent, where.name) if where.suffix == ".safetensors" else (where, runs.CHECKPOINT)
-    run = runs.load(folder, which)
+    with runs.held(folder):
+        return _resume(where, runs.load(folder, which), which, overrides, threads, data_dir, say)
+
+
+def _resume(where, run, which, overrides, threads, data_dir, say):
+    folder = run.folder
     known = {**model.to_dict(run.config), **run.train}
     for name, value in (overrides or {}).items():
         if known.get(name) != value:
             raise InputError(f"--resume {where}: that run has {name} = {known.get(name)!r}, not {value!r}; "
                              "leave the flag out, or start a new run with another --out.")
-    settings = Settings(**run.train)
+    try:
+        settings = Settings(**run.train)
+    except (InputError, TypeError) as error:
+        raise InputError(f"--resume {where}: {folder / runs.CONFIG} has no usable settings: {error}") from None
     wanted = run.corpus["name"]
     corpus = data.load_corpus(wanted, data_dir=data_dir, say=say, download=wanted == "tinyshakespeare")
     if hashlib.sha256(corpus.text.encode()).hexdigest() != run.corpus["sha256"]:
@@ -120,7 +129,9 @@ def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
     vocabulary = data.Vocabulary(run.vocabulary)
     if run.checkpoint.step >= settings.steps:
         say(f"{folder} is finished: {run.checkpoint.step} of {settings.steps} steps are done.")
-        return run
+        return _finish(run, say)                                   # a kill may have come before the picture and the sample
+    if which != runs.CHECKPOINT:                                   # a damaged one must not become the previous one
+        runs.write_aside(folder / runs.CHECKPOINT, (folder / which).read_bytes())
     say(f"{folder}: continuing after step {run.checkpoint.step} of {settings.steps}")
     return _train(folder, run.config, settings, vocabulary, vocabulary.encode(corpus.text), run.checkpoint, threads=threads, say=say)
 
@@ -168,7 +179,10 @@ def _train(folder, config, settings, vocabulary, ids, state, *, threads, say):
                 loss, new_buffers = parallel.loss_and_gradients(pool, params, buffers, x, y, config, chunks=settings.chunks,
                                                                 out=grads, seed=(settings.seed, step, 1))
                 norm = optim.global_norm(grads)
-                _check_finite(loss, norm, grads, step + 1, folder)
+                if not math.isfinite(loss):
+                    raise _diverged(step + 1, folder, "the loss")
+                if not math.isfinite(norm):
+                    raise _diverged(step + 1, folder, "the gradient", grads)
                 factor = optim.clip_factor(norm, settings.clip)
                 if factor < 1:
                     g *= factor
@@ -183,11 +197,15 @@ def _train(folder, config, settings, vocabulary, ids, state, *, threads, say):
                     part = slice(None) if last else some
                     val_loss = parallel.mean_loss(pool, params, buffers, val_x[part], val_y[part], config)
                     bar.write(f"step {step:5d}   train {loss:.4f}   val {val_loss:.4f}" + "  (whole split)" * last)
+                    if not math.isfinite(val_loss):
+                        raise _diverged(step, folder, "the validation loss")
                 metrics.add(step=step, train_loss=loss, val_loss=val_loss, grad_norm=norm, lr=lr, tokens_per_second=round(speed),
                             seconds=round(before + time.perf_counter() - began, 3))
                 bar.set_postfix_str(f"loss {loss:.3f}, {speed / 1000:.1f}k tokens/s", refresh=False)
                 bar.update()
                 if last or stop or step % settings.checkpoint_interval == 0:
+                    if not np.isfinite(p).all():
+                        raise _diverged(step, folder, "the parameter", params)
                     metrics.flush()
                     runs.save_checkpoint(folder, snapshot())
                 if stop and not last:
@@ -221,14 +239,12 @@ def _leaks(config):
     return dict.fromkeys((layer.mechanism.name, why) for layer in plan(config) if (why := layer.mechanism.leak(**layer.kernel)))
 
 
-def _check_finite(loss, norm, grads, step, folder):
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    what = "the loss" if not math.isfinite(loss) else next(
-        (f"the gradient of {name}" for name, g in grads.items() if not np.isfinite(g).all()), "the norm of the gradient")
+def _diverged(step, folder, what, arrays=None):
+    """The exception that says what is no longer finite, which of these arrays it was, and where the last good ones are."""
+    what += next((f" {name}" for name, a in (arrays or {}).items() if not np.isfinite(a).all()), "")
     good = Path(folder) / runs.CHECKPOINT
     kept = f"the last good checkpoint is {good}" if good.exists() else "no checkpoint had been written yet"
-    raise Diverged(f"step {step}: {what} is not finite; {kept}. Try a smaller --lr, or a --clip.")
+    return Diverged(f"step {step}: {what} is not finite; {kept}. Try a smaller --lr, or a --clip.")
 
 
 class _stop_on_interrupt:

@@ -258,10 +258,10 @@ def test_decay_tiles_make_up_the_whole(dtype, tolerance):
         for rows in (slice(0, 4), slice(4, 11)):
             for keys in (slice(0, 7), slice(7, 8), slice(8, 13)):
                 at, j = p[rows], np.arange(keys.start, keys.stop)
-                tile = tiles.tile(batch, at, j)
+                tile = tiles.tile(batch, slice(0, 3), at, j)
                 assert tile.shape == (1, 3, len(at), len(j))
                 assert tile.dtype == dtype and np.array_equal(tile[0], whole[:, rows, keys])
-                tiles.tile_backward(ds[batch, :, rows, keys], batch, at, j, accumulator)
+                tiles.tile_backward(ds[batch, :, rows, keys], batch, slice(0, 3), at, j, accumulator)
     assert accumulator["slopes"] is kept and kept.dtype == dtype   # added in place
     close(kept, decay.backward(ds.sum(axis=0), cache)["slopes"], tolerance)
 

@@ -2,10 +2,10 @@
 
     s = scale * q k^T + bias        P_ij = exp(s_ij) / ( sum_visible_k exp(s_ik) [ + exp(sink) ] )        out = P v
 
-This is the only place that tiles. The queries are cut into blocks of rows, a few sequences at a time, so that one
-tile of scores stays in cache; a tile holds only the keys that some row of it may see, so what a causal or window mask
-hides is never computed. Up to KEEP_BYTES the weights are kept for the backward; beyond, each tile is made again from
-the row's log-sum-exp, and no (Tq, Tk) array ever exists.
+This is the only place that tiles. The queries are cut into blocks of rows, a few heads and sequences at a time, so that
+one tile of scores stays in cache; a tile holds only the keys that some row of it may see, so what a causal or window
+mask hides is never computed. Up to KEEP_BYTES the weights are kept for the backward; beyond, each tile is made again
+from the row's log-sum-exp, and no (Tq, Tk) array ever exists: memory grows with T, not with its square.
 """
 import math
 from typing import Any, NamedTuple, Optional
@@ -25,20 +25,22 @@ class Cache(NamedTuple):
     q: np.ndarray                 # (B, H, Tq, D)
     k: np.ndarray                 # (B, H, Tk, D)
     v: np.ndarray                 # (B, H, Tk, Dv)
-    out: np.ndarray               # (B, H, Tq, Dv)  rowsum(dout * out) is what the softmax takes out of dP
+    out: np.ndarray               # (B, H, Tq, Dv)  the sink's gradient needs it
     lse: np.ndarray               # (B, H, Tq)      log of each row's denominator, sink included; -inf if it sees nothing
     kept: Optional[list]          # per tile (P, dropout mask or None); None: made again from lse
     scale: float
     biases: tuple                 # arrays (4 axes) or objects with .tile / .gradient / .tile_backward
-    bias_shape: Optional[tuple]   # the shape in which an array bias came
+    bias_shapes: tuple            # the shapes in which array biases came (None for an object)
+    bare: bool                    # one array, not in a tuple
     sink: Optional[np.ndarray]    # (H,)
     mask: masks.Mask
     allowed: Optional[np.ndarray]
 
 
 class Tile(NamedTuple):
-    """Which scores are made together: some sequences, a block of query rows, the keys that it may see."""
+    """Which scores are made together: some sequences and heads, a block of query rows, the keys that it may see."""
     batch: slice
+    heads: slice
     rows: slice
     p: np.ndarray                 # (R,)  the key position of each row
     keys: slice
@@ -68,10 +70,11 @@ def attend(q, k, v, *, scale=None, bias=None, sink=None, causal=False, window=No
     size = checks.arrays(q=(q, "B H Tq D"), k=(k, "B H Tk D"), v=(v, "B H Tk Dv"))
     B, H, Tq, Tk, D, Dv = (size[s] for s in ("B", "H", "Tq", "Tk", "D", "Dv"))
     mask = masks.make(causal, window, prefix, align)
-    scale = 1 / math.sqrt(D) if scale is None else float(scale)
+    scale = 1 / math.sqrt(D) if scale is None else scale
     checks.number("scale", scale)
+    scale = float(scale)                                              # a NumPy number would set the dtype
     checks.number("dropout", dropout, 0, high=0.999)
-    biases, bias_shape = _biases(bias, (B, H, Tq, Tk), q.dtype)
+    biases, bias_shapes = _biases(bias, (B, H, Tq, Tk), q.dtype)
     if sink is not None:
         checks.arrays({"H": H}, q.dtype, sink=(sink, "H"))
         checks.finite(sink=sink)
@@ -80,32 +83,34 @@ def attend(q, k, v, *, scale=None, bias=None, sink=None, causal=False, window=No
 
     out = _heads_last(B, H, Tq, Dv, q.dtype)
     lse = np.empty((B, H, Tq), q.dtype)
-    kept = [] if B * H * Tq * Tk * q.itemsize <= KEEP_BYTES or (dropout and rng is not None) else None
+    tiles = list(_tiles(B, H, Tq, Tk, mask))
+    size = sum((t.batch.stop - t.batch.start) * (t.heads.stop - t.heads.start) * len(t.p) * (t.keys.stop - t.keys.start) for t in tiles)
+    kept = [] if size * q.itemsize <= KEEP_BYTES or (dropout and rng is not None) else None
     weights = np.zeros((B, H, Tq, Tk), q.dtype) if return_weights else None
 
-    for t in _tiles(B, H, Tq, Tk, mask):
+    for t in tiles:
         s = _scores(q, k, scale, biases, allowed, t)                  # 1. s = scale q k^T + bias, -inf where hidden
         m = s.max(axis=3, initial=-np.inf)                            # 2. the true row maximum       (b, H, R)
         if sink is not None:
-            m = np.maximum(m, sink[:, None])
+            m = np.maximum(m, sink[t.heads, None])
         m[m == -np.inf] = 0
         s -= m[..., None]
         P = np.exp(s, out=s)                                          # 3. numerators, at most 1
         total = P.sum(axis=3)                                         # 4. denominators               (b, H, R)
         if sink is not None:
-            total += np.exp(sink[:, None] - m)
+            total += np.exp(sink[t.heads, None] - m)
         empty = total == 0
         total[empty] = 1
         P /= total[..., None]                                         # 5. weights                    (b, H, R, K)
-        lse[t.batch, :, t.rows] = np.where(empty, -np.inf, m + np.log(total))
+        lse[t.batch, t.heads, t.rows] = np.where(empty, -np.inf, m + np.log(total))
         drop = keep_mask(P.shape, dropout, rng, P.dtype) if dropout and rng is not None else None
         dropped = P if drop is None else P * drop                     # 6. dropout, if any
-        np.matmul(dropped, v[t.batch, :, t.keys], out=out[t.batch, :, t.rows])   # 7. (R, K), (K, Dv) -> (R, Dv)
+        np.matmul(dropped, v[t.batch, t.heads, t.keys], out=out[t.batch, t.heads, t.rows])   # 7. (R, K), (K, Dv) -> (R, Dv)
         if kept is not None:
             kept.append((P, drop))
         if return_weights:
-            weights[t.batch, :, t.rows, t.keys] = dropped
-    cache = Cache(q, k, v, out, lse, kept, scale, biases, bias_shape, sink, mask, allowed)
+            weights[t.batch, t.heads, t.rows, t.keys] = dropped
+    cache = Cache(q, k, v, out, lse, kept, scale, biases, bias_shapes, isinstance(bias, np.ndarray), sink, mask, allowed)
     return (out, cache, weights) if return_weights else (out, cache)
 
 
@@ -114,39 +119,39 @@ def attend_backward(dout, cache, dlse=None):
 
     A tuple of biases, or one that makes its own tiles, comes back as a tuple of gradients under "bias".
     """
-    q, k, v, out, lse, kept, scale, biases, bias_shape, sink, mask, allowed = cache
+    q, k, v, out, lse, kept, scale, biases, bias_shapes, bare, sink, mask, allowed = cache
     (B, H, Tq, D), Tk, Dv = q.shape, k.shape[2], v.shape[3]
     checks.arrays({"B": B, "H": H, "Tq": Tq, "Dv": Dv}, q.dtype, dout=(dout, "B H Tq Dv"))
     dq, dk = _heads_last(B, H, Tq, D, q.dtype), _heads_last(B, H, Tk, D, q.dtype)
     dv = _heads_last(B, H, Tk, Dv, q.dtype)
     dq[:], dk[:], dv[:] = 0, 0, 0
     dbiases = tuple(np.zeros_like(b) if isinstance(b, np.ndarray) else b.gradient() for b in biases)
-    delta = np.einsum("bhid,bhid->bhi", dout, out)                    # rowsum(dout * out)            (B, H, Tq)
-    if dlse is not None:
-        delta = delta - dlse
 
     for n, t in enumerate(_tiles(B, H, Tq, Tk, mask)):
         if kept is not None:
             P, drop = kept[n]
         else:                                                         # 5..1. once more: P = exp(s - lse)
-            rows = lse[t.batch, :, t.rows, None]
+            rows = lse[t.batch, t.heads, t.rows, None]
             P, drop = _scores(q, k, scale, biases, allowed, t), None
             P -= np.where(rows == -np.inf, 0, rows)
             np.exp(P, out=P)
-        do = dout[t.batch, :, t.rows]
+        do = dout[t.batch, t.heads, t.rows]
         # 7. out = dropped @ v
         dropped = P if drop is None else P * drop
-        dv[t.batch, :, t.keys] += dropped.swapaxes(2, 3) @ do         # (K, R), (R, Dv) -> (K, Dv)
-        dP = do @ v[t.batch, :, t.keys].swapaxes(2, 3)                # (R, Dv), (Dv, K) -> (R, K)
+        dv[t.batch, t.heads, t.keys] += dropped.swapaxes(2, 3) @ do         # (K, R), (R, Dv) -> (K, Dv)
+        dP = do @ v[t.batch, t.heads, t.keys].swapaxes(2, 3)                # (R, Dv), (Dv, K) -> (R, K)
         # 6. dropped = P * drop
         if drop is not None:
             dP *= drop
-        # 5, 4, 3, 2. P = exp(s - m) / total: what raises a whole row changes nothing and is taken out
-        dP -= delta[t.batch, :, t.rows, None]
+        # 5, 4, 3, 2. P = exp(s - m) / total: what raises a whole row changes nothing and is taken out. That is
+        # rowsum(dout * out); summed from P dP it rounds as dP does, and a row with a single key gets exactly 0.
+        dP -= np.einsum("bhij,bhij->bhi", P, dP)[..., None]
+        if dlse is not None:
+            dP += dlse[t.batch, t.heads, t.rows, None]
         ds = np.multiply(dP, P, out=dP)                               # (b, H, R, K)
         # 1. s = scale * q k^T + bias
-        dq[t.batch, :, t.rows] = ds @ k[t.batch, :, t.keys]           # (R, K), (K, D) -> (R, D)
-        dk[t.batch, :, t.keys] += ds.swapaxes(2, 3) @ q[t.batch, :, t.rows]
+        dq[t.batch, t.heads, t.rows] = ds @ k[t.batch, t.heads, t.keys]           # (R, K), (K, D) -> (R, D)
+        dk[t.batch, t.heads, t.keys] += ds.swapaxes(2, 3) @ q[t.batch, t.heads, t.rows]
         for b, db in zip(biases, dbiases):
             if db is None:
                 continue
@@ -154,39 +159,39 @@ def attend_backward(dout, cache, dlse=None):
                 part = _part(b, t)
                 db[part] += _sum_to(ds, db[part].shape)
             else:
-                b.tile_backward(ds, t.batch, t.p, np.arange(t.keys.start, t.keys.stop), db)
+                b.tile_backward(ds, t.batch, t.heads, t.p, np.arange(t.keys.start, t.keys.stop), db)
     dq *= scale
     dk *= scale
     grads = {"q": dq, "k": dk, "v": dv}
-    if bias_shape is not None:
-        grads["bias"] = dbiases[0].reshape(bias_shape)
-    elif biases:
-        grads["bias"] = dbiases
-    if sink is not None:                                              # the sink is one more key, with value 0
-        P_sink = np.exp(sink[:, None] - lse)
-        grads["sink"] = -(P_sink * delta).sum(axis=(0, 2))            # (B, H, Tq) -> (H,)
+    if biases:
+        dbiases = tuple(db if shape is None else db.reshape(shape) for db, shape in zip(dbiases, bias_shapes))
+        grads["bias"] = dbiases[0] if bare else dbiases
+    if sink is not None:                                              # the sink is one more key, with value 0: dP = 0
+        delta = np.einsum("bhid,bhid->bhi", dout, out) - (0 if dlse is None else dlse)
+        grads["sink"] = -(np.exp(sink[:, None] - lse) * delta).sum(axis=(0, 2))      # (B, H, Tq) -> (H,)
     return grads
 
 
 def _tiles(B, H, Tq, Tk, mask):
     """The tiles of one call, in a fixed order."""
     p = masks.positions(Tq, Tk, mask.align)
-    R = max(1, min(ROWS, Tq, max(8, TILE // max(1, H * Tk))))
-    for r in range(0, Tq, R):
-        rows = slice(r, min(r + R, Tq))
+    for r in range(0, Tq, ROWS):
+        rows = slice(r, min(r + ROWS, Tq))
         lo, a, b, hi = masks.edges(mask, p[rows], Tk)
         margins = tuple((slice(x - lo, y - lo), ~masks.rule(mask, p[rows], np.arange(x, y)))
                         for x, y in ((lo, a), (b, hi)) if x < y)
-        group = max(1, TILE // (H * R * max(1, hi - lo)))
-        for g in range(0, B, group):
-            yield Tile(slice(g, min(g + group, B)), rows, p[rows], slice(lo, hi), margins)
+        together = max(1, TILE // (len(p[rows]) * max(1, hi - lo)))             # score rows x keys that share a tile
+        n_heads, n_batch = min(H, together), max(1, together // H)
+        for g in range(0, B, n_batch):
+            for h in range(0, H, n_heads):
+                yield Tile(slice(g, min(g + n_batch, B)), slice(h, min(h + n_heads, H)), rows, p[rows], slice(lo, hi), margins)
 
 
 def _scores(q, k, scale, biases, allowed, t):
     """The masked scores of one tile: (b, H, R, K)"""
-    s = (q[t.batch, :, t.rows] * scale) @ k[t.batch, :, t.keys].swapaxes(2, 3)      # (R, D), (D, K) -> (R, K)
+    s = (q[t.batch, t.heads, t.rows] * scale) @ k[t.batch, t.heads, t.keys].swapaxes(2, 3)      # (R, D), (D, K) -> (R, K)
     for b in biases:
-        s += b[_part(b, t)] if isinstance(b, np.ndarray) else b.tile(t.batch, t.p, np.arange(t.keys.start, t.keys.stop))
+        s += b[_part(b, t)] if isinstance(b, np.ndarray) else b.tile(t.batch, t.heads, t.p, np.arange(t.keys.start, t.keys.stop))
     for columns, hidden in t.margins:
         np.copyto(s[..., columns], -np.inf, where=hidden)             # -inf, never a large finite number: it would leak
     if allowed is not None:
@@ -201,9 +206,7 @@ def _heads_last(B, H, T, D, dtype):
 
 def _part(array, t):
     """The index of a tile in an array whose axes of size 1 stand for all."""
-    whole = slice(None)
-    batch, rows, keys = (part if n > 1 else whole for part, n in zip((t.batch, t.rows, t.keys), np.take(array.shape, (0, 2, 3))))
-    return batch, whole, rows, keys
+    return tuple(part if n > 1 else slice(None) for part, n in zip((t.batch, t.heads, t.rows, t.keys), array.shape))
 
 
 def _sum_to(x, shape):
@@ -213,20 +216,22 @@ def _sum_to(x, shape):
 
 
 def _biases(bias, full, dtype):
-    """A bias in any accepted form -> (tuple of 4-axis arrays or tile makers, the shape in which a single array came)"""
+    """A bias in any accepted form -> (tuple of 4-axis arrays or tile makers, the shapes in which the arrays came)"""
     if bias is None:
-        return (), None
-    single = isinstance(bias, np.ndarray)
-    biases = []
+        return (), ()
+    biases, shapes = [], []
     for b in (bias,) if not isinstance(bias, tuple) else bias:
         if isinstance(b, np.ndarray):
             if b.dtype != dtype:
                 raise InputError(f"bias must be {dtype} as q; got {b.dtype}.")
+            shapes.append(b.shape)
             b = _four_axes("bias", b, full)
-        elif not hasattr(b, "tile"):
+        elif hasattr(b, "tile"):
+            shapes.append(None)
+        else:
             raise InputError(f"bias must be an array or have a tile method; got {type(b).__name__}.")
         biases.append(b)
-    return tuple(biases), bias.shape if single else None
+    return tuple(biases), tuple(shapes)
 
 
 def _allowed(allowed, full):

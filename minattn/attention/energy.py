@@ -34,7 +34,7 @@ EPS = 1e-8                                  # floor of the deviation ("sequence"
 
 class Cache(NamedTuple):
     attention: Any
-    z: np.ndarray                 # (B, H, Tk)  normalised energy; the plain energy for "prefix"
+    z: np.ndarray                 # (B, H, Tk)  normalised energy; for "prefix" e_j - e_1
     closed: Optional[np.ndarray]  # (B, H, Tk)  1 - g
     stats: Any                    # what the normalisation needs to undo itself
     alpha: np.ndarray
@@ -57,7 +57,7 @@ def forward(q, k, v, energy, alpha, tau, *, norm="key", bias=None, **options):
     z, stats = _normalise(energy, norm)                                           # 1. z = (e - mean) / std
     if norm == "prefix":
         p = masks.positions(size["Tq"], size["Tk"], options.get("align", "end"))
-        gate = PrefixGate(energy, *stats[:2], alpha, tau, p)
+        gate = PrefixGate(z, stats.dmean, stats.rstd, alpha, tau, p)
         closed = None
     else:
         u = alpha[:, None] * (z - tau[:, None])                                   # 2. u = alpha (z - tau)
@@ -138,7 +138,7 @@ def _normalise(energy, norm):
         return centred / np.maximum(std, EPS), std
     run = _running(energy)
     if norm == "prefix":
-        return energy, run
+        return run.d.astype(energy.dtype), run
     return ((energy - run.mean) * run.rstd).astype(energy.dtype), run
 
 
@@ -157,35 +157,37 @@ def _normalise_backward(dz, z, stats, norm, dstats):
 
 class PrefixGate(NamedTuple):
     """log sigmoid(alpha ((e_j - mean_i) rstd_i - tau)), one tile at a time: this gate depends on query and key."""
-    e: np.ndarray       # (B, H, Tk)
+    e: np.ndarray       # (B, H, Tk)  less the first, and so is the mean: only the difference counts, and it keeps its digits
     mean: np.ndarray    # (B, H, Tk)  statistics of the keys 1..j; query i uses those at its own position
     rstd: np.ndarray
     alpha: np.ndarray
     tau: np.ndarray
     p: np.ndarray       # (Tq,) positions of the queries
 
-    def _u(self, batch, p, keys):
+    def _u(self, batch, heads, p, keys):
         at = np.clip(p, 0, self.e.shape[2] - 1)                      # before the first key nothing is visible anyway
-        mean, rstd = self.mean[batch, :, at, None], self.rstd[batch, :, at, None]
-        slope = (self.alpha[:, None, None] * rstd).astype(self.e.dtype)
-        shift = (slope * mean).astype(self.e.dtype) + (self.alpha * self.tau)[:, None, None]
-        return self.e[batch, :, None, keys] * slope - shift, at, mean[..., 0], rstd[..., 0]
+        alpha, tau = self.alpha[heads, None, None], self.tau[heads, None, None]
+        mean, rstd = (a[batch, heads][:, :, at, None] for a in (self.mean, self.rstd))
+        slope = (alpha * rstd).astype(self.e.dtype)
+        u = self.e[batch, heads][:, :, None, keys] * slope
+        u -= (slope * mean).astype(u.dtype) + alpha * tau
+        return u, at, mean[..., 0], rstd[..., 0]
 
-    def tile(self, batch, p, keys):
-        return log_sigmoid(self._u(batch, p, keys)[0])
+    def tile(self, batch, heads, p, keys):
+        return log_sigmoid(self._u(batch, heads, p, keys)[0])
 
     def gradient(self):
         return {"e": np.zeros_like(self.e), "mean": np.zeros_like(self.mean), "rstd": np.zeros_like(self.rstd),
                 "alpha": np.zeros_like(self.alpha), "tau": np.zeros_like(self.tau)}
 
-    def tile_backward(self, ds, batch, p, keys, grads):
-        u, at, mean, rstd = self._u(batch, p, keys)
-        du = ds * sigmoid(-u)                                        # (b, H, R, K)
-        e, alpha = self.e[batch, :, keys], self.alpha[:, None]
-        row = du.sum(axis=3)                                         # sum_j du_ij           (b, H, R)
+    def tile_backward(self, ds, batch, heads, p, keys, grads):
+        u, at, mean, rstd = self._u(batch, heads, p, keys)
+        du = ds * sigmoid(-u)                                        # (b, h, R, K)
+        e, alpha = self.e[batch, heads][:, :, keys], self.alpha[heads, None]
+        row = du.sum(axis=3)                                         # sum_j du_ij           (b, h, R)
         dz_e = (du @ e[..., None])[..., 0] - mean * row              # sum_j du_ij (e_j - mean_i)
-        grads["e"][batch, :, keys] += alpha * (rstd.astype(du.dtype)[:, :, None] @ du)[:, :, 0]
-        np.add.at(grads["mean"], (batch, slice(None), at), -alpha * rstd * row)
-        np.add.at(grads["rstd"], (batch, slice(None), at), alpha * dz_e)
-        grads["alpha"] += (rstd * dz_e - self.tau[:, None] * row).sum(axis=(0, 2)).astype(du.dtype)
-        grads["tau"] -= self.alpha * row.sum(axis=(0, 2))
+        grads["e"][batch, heads][:, :, keys] += alpha * (rstd.astype(du.dtype)[:, :, None] @ du)[:, :, 0]
+        np.add.at(grads["mean"][batch, heads], (slice(None), slice(None), at), -alpha * rstd * row)
+        np.add.at(grads["rstd"][batch, heads], (slice(None), slice(None), at), alpha * dz_e)
+        grads["alpha"][heads] += (rstd * dz_e - self.tau[heads, None] * row).sum(axis=(0, 2)).astype(du.dtype)
+        grads["tau"][heads] -= self.alpha[heads] * row.sum(axis=(0, 2))

@@ -29,10 +29,9 @@ class Cache(NamedTuple):
 
 
 def sigmoid(x):
-    """1 / (1 + exp(-x)), written so that neither end overflows."""
-    y = np.tanh(x * 0.5)
-    y += 1
-    y *= 0.5
+    """1 / (1 + exp(-x)), as e / (1 + e) with e = exp(x): neither end overflows, and near 0 it keeps its digits."""
+    y = np.exp(np.minimum(x, 80))             # from there on it is 1 in either precision
+    y /= 1 + y
     return y
 
 

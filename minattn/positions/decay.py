@@ -73,19 +73,19 @@ class DecayBias:
         checks.arrays(slopes=(self.slopes, "H"))
         checks.finite(slopes=self.slopes)
 
-    def tile(self, batch, p, keys):
-        """Queries at positions p (R,), keys (K,) -> (1, H, R, K), the same for every sample."""
-        return _distance(p, keys, self.slopes.dtype) * -self.slopes[None, :, None, None]
+    def tile(self, batch, heads, p, keys):
+        """Some heads (h of them), queries at positions p (R,), keys (K,) -> (1, h, R, K), the same for every sample."""
+        return _distance(p, keys, self.slopes.dtype) * -self.slopes[None, heads, None, None]
 
     def gradient(self):
         """Zeros, for tile_backward to add to; None where nothing is learned."""
         return {"slopes": np.zeros_like(self.slopes)} if self.learned else None
 
-    def tile_backward(self, ds, batch, p, keys, accumulator):
-        """Add to accumulator, in place, the gradient that a tile of score gradients ds (b, H, R, K) gives."""
+    def tile_backward(self, ds, batch, heads, p, keys, accumulator):
+        """Add to accumulator, in place, the gradient that a tile of score gradients ds (b, h, R, K) gives."""
         b, H, R, K = ds.shape
         distance = _distance(p, keys, ds.dtype).reshape(R * K)
-        accumulator["slopes"] -= (ds.reshape(b, H, R * K) @ distance).sum(axis=0)   # (b, H, RK) -> (H,)
+        accumulator["slopes"][heads] -= (ds.reshape(b, H, R * K) @ distance).sum(axis=0)   # (b, H, RK) -> (H,)
 
 
 def _distance(p, keys, dtype):

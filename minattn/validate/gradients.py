@@ -35,6 +35,7 @@ def directional(f, arrays, grads, dout, *, seed=0, step=1e-3):
     """
     rng = np.random.default_rng(seed)
     floor = 1e-5 * float(np.linalg.norm(np.multiply(dout, f(**arrays))))
+    at = lambda name, x: f(**{**arrays, name: np.asarray(x)})
     slopes = []
     for name, grad in grads.items():
         x = arrays[name]
@@ -43,7 +44,7 @@ def directional(f, arrays, grads, dout, *, seed=0, step=1e-3):
         if grad.shape != x.shape:
             raise InputError(f"the gradient of {name} must have its shape {x.shape}; got {grad.shape}.")
         u = rng.standard_normal(x.shape)
-        near, far = (f(**{**arrays, name: x + h * u}) - f(**{**arrays, name: x - h * u}) for h in (step, 2 * step))
+        near, far = (at(name, x + h * u) - at(name, x - h * u) for h in (step, 2 * step))
         measured = float(np.sum(dout * (8 * near - far)) / (12 * step))
         written = float(np.sum(grad * u))
         error = abs(written - measured) / (max(abs(written), abs(measured), floor) or 1)

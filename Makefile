@@ -1,0 +1,29 @@
+# make train | make test | make lint
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+
+$(VENV)/.done: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+.PHONY: train test crosscheck lint clean
+train: $(VENV)/.done        ## the main job: train the demo model and print a sample
+	$(BIN)/python -m minattn train --preset demo --overwrite
+
+test: $(VENV)/.done         ## the fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+crosscheck: $(VENV)/.done   ## every test, with PyTorch beside
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info
