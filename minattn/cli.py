@@ -1,6 +1,7 @@
 """The command line: python -m minattn COMMAND. Each command imports what it needs when it runs."""
 import argparse
 import dataclasses
+import importlib
 import os
 import sys
 import typing
@@ -15,10 +16,24 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
+# name -> (what it does, the module that brings add_arguments and run; None: this one)
+COMMANDS = {
+    "train": ("train a character model", None),
+    "sample": ("continue a text with a trained model", None),
+    "list": ("the mechanisms, positions and presets", None),
+    "check": ("is your implementation of a mechanism right, forward and backward?", "minattn.validate.command"),
+    "causality": ("does the future leak into a kernel or a model?", "minattn.validate.causality"),
+    "vectors": ("write golden vectors, or check results against them", "minattn.validate.vectors"),
+    "validate-self": ("does the validation kit catch every wrong implementation it knows?", "minattn.validate.self_check"),
+    "bench": ("time it beside PyTorch", "minattn.bench"),
+}
+
+
 def main(argv=None):
     """Run one command -> exit code: 0 done, 1 something is wrong with what was checked or trained, 2 bad input, 130 Ctrl-C."""
     try:
-        parser = build_parser()
+        argv = sys.argv[1:] if argv is None else list(argv)
+        parser = build_parser(argv[0] if argv else None)
         args = parser.parse_args(argv)
         if args.command is None:
             parser.print_help()
@@ -33,33 +48,26 @@ def main(argv=None):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, MemoryError) as error:                # a full disk, say
-        print(f"error: {error}", file=sys.stderr)
-        return 1
 
 
-def build_parser():
+def build_parser(command=None):
+    """The parser; only the arguments of `command` are filled in, so that nothing else is imported."""
     from minattn import __version__
-    parser = Parser(prog="minattn", description="Attention from recent papers in plain NumPy: train, sample, compare, validate.")
+    parser = Parser(prog="minattn", description="Attention from recent papers in plain NumPy: train, sample, validate, measure.")
     parser.add_argument("--version", action="version", version=f"minattn {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-
-    train = commands.add_parser("train", help="train a character model", description="Train a character model into a run folder.")
-    _train_arguments(train)
-    train.set_defaults(run=run_train)
-
-    sample = commands.add_parser("sample", help="continue a text with a trained model")
-    sample.add_argument("folder", metavar="RUN", help="a run folder")
-    sample.add_argument("--prompt", default="\n", help="text to continue (default: a new line)")
-    sample.add_argument("--tokens", type=int, default=500, help="characters to write (default %(default)s)")
-    sample.add_argument("--temperature", type=float, default=0.8, help="below 1: safer, above 1: wilder (default %(default)s)")
-    sample.add_argument("--top-k", type=int, help="choose among the K most likely characters only; 1 is greedy")
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--no-cache", action="store_true", help="compute every prefix anew: slow, the same text")
-    sample.set_defaults(run=run_sample)
-
-    listing = commands.add_parser("list", help="the mechanisms, positions and presets")
-    listing.set_defaults(run=run_list)
+    for name, (text, module) in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
+        if name != command:
+            continue
+        own = {"train": (_train_arguments, run_train), "sample": (_sample_arguments, run_sample), "list": (lambda _: None, run_list)}
+        if module is None:
+            arguments, run = own[name]
+        else:
+            room = importlib.import_module(module)
+            arguments, run = room.add_arguments, room.run
+        arguments(sub)
+        sub.set_defaults(run=run)
     return parser
 
 
@@ -99,7 +107,7 @@ def _option(text):
             return name.replace("-", "_"), kind(value)
         except ValueError:
             pass
-    return name.replace("-", "_"), {"true": True, "false": False, "none": None}.get(value.lower(), value)
+    return name.replace("-", "_"), {"true": True, "false": False}.get(value.lower(), value)
 
 
 def run_train(args):
@@ -143,6 +151,16 @@ def _config():
 # ---------------------------------------------------------------------------------------------------------- sample
 
 
+def _sample_arguments(parser):
+    parser.add_argument("folder", metavar="RUN", help="a run folder")
+    parser.add_argument("--prompt", default="\n", help="text to continue (default: a new line)")
+    parser.add_argument("--tokens", type=int, default=500, help="characters to write (default %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="below 1: safer, above 1: wilder (default %(default)s)")
+    parser.add_argument("--top-k", type=int, help="choose among the K most likely characters only; 1 is greedy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-cache", action="store_true", help="compute every prefix anew: slow, the same text")
+
+
 def run_sample(args):
     from minattn import data, generate, parallel, runs
     run = runs.load(args.folder)
@@ -170,7 +188,8 @@ def run_list(args):
     from minattn.train import PRESETS
     rows = [("attention", "paper", "causal", "extra arguments", "options", "what it changes")]
     for name, m in MECHANISMS.items():
-        causal = "yes" if not m.not_causal else "except " + ", ".join(f"{k}={v}" for k, v in m.not_causal)
+        causal = "; ".join(["yes", *(f"not with {k}={v}" for k, v in m.not_causal),
+                            *(f"{k}={v} sees the length" for k, v in m.not_cacheable)])
         extra = ", ".join(f"{a} {shape}" for a, shape in m.arguments.items() if a not in ("q", "k", "v"))
         rows.append((name, m.arxiv, causal, extra, _options({**m.options, **m.layer_options}), m.summary))
     _table(rows)

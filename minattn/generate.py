@@ -3,6 +3,7 @@ import numpy as np
 
 from minattn import checks, model
 from minattn.attention_layer import Past, plan
+from minattn.errors import InputError
 
 
 def recompute_reason(config):
@@ -13,8 +14,9 @@ def recompute_reason(config):
 def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=None, seed=0, cached=True):
     """Continue a prompt; yields n_tokens ids, one at a time.
 
-    prompt (T,) ids, at least one. temperature divides the logits (0 < temperature; small is nearly greedy); top_k keeps
-    only that many of the most likely tokens (1: greedy).
+    prompt (T,) ids, at least one -> yields integers; or (B, T), B prompts at once -> yields (B,) arrays.
+    temperature divides the logits (0 < temperature; small is nearly greedy); top_k keeps only that many of the most
+    likely tokens (1: greedy).
 
     When block_size tokens are in view, the older half is let go and the newer half is read again from position 0: the
     model never sees a position that it was not trained on, and the cost of reading again is spread over half a block.
@@ -24,35 +26,38 @@ def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=
     checks.number("tokens", n_tokens, 0, integer=True)
     if top_k is not None:
         checks.number("top-k", top_k, 1, integer=True)
+    prompt = np.asarray(prompt)
+    if prompt.size == 0:
+        raise InputError("the prompt must have at least one token.")
     rng = np.random.default_rng(seed)
     cached = cached and not recompute_reason(config)
-    view = [int(t) for t in prompt]
-    view = view[-config.block_size:]
+    view = np.atleast_2d(prompt).astype(np.int64)[:, -config.block_size:]            # (B, T) what is in view
     past, unread = None, view
     for _ in range(n_tokens):
-        if len(view) > config.block_size:
-            view = view[-max(1, config.block_size // 2):]
+        if view.shape[1] > config.block_size:
+            view = view[:, -max(1, config.block_size // 2):]
             past, unread = None, view
         if cached:
             past = past or Past(config.block_size)
-            logits = model.forward(params, np.array([unread]), config, buffers=buffers, past=past, last_only=True)[0]
         else:
-            logits = model.forward(params, np.array([view]), config, buffers=buffers, last_only=True)[0]
-        token = _pick(logits[0, -1].astype(np.float64), temperature, top_k, rng)
-        view = view + [token]
-        unread = [token]
-        yield token
+            unread = view
+        logits, _, _ = model.forward(params, unread, config, buffers=buffers, past=past, last_only=True)
+        unread = _pick(logits[:, -1].astype(np.float64), temperature, top_k, rng)[:, None]
+        view = np.concatenate([view, unread], axis=1)
+        yield unread[:, 0] if prompt.ndim == 2 else int(unread[0, 0])
 
 
 def _pick(logits, temperature, top_k, rng):
+    """logits (B, V) -> one id for each row, (B,)"""
     if top_k == 1:
-        return int(np.argmax(logits))
-    if top_k is not None and top_k < logits.size:
-        keep = np.argpartition(logits, -top_k)[-top_k:]
-        logits = np.where(np.isin(np.arange(logits.size), keep), logits, -np.inf)
-    logits = (logits - logits.max()) / temperature
-    total = np.cumsum(np.exp(logits))
-    return int(np.searchsorted(total, rng.random() * total[-1], side="right"))
+        return np.argmax(logits, axis=1)
+    if top_k is not None and top_k < logits.shape[1]:
+        best = np.argpartition(logits, -top_k, axis=1)[:, -top_k:]
+        kept = np.full_like(logits, -np.inf)
+        np.put_along_axis(kept, best, np.take_along_axis(logits, best, axis=1), axis=1)
+        logits = kept
+    total = np.cumsum(np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature), axis=1)
+    return np.sum(total <= rng.random((len(logits), 1)) * total[:, -1:], axis=1)
 
 
 def text(run, prompt, n_tokens, **options):

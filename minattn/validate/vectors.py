@@ -423,3 +423,276 @@ def _save(folder, files):
             (folder / name).write_bytes(content)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}; choose another place.") from None
+
+
+# ----------------------------------------------------------------------------------------------- files of tensors
+
+FORMATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "|b1"}
+NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
+
+
+def pack(tensors):
+    """Arrays -> the bytes of a safetensors file, in an order that depends on nothing but names and sizes."""
+    codes = {np.dtype(code): name for name, code in FORMATS.items() if name != "BF16"}
+    header, parts, end = {}, [], 0
+    for key, x in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        parts.append(x.astype(x.dtype.newbyteorder("<")).tobytes())
+        header[key] = {"dtype": codes[x.dtype], "shape": list(x.shape), "data_offsets": [end, end + x.nbytes]}
+        end += x.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(parts)
+
+
+def unpack(content, where):
+    """The bytes of a safetensors file -> {key: (precision, array)}; float16 and bfloat16 come as float32."""
+    try:
+        size = int.from_bytes(content[:8], "little")
+        header, data, tensors = json.loads(content[8:8 + size]), content[8 + size:], {}
+        for key, about in header.items():
+            if key != "__metadata__":
+                start, end = about["data_offsets"]
+                tensors[key] = NAMES[about["dtype"]], _numbers(data[start:end], about["dtype"]).reshape(about["shape"])
+        return tensors
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where} is damaged, or holds other numbers than {', '.join(NAMES.values())} "
+                         f"({type(error).__name__}: {error}).") from None
+
+
+def _numbers(data, code):
+    x = np.frombuffer(data, FORMATS[code])
+    return x.astype(np.float32) if code == "F16" else (x.astype(np.uint32) << 16).view(np.float32) if code == "BF16" else x
+
+
+def read_results(where):
+    """What a program wrote -> {"caseId/tensor": (precision, array)}.
+
+    `where` is a safetensors file with keys caseId/tensor, or a folder of such files and of raw ones, named
+    caseId.tensor.f32.bin (or f64, f16, bf16): little-endian, row-major. An invalid case that was refused: an empty
+    tensor or file called rejected (caseId.rejected).
+    """
+    where, results = Path(where), {}
+    try:
+        for path in sorted(where.iterdir()) if where.is_dir() else [where]:
+            if path.suffix == ".safetensors":
+                results.update(unpack(path.read_bytes(), path))
+            elif path.suffix == ".rejected":
+                results[f"{path.stem}/rejected"] = "float32", np.zeros(0)
+            elif path.suffix == ".bin":
+                case_id, tensor, code = [*path.stem.split("."), "", ""][:3]
+                if code.upper() not in NAMES:
+                    raise InputError(f"{path} must be called caseId.tensor.f32.bin (or f64, f16, bf16).")
+                try:
+                    results[f"{case_id}/{tensor}"] = NAMES[code.upper()], _numbers(path.read_bytes(), code.upper())
+                except ValueError:
+                    raise InputError(f"{path} ends in the middle of a number: its size is no multiple of a {code} number.") from None
+    except OSError as error:
+        raise InputError(f"cannot read results from {where}: {error.strerror}.") from None
+    if not results:
+        raise InputError(f"{where} holds no results: neither .safetensors nor caseId.tensor.f32.bin files.")
+    return results
+
+
+def read(folder):
+    """A folder of vectors -> its index, {"caseId/tensor": array}; InputError if anything is missing or damaged."""
+    folder = Path(folder)
+    try:
+        index, payload = json.loads((folder / INDEX).read_bytes()), (folder / PAYLOAD).read_bytes()
+        same = index["sha256"] == hashlib.sha256(payload).hexdigest()
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is no folder of vectors: {Path(error.filename).name} is missing; "
+                         f"write one with: python -m minattn vectors write {folder}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / INDEX} is damaged ({type(error).__name__}: {error}).") from None
+    if not same:
+        raise InputError(f"{folder / PAYLOAD} is not the one that {INDEX} describes: its sha256 differs.")
+    return index, {key: x for key, (_, x) in unpack(payload, folder / PAYLOAD).items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- checking
+
+
+class Row(NamedTuple):
+    case: str
+    tensor: str
+    status: str               # "passed", "failed", "not covered"
+    precision: str = ""
+    error: float = 0.0        # the largest
+    bound: float = 0.0
+    rms: float = 0.0          # of the error, relative to that of the truth
+    note: str = ""
+
+
+class Report(NamedTuple):
+    rows: list
+
+    @property
+    def ok(self):
+        return not any(row.status == "failed" for row in self.rows) and any(row.status == "passed" for row in self.rows)
+
+    def to_json(self):
+        return {"ok": self.ok, "rows": [row._asdict() for row in self.rows]}
+
+    def __str__(self):
+        lines = [f"{'case':44} {'tensor':14} {'error':>9} {'bound':>9} {'rms':>8}"]
+        lines += [f"{r.case:44} {r.tensor:14} {r.error:9.2e} {r.bound:9.2e} {r.rms:8.1e}  {r.note}" for r in self.rows if r.status == "failed"]
+        count = {status: sum(row.status == status for row in self.rows) for status in ("passed", "failed", "not covered")}
+        close = max((r for r in self.rows if r.status == "passed" and r.bound), key=lambda r: r.error / r.bound, default=None)
+        if close:
+            lines.append(f"closest of those that passed: {close.case} {close.tensor}, {close.error / close.bound:.0%} of its bound")
+        return "\n".join([*lines[not count["failed"]:], ", ".join(f"{n} {status}" for status, n in count.items()) + " (tensors)"])
+
+
+def check(folder, results=None, precision=None):
+    """Compare what a program wrote (see read_results) with the vectors of a folder -> Report.
+
+    Each tensor is held to the budget of the precision in which it came, or of `precision` if that is named.
+    results=None checks this package's own kernels, in float64 and float32.
+    """
+    index, truth = read(folder)
+    if precision is not None:
+        checks.choice("precision", precision, ("float64", *EPS))
+    if results is None:
+        return Report([row for dtype in ("float64", "float32") for row in _rows(index, truth, own_results(index, truth, dtype), None)])
+    return Report(_rows(index, truth, read_results(results), precision))
+
+
+def _rows(index, truth, results, precision):
+    rows, known = [], set()
+    for case in index["cases"]:
+        names = [name for name, about in case["tensors"].items() if "budgets" in about]
+        known.update(f"{case['caseId']}/{name}" for name in [*case["tensors"], "rejected"])
+        given = [key.partition("/")[2] for key in results if key.partition("/")[0] == case["caseId"]]
+        if case["result"] == "invalid":
+            status = "passed" if given == ["rejected"] else "failed" if given else "not covered"
+            rows.append(Row(case["caseId"], "rejected", status, note=f"must be refused: {case['note']}"))
+        elif "rejected" in given:
+            rows.append(Row(case["caseId"], "rejected", "failed", note="a valid case was refused"))
+        for name in names:
+            key, about = f"{case['caseId']}/{name}", case["tensors"][name]
+            found, x = results.get(key, ("", None))
+            bound = about["budgets"].get(precision or found)
+            if x is None or bound is None:
+                note = "not in the results" if x is None else f"{precision or found} cannot hold this case"
+                rows.append(Row(case["caseId"], name, "not covered", note=note))
+            else:
+                rows.append(_compare(case["caseId"], name, x, truth[key], bound, precision or found))
+    strange = sorted(set(results) - known)
+    rows += [Row(*(key.split("/", 1) + [""])[:2], "failed", note="no such tensor in the index") for key in strange]
+    return rows
+
+
+def _compare(case_id, name, x, expected, bound, precision):
+    row = Row(case_id, name, "failed", precision, np.inf, bound)
+    if x.size != expected.size or x.ndim != 1 and x.shape != expected.shape:
+        return row._replace(note=f"its shape must be {expected.shape}; got {x.shape}")
+    x = x.reshape(expected.shape).astype(float)
+    with np.errstate(invalid="ignore"):
+        error = np.where(x == expected, 0, np.abs(x - expected))             # -inf where -inf is due
+    error[np.isnan(error)] = np.inf
+    at = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
+    finite = np.isfinite(expected)
+    rms = np.sqrt((error[finite]**2).sum() / max((expected[finite]**2).sum(), 1e-300))
+    return row._replace(status="passed" if error[at] <= bound else "failed", error=float(error[at]), rms=float(rms),
+                        note=f"at {at}: expected {expected[at]:.9g}, got {x[at]:.9g}")
+
+
+def own_results(index, truth, dtype):
+    """This package's kernels on the inputs of every case, as a program that takes part."""
+    results = {}
+    for case in index["cases"]:
+        x = {name: truth[f"{case['caseId']}/{name}"] for name, about in case["tensors"].items() if about["role"] in ("input", "cotangent")}
+        x = {name: a if a.dtype == bool else a.astype(dtype) for name, a in x.items()}
+        dout, module = x.pop("dout"), MECHANISMS[case["mechanism"]].module
+        try:
+            out, cache = module.forward(**x, **case["attributes"])[:2]
+        except InputError:
+            results[f"{case['caseId']}/rejected"] = dtype, np.zeros(0)
+            continue
+        for name, a in {"out": out, **{f"d{name}": a for name, a in module.backward(dout, cache).items()}}.items():
+            results[f"{case['caseId']}/{name}"] = dtype, a
+    return results
+
+
+# ------------------------------------------------------------------------------------------------- header, command
+
+
+def header(path, mechanism="softmax", count=10):
+    """Write the smallest valid cases of a mechanism as a C header: data to include, no library to link."""
+    checks.choice("mechanism", mechanism, MECHANISMS)
+    size = lambda case: sum(x.size for x in case.inputs.values())     # noqa: E731
+    chosen = sorted((c for c in cases() if c.mechanism == mechanism and not c.wrong), key=lambda c: (size(c), c.id))[:count]
+    lines, table = [C_TYPES % {"mechanism": mechanism, "count": len(chosen)}], []
+    for n, case in enumerate(chosen):
+        truth = answers(case.mechanism, case.attributes, case.inputs, Arithmetic())
+        budgets, rows = _budgets(case, truth), []
+        for name, x in {**case.inputs, **truth}.items():
+            lines.append(f"static const double vector_{n}_{name}[] = {{{', '.join(_hex(value) for value in x.ravel().astype(float))}}};")
+            bound = budgets.get(name, {"float64": -1, "float32": -1})
+            rows.append(f'{{"{name}", {{{", ".join(map(str, (*x.shape, *[1] * (4 - x.ndim))))}}}, vector_{n}_{name}, '
+                        f'{bound["float64"]!r}, {bound["float32"]!r}}}')
+        lines.append(f"static const vector_tensor vector_{n}[] = {{{', '.join(rows)}}};")
+        a = case.attributes
+        table.append(f'    {{"{case.id}", {int(a["causal"])}, {a["window"] or 0}, {a["prefix"]}, {int(a["align"] == "start")}, '
+                     f'{_hex(a.get("scale", 1.0))}, {len(rows)}, vector_{n}}}')
+    text = "\n".join([*lines, f"static const vector_case vector_cases[{len(chosen)}] = {{", ",\n".join(table), "};", "#endif", ""])
+    _save(Path(path).parent, {Path(path).name: text.encode()})
+
+
+def _hex(x):
+    return "-INFINITY" if x == -np.inf else float(x).hex()
+
+
+C_TYPES = """/* The smallest golden vectors of %(mechanism)s attention, generated by: python -m minattn vectors header FILE */
+#ifndef MINATTN_VECTORS_H
+#define MINATTN_VECTORS_H
+#include <math.h>
+typedef struct {
+    const char *name;      /* q k v dout (given), out dq dk dv (answers), scores P lse delta (on the way); allowed 0 or 1 */
+    int shape[4];
+    const double *data;    /* row-major */
+    double bound64, bound32;   /* largest error allowed to a double and to a float; below 0: given, not to be checked */
+} vector_tensor;
+typedef struct {
+    const char *id;
+    int causal, window, prefix, align_start;   /* window 0: none; query i sits at key i + Tk - Tq, or i if align_start */
+    double scale;
+    int n_tensors;
+    const vector_tensor *tensors;
+} vector_case;
+enum { N_VECTOR_CASES = %(count)d };"""
+
+
+def add_arguments(parser):
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    one = actions.add_parser("write", help="write the standard set into a folder")
+    one.add_argument("where", metavar="DIR")
+    one = actions.add_parser("check", help="check what a program made of the vectors in a folder")
+    one.add_argument("where", metavar="DIR")
+    one.add_argument("--results", help="a folder or .safetensors file; without it, this package's own kernels are checked")
+    one.add_argument("--precision", help="hold every tensor to this precision's budget, whatever it is stored in")
+    one.add_argument("--json", metavar="FILE", help="write every row there")
+    one = actions.add_parser("header", help="write the ten smallest cases of a mechanism as a C header")
+    one.add_argument("where", metavar="FILE")
+    one.add_argument("--mechanism", default="softmax", help="default %(default)s")
+
+
+def run(args):
+    """-> 0 all good, 1 something is wrong; InputError (exit code 2) where nothing could be checked."""
+    if args.action == "header":
+        header(args.where, args.mechanism)
+        print(f"{args.where}: the smallest cases of {args.mechanism}")
+        return 0
+    if args.action == "write":
+        index = write(args.where)
+        print(f"{args.where}: {len(index['cases'])} cases, {(Path(args.where) / PAYLOAD).stat().st_size / 1e6:.1f} MB of tensors")
+        return 0
+    report = check(args.where, args.results, args.precision)
+    print(report)
+    if args.json:
+        _save(Path(args.json).parent, {Path(args.json).name: json.dumps(report.to_json(), indent=1).encode()})
+    if not any(row.status != "not covered" for row in report.rows):
+        raise InputError(f"nothing in {args.results} answers any case of {args.where}.")
+    return 0 if report.ok else 1

@@ -1,0 +1,653 @@
+"""Every mechanism, with each of its options, under every kind of mask: gradients, PyTorch, precision, limits, causality.
+
+The tables (variants, masks) are in attention_cases.py. Central differences need nothing; the literal formulas need
+PyTorch, and tests/saved has their results for one mask where it is missing.
+"""
+import inspect
+import re
+
+import make_saved
+import numpy as np
+import pytest
+from attention_cases import (
+    MASKS,
+    SIZES,
+    VARIANTS,
+    assert_close,
+    cotangent,
+    draw,
+    error,
+    inputs,
+    options_of,
+    reference,
+    run,
+    sizes_of,
+)
+
+from minattn import masks
+from minattn.attention import MECHANISMS, affine, core, gaussian, mechanism, off_by_one, sink, softmax
+from minattn.errors import InputError
+from minattn.ops import keep_mask
+from minattn.positions.decay import DecayBias
+from minattn.validate.gradients import assert_gradients
+
+B, H, TQ, TK, D, DV = SIZES.values()
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+every_mask = pytest.mark.parametrize("mask", MASKS)
+every_mechanism = pytest.mark.parametrize("name", MECHANISMS)
+STABLE = {"energy": {"stable": True}}     # the reference's softmax(s + log g): no clamp, and dropout where ours is
+
+
+def differentiated(variant):
+    return set(variant.shapes) - {"alpha_ma"}
+
+
+def heads(*values):
+    return np.broadcast_to(np.array(values, float), H).copy()
+
+
+# -------------------------------------------------------------------------------------------------- the whole table
+
+
+@every_mask
+@every_variant
+def test_gradients(name, mask):
+    variant = VARIANTS[name]
+    slopes = assert_gradients(variant.module.forward, variant.module.backward, inputs(variant, mask), seeds=(0, 1),
+                              **options_of(variant, mask))
+    assert {s.argument for s in slopes} == differentiated(variant)
+
+
+@every_mask
+@every_variant
+def test_against_the_literal_formulas(name, mask):
+    pytest.importorskip("torch")
+    variant, options = VARIANTS[name], options_of(VARIANTS[name], mask)
+    for seed in (0, 1):
+        arrays = inputs(variant, mask, seed)
+        actual, expected = run(variant, arrays, **options), reference(variant, arrays, **options)
+        assert_close(actual, expected, 1e-11)
+        assert error(actual["weights"], expected["weights"]) <= 1e-12 and error(actual["out"], expected["out"]) <= 1e-12
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_against_the_saved_results(name):
+    arrays, dout, expected = make_saved.load()[name]
+    actual = run(VARIANTS[name], arrays, dout, **options_of(VARIANTS[name], make_saved.MASK))
+    del actual["weights"]
+    assert_close(actual, expected, 1e-11)
+
+
+def test_saved_results_are_those_of_the_references():
+    pytest.importorskip("torch")
+    from safetensors.numpy import load_file
+    assert_close(load_file(make_saved.FILE), make_saved.build(), 1e-12)
+
+
+def in_float32(variant, cases, **more):
+    """name of tensor -> [error, error of the float32 reference (0 without PyTorch), max|truth|], over all cases"""
+    worst = {}
+    for arrays, options in cases:
+        dout = cotangent(variant.module.forward(**arrays, **options)[0])
+        truth = run(variant, arrays, dout, **options)
+        single, dout = {key: x.astype(np.float32) for key, x in arrays.items()}, dout.astype(np.float32)
+        actual = run(variant, single, dout, **options)
+        try:
+            literal = reference(variant, single, dout, **options, **more)
+        except ImportError:
+            literal = truth
+        for key, x in truth.items():
+            assert actual[key].dtype == np.float32
+            sizes = [np.abs(y).max() for y in (actual[key] - x, literal[key] - x, x)]
+            worst[key] = np.maximum(worst.get(key, 0), sizes)
+    return worst
+
+
+EPS = np.finfo(np.float32).eps
+
+
+@every_variant
+def test_float32_is_as_good_as_the_literal_formulas_in_float32(name):
+    """err <= 2 (err of the float32 reference + eps max|truth|), and in any case within 16 eps of max|truth|."""
+    variant = VARIANTS[name]
+    cases = [(inputs(variant, mask, seed), options_of(variant, mask)) for mask in MASKS for seed in (0, 1)]
+    for key, (own, literal, size) in in_float32(variant, cases).items():
+        assert own <= 16 * EPS * size, (key, own / EPS / size)
+        if literal:
+            assert own <= 2 * (literal + EPS * size), (key, own / EPS / size, literal / EPS / size)
+
+
+@every_mask
+@every_variant
+def test_hidden_keys_weigh_nothing(name, mask):
+    """Not even affine attention's beta reaches them; what is in them does not matter, and they get no gradient."""
+    variant, options, size = VARIANTS[name], options_of(VARIANTS[name], mask), sizes_of(VARIANTS[name], mask)
+    arrays = inputs(variant, mask)
+    results = run(variant, arrays, **options)
+    rules = {key: x for key, x in options.items() if key in ("causal", "window", "prefix", "align")}
+    see = masks.visible(size["Tq"], size["Tk"], **rules) & options.get("allowed", True)
+    see = np.broadcast_to(see, results["weights"].shape)
+    assert (results["weights"][~see] == 0).all()
+    assert (results["out"][~see.any(axis=3)] == 0).all()
+    assert all(np.isfinite(x).all() for x in results.values())
+    if "v" in arrays:
+        assert (results["dv"][~see.any(axis=2)] == 0).all() and (results["dk"][~see.any(axis=2)] == 0).all()
+        if not name.startswith("gated"):
+            values = arrays["v"]
+            np.testing.assert_allclose(results["out"], results["weights"] @ values, rtol=0, atol=1e-13)
+
+
+# ------------------------------------------------------------------------------------------------------- extras
+
+
+@every_variant
+def test_dropout(name):
+    variant, options = VARIANTS[name], options_of(VARIANTS[name])
+    arrays = inputs(variant)
+
+    def forward(**arrays):
+        return variant.module.forward(**arrays, **options, dropout=0.3, rng=np.random.default_rng(7))
+
+    assert_gradients(forward, variant.module.backward, arrays, seeds=(0,))
+    torch = pytest.importorskip("torch")
+    keep = keep_mask((B, H, sizes_of(variant)["Tq"], TK), 0.3, np.random.default_rng(7), np.float64)    # one tile
+    expected = reference(variant, arrays, dropout=lambda P: P * torch.tensor(keep), **options,
+                         **STABLE.get(variant.mechanism, {}))
+    assert_close(run(variant, arrays, **options, dropout=0.3, rng=np.random.default_rng(7)), expected, 1e-11)
+
+
+@every_variant
+def test_bias(name):
+    """Each mechanism takes a bias, or several, and gives back gradients in their shapes."""
+    variant, options = VARIANTS[name], options_of(VARIANTS[name], "causal")
+    arrays = {**inputs(variant), "bias": np.random.default_rng(3).standard_normal((H, 1, TK))}
+    assert_gradients(variant.module.forward, variant.module.backward, arrays, seeds=(0,), **options)
+    rows = np.random.default_rng(4).standard_normal((sizes_of(variant)["Tq"], 1))
+    several = (rows, DecayBias(np.array([0.1, 0.2, 0.3])), arrays["bias"])
+    grads = run(variant, {**arrays, "bias": several}, **options)["dbias"]
+    assert grads[0].shape == rows.shape and grads[1]["slopes"].shape == (H,) and grads[2].shape == (H, 1, TK)
+    pytest.importorskip("torch")
+    assert_close(run(variant, arrays, **options), reference(variant, arrays, **options), 1e-11)
+
+
+@pytest.mark.parametrize("mask", ["none", "window3", "prefix4", "empty_rows", "queries_first-causal"])
+@every_variant
+def test_tiles_change_nothing(name, mask, monkeypatch):
+    variant, options = VARIANTS[name], options_of(VARIANTS[name], mask)
+    whole = run(variant, inputs(variant, mask), **options)
+    for setting, value in {"ROWS": 2, "TILE": 64, "KEEP_BYTES": 0}.items():
+        monkeypatch.setattr(core, setting, value)
+    assert_close(run(variant, inputs(variant, mask), **options), whole, 1e-12)
+
+
+@every_variant
+def test_pure(name):
+    variant, options = VARIANTS[name], options_of(VARIANTS[name], "empty_rows")
+    arrays = inputs(variant, "empty_rows")
+    before = {key: x.copy() for key, x in arrays.items()}
+    out, cache = variant.module.forward(**arrays, **options)
+    kept, dout = out.copy(), cotangent(out)
+    first, second = (variant.module.backward(dout, cache) for _ in range(2))        # a cache serves twice
+    again = run(variant, arrays, **options)
+    for key, x in before.items():
+        np.testing.assert_array_equal(arrays[key], x)
+    np.testing.assert_array_equal(out, kept)
+    np.testing.assert_array_equal(dout, cotangent(out))
+    np.testing.assert_array_equal(again["out"], out)
+    for key in first:
+        np.testing.assert_array_equal(first[key], second[key])
+        np.testing.assert_array_equal(first[key], again["d" + key])
+
+
+@every_variant
+def test_samples_do_not_touch(name):
+    variant, options = VARIANTS[name], options_of(VARIANTS[name], "causal")
+    arrays = inputs(variant)
+    before = run(variant, arrays, **options)
+    other = {key: np.concatenate([-2 * x[:1], x[1:]]) if x.ndim > 1 else x for key, x in arrays.items()}
+    after = run(variant, other, **options)
+    for key in ("out", *("d" + key for key, x in arrays.items() if x.ndim > 1)):
+        np.testing.assert_array_equal(after[key][1], before[key][1])
+        assert (after[key][0] != before[key][0]).any()
+
+
+@pytest.mark.parametrize("shift", [1e2, -1e2, 1e4, -1e4, 1e6, -1e6])
+@every_variant
+def test_shifted_scores_give_the_same_result(name, shift):
+    """Up to the digits that s + shift has left, except where a sink at 0 stands still."""
+    variant, options = VARIANTS[name], options_of(VARIANTS[name], "causal")
+    if name == "off_by_one":
+        assert abs(run(variant, inputs(variant), bias=np.full(1, -abs(shift)), **options)["out"]).max() < 1e-40
+        return
+    arrays = inputs(variant)
+    before = run(variant, arrays, **options)
+    if name == "sink":
+        arrays["sink"] = arrays["sink"] + shift
+    after = run(variant, arrays, bias=np.full(1, shift), **options)
+    del after["dbias"]
+    if variant.mechanism == "gaussian":                # every score times a change of sigma, not the bias
+        assert error(after.pop("dlog_sigma"), before.pop("dlog_sigma")) <= 1e-8
+    assert_close(after, before, 1e-13 + 8 * np.finfo(float).eps * abs(shift))
+
+
+# --------------------------------------------------------------------------------------------------------- corners
+
+signs = np.sign(np.random.default_rng(5).standard_normal((B, H, TQ, DV)))
+token = np.random.default_rng(6).standard_normal((1, 1, 1, D)).astype(np.float32).astype(float)
+pairs = np.repeat(np.random.default_rng(7).standard_normal((B, H, 4, D)), 2, axis=2)[:, :, :TK]
+CORNERS = {     # name -> (variant, arguments, step of the central differences or None at a kink, float32 too)
+    "gate-open": ("gated-channel", {"gate_logits": 50 + 0 * signs}, 1e-3, True),
+    "gate-closed": ("gated-channel", {"gate_logits": -50 + 0 * signs}, 1e-3, True),
+    "gate-either": ("gated-channel", {"gate_logits": 50 * signs}, 1e-3, True),
+    "gate_head-either": ("gated-head", {"gate_logits": 50 * signs[..., :1]}, 1e-3, True),
+    "gates_closed-key": ("energy-key", {"tau": heads(40.0)}, 1e-3, True),                   # logits near -80
+    "gates_closed-prefix": ("energy-prefix", {"tau": heads(40.0)}, 1e-3, True),
+    "gates_closed-sequence": ("energy-sequence", {"tau": heads(40.0)}, 1e-3, True),
+    "gates_closed-none": ("energy-none", {"tau": heads(40.0)}, 1e-3, True),
+    "gates_open-none": ("energy-none", {"tau": heads(-40.0)}, 1e-3, False),
+    "energy-equal-key": ("energy-key", {"energy": np.ones((B, H, TK))}, None, True),
+    "energy-equal-prefix": ("energy-prefix", {"energy": np.ones((B, H, TK))}, None, True),
+    "energy-equal-sequence": ("energy-sequence", {"energy": np.ones((B, H, TK))}, None, True),
+    "energy-far-key": ("energy-key", {"energy": 1000 + draw("energy", (B, H, TK), np.random.default_rng(8))}, 1e-3, True),
+    "energy-far-prefix": ("energy-prefix", {"energy": 1000 + draw("energy", (B, H, TK), np.random.default_rng(8))}, 1e-3,
+                          True),
+    "alpha-at_kinks": ("affine-linear_clip-total", {"alpha_logits": 5 * signs[..., 0]}, None, True),
+    "alpha-inside": ("affine-linear_clip-total", {"alpha_logits": 4.9 * signs[..., 0]}, 1e-3, True),
+    "alpha-outside": ("affine-linear_clip-total", {"alpha_logits": 5.1 * signs[..., 0]}, 1e-3, True),
+    "alpha-far": ("affine-sigmoid-visible", {"alpha_logits": 50 * signs[..., 0]}, 1e-3, True),
+    "alpha_ma-0": ("affine-linear_clip-total", {"alpha_ma": heads(0.0)}, 1e-3, True),
+    "alpha_ma-half": ("affine-linear_clip-visible", {"alpha_ma": heads(0.5)}, 1e-3, True),
+    "alpha_ma-1": ("affine-linear_clip-total", {"alpha_ma": heads(1.0)}, 1e-3, True),
+    "sink-far_above": ("sink", {"sink": heads(60.0)}, 1e-3, True),
+    "sink-out_of_reach": ("sink", {"sink": heads(1e4)}, 1e-3, True),
+    "sink-far_below": ("sink", {"sink": heads(-60.0)}, 1e-3, True),
+    "sink-nowhere": ("sink", {"sink": heads(-1e4)}, 1e-3, True),
+    "sigma-tiny": ("gaussian", {"log_sigma": heads(-10.0)}, 1e-3, True),
+    "sigma-small": ("gaussian", {"log_sigma": heads(-1.0)}, 1e-4, True),
+    "sigma-huge": ("gaussian", {"log_sigma": heads(12.0)}, 1e-3, True),
+    "tokens-identical": ("gaussian", {"x": token + np.zeros((B, H, TK, D))}, 1e-3, True),
+    "tokens-identical-sigma-small": ("gaussian", {"x": token + np.zeros((B, H, TK, D)), "log_sigma": heads(-3.0)}, 1e-5,
+                                     False),
+    "tokens-in_pairs": ("gaussian", {"x": pairs}, 1e-3, True),
+    "tokens-in_pairs-sigma-tiny": ("gaussian", {"x": pairs, "log_sigma": heads(-10.0)}, None, True),
+    "tokens-zero": ("gaussian", {"x": np.zeros((B, H, TK, D))}, 1e-3, True),
+    "keys-identical": ("softmax", {"k": token + np.zeros((B, H, TK, D))}, 1e-3, True),
+}
+
+
+def corner(name, mask):
+    variant, change, step, single = CORNERS[name]
+    variant = VARIANTS[variant]
+    change = {key: x.astype(np.float32).astype(float) for key, x in change.items()}
+    return variant, {**inputs(variant), **change}, options_of(variant, mask), step, single
+
+
+@pytest.mark.parametrize("mask", ["none", "causal"])
+@pytest.mark.parametrize("name", CORNERS)
+@pytest.mark.filterwarnings("error")
+def test_corners(name, mask):
+    variant, arrays, options, step, _ = corner(name, mask)
+    actual = run(variant, arrays, **options)
+    assert all(np.isfinite(x).all() for x in actual.values())
+    if step:
+        assert_gradients(variant.module.forward, variant.module.backward, arrays, step=step, **options)
+    pytest.importorskip("torch")
+    expected = reference(variant, arrays, **options, **STABLE.get(variant.mechanism, {}))
+    assert_close(actual, expected, 1e-11)
+    assert error(actual["weights"], expected["weights"]) <= 1e-12
+
+
+@pytest.mark.parametrize("name", [name for name, case in CORNERS.items() if case[3]])
+def test_corners_in_float32(name):
+    """As above; a gradient whose true value is 0 must be below 64 eps instead (all arrays are of order 1)."""
+    pytest.importorskip("torch")
+    variant = corner(name, "none")[0]
+    cases = [(corner(name, mask)[1], corner(name, mask)[2]) for mask in ("none", "causal", "window3")]
+    for key, (own, literal, size) in in_float32(variant, cases, **STABLE.get(variant.mechanism, {})).items():
+        assert own <= (2 * (literal + EPS * size) if size > 1e-12 else 64 * EPS), (key, own / EPS, literal / EPS, size)
+
+
+def test_slope_at_the_kinks_is_0():
+    x = np.array([-5.1, -5, -4.9, 0, 4.9, 5, 5.1])
+    alpha, slope = affine.phi_forward(x, "linear_clip")
+    np.testing.assert_allclose(alpha, [0, 0, 0.01, 0.5, 0.99, 1, 1], rtol=0, atol=1e-15)
+    np.testing.assert_array_equal(slope, [0, 0, 0.1, 0.1, 0.1, 0, 0])
+
+
+# ---------------------------------------------------------------------------------------------- limits and identities
+
+LIMIT_MASKS = pytest.mark.parametrize("mask", ["none", "causal", "window3", "padding-causal", "empty_rows"])
+
+
+def qkv(mask, arrays):
+    return softmax.forward(arrays["q"], arrays["k"], arrays["v"], **options_of(VARIANTS["softmax"], mask),
+                           return_weights=True)
+
+
+def forward(name, mask, **change):
+    """out, weights of a variant with some arguments changed, and those of softmax on the same q, k, v"""
+    variant = VARIANTS[name]
+    arrays = {**inputs(variant, mask), **change}
+    out, _, weights = variant.module.forward(**arrays, **options_of(variant, mask), return_weights=True)
+    plain, _, P = qkv(mask, arrays)
+    return out, weights, plain, P
+
+
+LIMITS = {     # these settings make it plain softmax
+    "affine-total": ("affine-linear_clip-total", {"alpha_logits": np.full((B, H, TQ), 9.0), "alpha_ma": heads(1.0)}),
+    "affine-visible": ("affine-linear_clip-visible", {"alpha_logits": np.full((B, H, TQ), 9.0), "alpha_ma": heads(1.0)}),
+    "affine-sigmoid": ("affine-sigmoid-total", {"alpha_logits": np.full((B, H, TQ), 60.0), "alpha_ma": heads(1.0)}),
+    "sink": ("sink", {"sink": heads(-1e3)}),
+    "gate": ("gated-channel", {"gate_logits": np.full((B, H, TQ, DV), 60.0)}),
+    "energy-constant-none": ("energy-none", {"energy": np.full((B, H, TK), 0.7)}),
+    "energy-constant-key": ("energy-key", {"energy": np.full((B, H, TK), 0.7)}),
+    "energy-constant-prefix": ("energy-prefix", {"energy": np.full((B, H, TK), 0.7)}),
+    "energy-constant-sequence": ("energy-sequence", {"energy": np.full((B, H, TK), 0.7)}),
+    "energy-alpha-0": ("energy-key", {"alpha": heads(0.0)}),
+}
+
+
+@LIMIT_MASKS
+@pytest.mark.parametrize("limit", LIMITS)
+def test_limits_that_are_softmax(limit, mask):
+    out, weights, plain, P = forward(LIMITS[limit][0], mask, **LIMITS[limit][1])
+    np.testing.assert_allclose(out, plain, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(weights, P, rtol=0, atol=1e-12)
+
+
+@LIMIT_MASKS
+def test_sink_at_zero_is_off_by_one(mask):
+    variant, options = VARIANTS["sink"], options_of(VARIANTS["sink"], mask)
+    arrays = {**inputs(variant, mask), "sink": heads(0.0)}
+    ours = run(variant, arrays, **options)
+    del arrays["sink"], ours["dsink"]
+    assert_close(run(VARIANTS["off_by_one"], arrays, **options), ours, 0)
+
+
+def test_off_by_one_adds_one_to_the_denominator():
+    q, k, v = (inputs(VARIANTS["softmax"])[key] for key in "qkv")
+    e = np.exp(np.einsum("bhid,bhjd->bhij", q, k) / np.sqrt(D))
+    np.testing.assert_allclose(off_by_one.forward(q, k, v)[0], e / (1 + e.sum(axis=3, keepdims=True)) @ v, rtol=0, atol=1e-13)
+    for s, total in ((0.0, 1), (2.0, np.exp(2))):
+        weights = sink.forward(q, k, v, heads(s), return_weights=True)[2]
+        np.testing.assert_allclose(weights, e / (total + e.sum(axis=3, keepdims=True)), rtol=0, atol=1e-14)
+
+
+@LIMIT_MASKS
+def test_gates_at_zero_halve(mask):
+    out, _, plain, _ = forward("gated-head", mask, gate_logits=np.zeros((B, H, TQ, 1)))
+    np.testing.assert_allclose(out, plain / 2, rtol=0, atol=1e-15)
+
+
+@LIMIT_MASKS
+@pytest.mark.parametrize("phi", ["linear_clip", "sigmoid"])
+@pytest.mark.parametrize("length", ["total", "visible", 19])
+def test_affine_weights_are_deviations_from_uniform(phi, length, mask):
+    """a_ij = alpha (P_ij - 1/N) + alpha_ma / N on visible keys; so rows sum to alpha + n/N (alpha_ma - alpha)."""
+    name = f"affine-{phi}-{length}"
+    arrays = inputs(VARIANTS[name], mask)
+    out, weights, _, P = forward(name, mask)
+    x, ma = arrays["alpha_logits"][..., None], arrays["alpha_ma"][:, None, None]
+    alpha = np.clip(0.1 * x + 0.5, 0, 1) if phi == "linear_clip" else 1 / (1 + np.exp(-x))
+    see = P > 0
+    n = see.sum(axis=3, keepdims=True)
+    N = {"total": TK, "visible": np.maximum(n, 1), 19: 19}[length]
+    np.testing.assert_allclose(weights, np.where(see, alpha * (P - 1 / N) + ma / N, 0), rtol=0, atol=1e-14)
+    sums = np.where(n > 0, ma if length == "visible" else alpha + n / N * (ma - alpha), 0)
+    np.testing.assert_allclose(weights.sum(axis=3, keepdims=True), np.broadcast_to(sums, n.shape), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(out, weights @ arrays["v"], rtol=0, atol=1e-13)
+
+
+def test_affine_without_alpha_is_a_uniform_average():
+    out, *_ = forward("affine-linear_clip-visible", "causal-start", alpha_logits=np.full((B, H, TQ), -9.0))
+    arrays = inputs(VARIANTS["affine-linear_clip-visible"])
+    means = np.cumsum(arrays["v"], axis=2) / np.arange(1, TK + 1)[:, None]
+    np.testing.assert_allclose(out, arrays["alpha_ma"][:, None, None] * means[:, :, :TQ], rtol=0, atol=1e-14)
+
+
+def test_affine_running_mean():
+    """Eq. 9: from 0, without bias correction, over batch and positions; a buffer that nothing is differentiated by."""
+    logits = np.random.default_rng(0).standard_normal((B, H, TQ))
+    alpha = 0.1 * logits + 0.5
+    np.testing.assert_allclose(affine.fold(np.zeros(H), logits), 0.1 * alpha.mean(axis=(0, 2)), rtol=1e-14)
+    np.testing.assert_allclose(affine.fold(heads(1, 2, 3), logits, momentum=0.5, axes="layer"),
+                               heads(0.5, 1, 1.5) + 0.5 * alpha.mean(), rtol=1e-14)
+    assert affine.fold(np.zeros(H, np.float32), logits.astype(np.float32)).dtype == np.float32
+
+
+@LIMIT_MASKS
+@pytest.mark.parametrize("norm", ["key", "prefix", "sequence", "none"])
+def test_energy_gate_multiplies_and_renormalises(norm, mask):
+    """A g / sum(A g), statistics by loops over the keys that count."""
+    _, weights, _, P = forward(f"energy-{norm}", mask)
+    arrays = inputs(VARIANTS[f"energy-{norm}"], mask)
+    e, z = arrays["energy"], np.zeros((B, H, TQ, TK))
+    for i in range(TQ):
+        for j in range(TK):
+            last = {"key": j, "prefix": i + TK - TQ, "sequence": TK - 1, "none": None}[norm]
+            known = e[..., : last + 1] if last is not None else None
+            if known is None:
+                z[..., i, j] = e[..., j]
+            elif known.shape[-1] > 1:
+                eps = 0 if norm == "sequence" else 1e-8
+                z[..., i, j] = (e[..., j] - known.mean(axis=-1)) / np.sqrt(known.var(axis=-1) + eps)
+    g = P / (1 + np.exp(-arrays["alpha"][:, None, None] * (z - arrays["tau"][:, None, None])))
+    total = g.sum(axis=3, keepdims=True)
+    np.testing.assert_allclose(weights, g / np.where(total > 0, total, 1), rtol=0, atol=1e-13)
+
+
+@LIMIT_MASKS
+def test_gaussian_weights_are_affinities(mask):
+    variant = VARIANTS["gaussian-keys-values"]
+    arrays, options = inputs(variant, mask), options_of(variant, mask)
+    out, _, weights = gaussian.forward(**arrays, **options, return_weights=True)
+    see = core.attend(arrays["x"], arrays["keys"], arrays["values"], return_weights=True, **options)[2] > 0
+    distance2 = ((arrays["x"][:, :, :, None] - arrays["keys"][:, :, None]) ** 2).sum(axis=4)
+    K = see * np.exp(-distance2 / (2 * np.exp(arrays["log_sigma"])[:, None, None] ** 2))
+    total = K.sum(axis=3, keepdims=True)
+    np.testing.assert_allclose(weights, K / np.where(total > 0, total, 1), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(out, weights @ arrays["values"], rtol=0, atol=1e-12)
+
+
+def test_gaussian_limits():
+    x = inputs(VARIANTS["gaussian"])["x"]
+    out = lambda x, log_sigma, **options: gaussian.forward(x, heads(log_sigma), **options)[0]
+    np.testing.assert_array_equal(out(x, -8.0), x)                                              # sigma -> 0: itself
+    running = np.cumsum(x, axis=2) / np.arange(1, TK + 1)[:, None]
+    np.testing.assert_allclose(out(x, 12.0, causal=True), running, rtol=0, atol=1e-9)           # -> infinity: a mean
+    np.testing.assert_allclose(out(x, 12.0), np.broadcast_to(x.mean(axis=2, keepdims=True), x.shape), rtol=0, atol=1e-9)
+    twins, arrays = np.concatenate([x, x[:, :, :1]], axis=2), np.random.default_rng(0).standard_normal((B, H, TK + 1, DV))
+    shared = out(twins, -3.0, values=arrays)                                                    # ties share
+    np.testing.assert_allclose(shared[:, :, 0], (arrays[:, :, 0] + arrays[:, :, -1]) / 2, rtol=0, atol=1e-11)
+
+
+def test_gaussian_parts_add_up_to_the_whole():
+    """One x plays queries, keys and values: its gradient is the sum of the three."""
+    variant, arrays = VARIANTS["gaussian"], inputs(VARIANTS["gaussian"])
+    whole = run(variant, arrays, causal=True)
+    parts = run(variant, {**arrays, "keys": arrays["x"], "values": arrays["x"]}, causal=True)
+    assert error(parts["dx"] + parts["dkeys"] + parts["dvalues"], whole["dx"]) <= 1e-14
+    assert error(parts["out"], whole["out"]) == 0 and error(parts["dlog_sigma"], whole["dlog_sigma"]) == 0
+
+
+# --------------------------------------------------------------------------------------------------------- causality
+
+T = 67
+PREFIXES = (1, 3, 7, 15, 31, 32, 63, 64)
+FAILS = {"energy-sequence": {1, 2, 3}, **{f"affine-{phi}-total": {3} for phi in ("linear_clip", "sigmoid")}}
+
+
+def per_token(variant):
+    """The arguments that have a value at every token."""
+    return [key for key, shape in variant.shapes.items() if "T" in shape]
+
+
+def tokens(variant, seed=0):
+    return inputs(variant, seed=seed, B=1, Tq=T, Tk=T, T=T)
+
+
+def suffix_changes_nothing(variant, options):
+    """Form 1: change everything from token t on; what came before t is the same bits, what comes after is not."""
+    arrays, other = tokens(variant), tokens(variant, seed=1)
+    before = variant.module.forward(**arrays, **options)[0]
+    same = True
+    for t in PREFIXES:
+        changed = {key: np.concatenate([x[:, :, :t], other[key][:, :, t:]], axis=2) if key in per_token(variant) else x
+                   for key, x in arrays.items()}
+        after = variant.module.forward(**changed, **options)[0]
+        assert (after[:, :, t:] != before[:, :, t:]).any(axis=3).all()
+        same &= np.array_equal(after[:, :, :t], before[:, :, :t])
+    return same
+
+
+def no_gradient_from_the_past(variant, options):
+    """Form 2: back-propagate from one position; everything later gets exactly zero."""
+    out, cache = variant.module.forward(**tokens(variant), **options)
+    zero = True
+    for t in PREFIXES:
+        dout = np.zeros_like(out)
+        dout[:, :, t - 1] = cotangent(out)[:, :, t - 1]
+        grads = variant.module.backward(dout, cache)
+        zero &= not any(grads[key][:, :, t:].any() for key in per_token(variant))
+        assert all(np.isfinite(x).all() for x in grads.values())
+    return zero
+
+
+def prefix_alone_is_enough(variant, options):
+    """Form 3: the prefix by itself gives what it gives inside the whole."""
+    arrays = tokens(variant)
+    whole = variant.module.forward(**arrays, **options)[0]
+    worst = 0
+    for t in PREFIXES:
+        part = {key: x[:, :, :t] if key in per_token(variant) else x for key, x in arrays.items()}
+        worst = max(worst, error(variant.module.forward(**part, **options)[0], whole[:, :, :t]))
+    return worst <= 1e-12
+
+
+FORMS = {1: suffix_changes_nothing, 2: no_gradient_from_the_past, 3: prefix_alone_is_enough}
+
+
+@pytest.mark.parametrize("window", [None, 5], ids=["causal", "window5"])
+@pytest.mark.parametrize("form", FORMS)
+@every_variant
+def test_causality(name, form, window):
+    variant = VARIANTS[name]
+    holds = FORMS[form](variant, {"causal": True, "window": window, **variant.options})
+    assert holds == (form not in FAILS.get(name, ()))
+
+
+@every_variant
+def test_registry_says_what_is_not_causal(name):
+    variant = VARIANTS[name]
+    row = MECHANISMS[variant.mechanism]
+    assert bool(row.leak(**variant.options)) == (1 in FAILS.get(name, ()))
+    assert bool(row.recompute(**variant.options)) == (3 in FAILS.get(name, ()))
+
+
+@every_variant
+def test_one_query_at_a_time(name):
+    """What generation does: the last query alone, aligned to the end of the keys, gives the last row of the whole."""
+    variant, options = VARIANTS[name], {"causal": True, **VARIANTS[name].options}
+    if variant.square:
+        options["keys"] = inputs(variant)["x"]
+    arrays = inputs(variant, "none", Tq=TK)
+    whole = variant.module.forward(**arrays, **options)[0]
+    own = [key for key, shape in variant.shapes.items() if "Tq" in shape or key == "x"]
+    last = {key: x[:, :, -1:] if key in own else x for key, x in arrays.items()}
+    assert error(variant.module.forward(**last, **options)[0], whole[:, :, -1:]) <= 1e-12
+
+
+# ------------------------------------------------------------------------------------------------ registry, bad input
+
+
+def test_table_covers_the_registry():
+    assert {variant.mechanism for variant in VARIANTS.values()} == set(MECHANISMS)
+    assert mechanism("sink").module is sink
+    with pytest.raises(InputError, match="attention must be one of .*; got 'sofmax'. Did you mean 'softmax'"):
+        mechanism("sofmax")
+
+
+@every_mechanism
+def test_registry_describes_the_module(name):
+    row = MECHANISMS[name]
+    parameters = inspect.signature(row.module.forward).parameters
+    given = [key for key, p in parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD]
+    assert given == list(row.arguments) and row.name == name
+    assert all(parameters[key].default == value for key, value in row.options.items())
+    assert set(row.projections) | set(row.parameters) | set(row.buffers) <= set(row.arguments)
+    assert re.fullmatch(r"\d{4}\.\d{5}", row.arxiv) and row.arxiv in row.module.__doc__ and row.summary
+
+
+def first_variant(name):
+    return next(variant for variant in VARIANTS.values() if variant.mechanism == name)
+
+
+ARGUMENTS = [(name, key) for name, row in MECHANISMS.items() for key in row.arguments]
+every_argument = pytest.mark.parametrize(("name", "key"), ARGUMENTS, ids=[".".join(pair) for pair in ARGUMENTS])
+DAMAGE = {"list": lambda x: x.tolist(), "integers": lambda x: x.astype(int), "half": lambda x: x.astype(np.float16),
+          "mixed": lambda x: x.astype(np.float32), "more_axes": lambda x: x[..., None], "fewer_axes": lambda x: x[0],
+          "missing": lambda x: None}
+
+
+def message_of(name, **change):
+    variant = first_variant(name)
+    with pytest.raises(InputError) as caught:
+        variant.module.forward(**{**inputs(variant), **change})
+    assert isinstance(caught.value, ValueError)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@every_argument
+def test_array_that_is_wrong(name, key, damage):
+    message = message_of(name, **{key: DAMAGE[damage](inputs(first_variant(name))[key])})
+    assert re.search(rf"\b{key}\b", message)
+
+
+def wrong_sizes():
+    """Every axis whose size an earlier argument fixed."""
+    for name, row in MECHANISMS.items():
+        bound = set()
+        for key, shape in row.arguments.items():
+            symbols = [s.strip().replace("Dv or 1", "Dv") for s in shape.strip("()").split(",") if s.strip()]
+            yield from ((name, key, axis) for axis, symbol in enumerate(symbols) if symbol in bound)
+            bound |= set(symbols)
+
+
+WRONG_SIZES = list(wrong_sizes())
+
+
+@pytest.mark.parametrize(("name", "key", "axis"), WRONG_SIZES, ids=[f"{n}.{k}-{a}" for n, k, a in WRONG_SIZES])
+def test_axis_of_another_size(name, key, axis):
+    x = inputs(first_variant(name))[key]
+    message = message_of(name, **{key: np.concatenate([x, x], axis=axis)})
+    assert re.match(rf"{key}: axis {axis} ", message) and str(x.shape[axis]) in message
+
+
+PARAMETERS = [(name, key) for name, row in MECHANISMS.items() for key in {**row.parameters, **row.buffers}]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("name", "key"), PARAMETERS, ids=[".".join(pair) for pair in PARAMETERS])
+def test_parameter_that_is_not_finite(name, key, value):
+    assert message_of(name, **{key: heads(0, value, 0)}).startswith(f"{key} must be finite; entry (1,) is {value}")
+
+
+OPTIONS = {"window": (0, -1, 2.5, "5", True), "prefix": (-1, 1.5), "causal": ("yes", 1), "align": ("middle", None),
+           "dropout": (-0.1, 1.0), "bias": (0.5, "decay"), "allowed": (True, [[True]])}
+OPTIONS = [(key, value) for key, values in OPTIONS.items() for value in values] + [("colour", "red"), ("Causal", True)]
+
+
+@pytest.mark.parametrize(("key", "value"), OPTIONS, ids=[f"{key}={value}" for key, value in OPTIONS])
+@every_mechanism
+def test_option_that_is_wrong(name, key, value):
+    assert key in message_of(name, **{key: value})
+
+
+OWN = [("affine", "phi", "relu"), ("affine", "phi", None), ("affine", "length", "Total"), ("affine", "length", 0),
+       ("affine", "length", 1.5), ("energy", "norm", "keys"), ("energy", "norm", None), ("gaussian", "scale", 1.0)]
+
+
+@pytest.mark.parametrize(("name", "key", "value"), OWN, ids=[f"{n}-{k}={v}" for n, k, v in OWN])
+def test_own_option_that_is_wrong(name, key, value):
+    assert key in message_of(name, **{key: value})
