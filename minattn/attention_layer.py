@@ -62,13 +62,14 @@ def plan(config):
             listed = ", ".join(known) or "no options"
             raise InputError(f"attention option {option!r} is unknown to {config.attention}, which takes {listed}."
                              f"{checks.nearest(option, known)}")
-    _check_options(config.attention_options)
+    _check_options("attention", config.attention_options)
     position_known = {key: value for name in positions for key, value in POSITIONS[name].options.items()}
     for option in config.position_options:
         if option not in position_known:
             listed = ", ".join(position_known) or "no options"
             raise InputError(f"position option {option!r} is unknown to {config.position}, which takes {listed}."
                              f"{checks.nearest(option, position_known)}")
+    _check_options("position", config.position_options)
     rope = {key: config.position_options.get(key, value) for key, value in rotary.OPTIONS.items()} if "rope" in positions else None
     if rope and config.n_embd // config.n_head % 2:
         raise InputError(f"n_embd / n_head must be even for rope; got {config.n_embd} / {config.n_head}.")
@@ -88,6 +89,8 @@ def position_names(config):
     names = [name.strip() for name in config.position.split("+")]
     for name in names:
         checks.choice("position", name, POSITIONS)
+        if names.count(name) > 1:
+            raise InputError(f"position {name!r} is there twice in {config.position!r}.")
     return names
 
 
@@ -96,15 +99,18 @@ def embeddings_of(config):
     return [name for name in position_names(config) if POSITIONS[name].kind == "embedding"]
 
 
-def _check_options(options):
+def _check_options(kind, options):
     choices = {"gate": ("channel", "head"), "axes": ("head", "layer"), "use": ("after", "before"),
                "phi": ("linear_clip", "sigmoid"), "norm": ("key", "prefix", "sequence", "none"),
-               "qk_norm": (True, False), "rope_values": (True, False)}
+               "qk_norm": (True, False), "rope_values": (True, False), "pairs": ("half", "interleaved"),
+               "admissible": (True, False), "centre": (True, False, None)}
     for name, value in options.items():
         if name in choices:
-            checks.choice(f"attention option {name}", value, choices[name])
+            checks.choice(f"{kind} option {name}", value, choices[name])
     if options.get("sigma_init") is not None:
         checks.number("attention option sigma_init", options["sigma_init"], above=0)
+    if "base" in options:
+        checks.number("position option base", options["base"], above=0)
     if "momentum" in options:
         checks.number("attention option momentum", options["momentum"], 0, high=1)
     if "length" in options and options["length"] not in ("total", "visible"):

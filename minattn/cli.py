@@ -48,6 +48,9 @@ def main(argv=None):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (OSError, MemoryError) as error:                # a full disk, say
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def build_parser(command=None):
@@ -60,7 +63,7 @@ def build_parser(command=None):
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
         if name != command:
             continue
-        own = {"train": (_train_arguments, run_train), "sample": (_sample_arguments, run_sample), "list": (lambda _: None, run_list)}
+        own = {"train": (_train_arguments, run_train), "sample": (_sample_arguments, run_sample), "list": (_list_arguments, run_list)}
         if module is None:
             arguments, run = own[name]
         else:
@@ -182,29 +185,44 @@ def run_sample(args):
 # ------------------------------------------------------------------------------------------------------------ list
 
 
+def _list_arguments(parser):
+    parser.add_argument("--markdown", action="store_true", help="as tables for a document")
+
+
 def run_list(args):
     from minattn.attention import MECHANISMS
     from minattn.positions import POSITIONS
     from minattn.train import PRESETS
-    rows = [("attention", "paper", "causal", "extra arguments", "options", "what it changes")]
+    show = _markdown if args.markdown else _table
+    rows = [("attention", "paper", "what it changes", "file", "causal", "parameters a layer adds", "options")]
     for name, m in MECHANISMS.items():
         causal = "; ".join(["yes", *(f"not with {k}={v}" for k, v in m.not_causal),
                             *(f"{k}={v} sees the length" for k, v in m.not_cacheable)])
-        extra = ", ".join(f"{a} {shape}" for a, shape in m.arguments.items() if a not in ("q", "k", "v"))
-        rows.append((name, m.arxiv, causal, extra, _options({**m.options, **m.layer_options}), m.summary))
-    _table(rows)
+        rows.append((name, m.arxiv, m.summary, _file(m.module), causal, m.extra_parameters(), _options({**m.options, **m.layer_options})))
+    show(rows)
     print()
-    _table([("position", "paper", "kind", "options", "what it does")]
-           + [(name, p.arxiv or "", p.kind, _options(p.options), p.summary) for name, p in POSITIONS.items()])
+    show([("position", "paper", "what it does", "file", "kind", "options")]
+         + [(name, p.arxiv or "", p.summary, _file(p.module), p.kind, _options(p.options)) for name, p in POSITIONS.items()])
     print()
-    _table([("preset", "layers", "heads", "channels", "block", "batch", "steps")]
-           + [(name, *(str(p[k]) for k in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "steps"))) for name, p in PRESETS.items()])
+    show([("preset", "layers", "heads", "channels", "block", "batch", "steps")]
+         + [(name, *(str(p[k]) for k in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "steps"))) for name, p in PRESETS.items()])
     print("\nAny attention with +gated on top (affine+gated); several by layer (energy,softmax); several positions (learned+rope).")
     return 0
 
 
+def _file(module):
+    return module.__name__.partition(".")[2].replace(".", "/") + ".py" if module else ""
+
+
 def _options(options):
     return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def _markdown(rows):
+    for n, row in enumerate(rows):
+        print("| " + " | ".join(row) + " |")
+        if n == 0:
+            print("|---" * len(row) + "|")
 
 
 def _table(rows):

@@ -24,6 +24,7 @@ def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=
     """
     checks.number("temperature", temperature, above=0)
     checks.number("tokens", n_tokens, 0, integer=True)
+    checks.number("seed", seed, 0, integer=True)
     if top_k is not None:
         checks.number("top-k", top_k, 1, integer=True)
     prompt = np.asarray(prompt)
@@ -56,7 +57,8 @@ def _pick(logits, temperature, top_k, rng):
         kept = np.full_like(logits, -np.inf)
         np.put_along_axis(kept, best, np.take_along_axis(logits, best, axis=1), axis=1)
         logits = kept
-    total = np.cumsum(np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature), axis=1)
+    with np.errstate(over="ignore"):                       # a tiny temperature: -inf is as unlikely as it should be
+        total = np.cumsum(np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature), axis=1)
     return np.sum(total <= rng.random((len(logits), 1)) * total[:, -1:], axis=1)
 
 

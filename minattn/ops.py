@@ -43,7 +43,7 @@ def linear_backward(dy, cache):
     grads = {}
     # 2. y += bias: every row received it
     if biased:
-        grads["bias"] = dy.sum(axis=0)
+        grads["bias"] = np.ones(len(dy), dy.dtype) @ dy             # the sum over rows, as a product: faster
     # 1. y = x @ weight
     grads["weight"] = x.T @ dy                                      # (C_in, N), (N, C_out) -> (C_in, C_out)
     grads["x"] = dy @ weight.T                                      # (N, C_out), (C_out, C_in) -> (N, C_in)

@@ -21,7 +21,8 @@ def workers(threads):
     """A pool of threads, while the matrix library keeps to one thread inside each."""
     from threadpoolctl import threadpool_limits
     keep_freed_memory()
-    with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
+    quiet = dict(initializer=np.seterr, initargs=("ignore",))     # the trainer finds what is not finite, and names it
+    with threadpool_limits(1), ThreadPoolExecutor(threads, **quiet) as pool:
         yield pool
 
 

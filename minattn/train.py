@@ -14,16 +14,19 @@ import numpy as np
 from minattn import checks, data, model, optim, parallel, runs
 from minattn.errors import InputError
 
-# How to train, apart from the model's own shape. Each preset names what it changes.
+# Each preset names what it changes of the defaults below and of model.Config. Biases everywhere and one plain
+# normal(0, 0.02) for all weights: at this size both help (nano, seed 0: validation loss 1.911 without either, 1.897 with
+# the plain start, 1.882 with both).
+GPT2 = dict(bias=True, qkv_bias=True, scaled_init=False)
 PRESETS = {
     # learns enough to look like a play in some twenty seconds on two cores
     "demo": dict(n_layer=3, n_head=4, n_embd=96, block_size=64, batch_size=16, steps=600, lr=2e-3, min_lr=2e-4, warmup=50,
-                 beta2=0.99, eval_interval=200),
+                 eval_interval=200, **GPT2),
     # nanoGPT's recipe for a CPU
     "nano": dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, steps=2000, lr=1e-3, min_lr=1e-4, warmup=100,
-                 beta2=0.99, eval_interval=250),
+                 **GPT2),
     "laptop": dict(n_layer=4, n_head=4, n_embd=128, block_size=128, batch_size=32, steps=3000, lr=1e-3, min_lr=1e-4, warmup=100,
-                   beta2=0.99, eval_interval=250, chunks=4),
+                   chunks=4, **GPT2),
     # the published runs of energy-gated attention and Morlet positions (arXiv 2605.26355)
     "paper": dict(n_layer=6, n_head=8, n_embd=256, block_size=256, batch_size=64, steps=5000, lr=3e-4, min_lr=0.0, warmup=300,
                   beta2=0.95, decay="all", dropout=0.1, bias=True, scaled_init=False, gelu="exact", eval_interval=500, chunks=8),
@@ -182,7 +185,7 @@ def _train(folder, config, settings, vocabulary, ids, state, *, threads, say):
                 if not math.isfinite(loss):
                     raise _diverged(step + 1, folder, "the loss")
                 if not math.isfinite(norm):
-                    raise _diverged(step + 1, folder, "the gradient", grads)
+                    raise _diverged(step + 1, folder, "the gradient of {}", grads)
                 factor = optim.clip_factor(norm, settings.clip)
                 if factor < 1:
                     g *= factor
@@ -190,6 +193,8 @@ def _train(folder, config, settings, vocabulary, ids, state, *, threads, say):
                 parallel.adamw(pool, p, g, m, v, decayed, step + 1, lr, settings.weight_decay,
                                betas=(settings.beta1, settings.beta2), eps=settings.eps)
                 buffers, step = new_buffers, step + 1
+                if not np.isfinite(p).all():
+                    raise _diverged(step, folder, "the parameter {}", params)
                 speed = tokens / (time.perf_counter() - tick)
                 last = step == settings.steps
                 val_loss = None
@@ -204,8 +209,6 @@ def _train(folder, config, settings, vocabulary, ids, state, *, threads, say):
                 bar.set_postfix_str(f"loss {loss:.3f}, {speed / 1000:.1f}k tokens/s", refresh=False)
                 bar.update()
                 if last or stop or step % settings.checkpoint_interval == 0:
-                    if not np.isfinite(p).all():
-                        raise _diverged(step, folder, "the parameter", params)
                     metrics.flush()
                     runs.save_checkpoint(folder, snapshot())
                 if stop and not last:
@@ -241,7 +244,7 @@ def _leaks(config):
 
 def _diverged(step, folder, what, arrays=None):
     """The exception that says what is no longer finite, which of these arrays it was, and where the last good ones are."""
-    what += next((f" {name}" for name, a in (arrays or {}).items() if not np.isfinite(a).all()), "")
+    what = what.format(next((name for name, a in (arrays or {}).items() if not np.isfinite(a).all()), "all parameters together"))
     good = Path(folder) / runs.CHECKPOINT
     kept = f"the last good checkpoint is {good}" if good.exists() else "no checkpoint had been written yet"
     return Diverged(f"step {step}: {what} is not finite; {kept}. Try a smaller --lr, or a --clip.")

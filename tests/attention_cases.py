@@ -142,6 +142,7 @@ def reference(variant, arrays, dout=None, **options):
     import torch
 
     from minattn import torch_refs
+    torch.set_num_threads(1)                      # the tensors are tiny: threads would only wait for each other
     leaves = {name: torch.tensor(x, requires_grad=name != "alpha_ma") for name, x in arrays.items()}
     options = {name: torch.tensor(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
     out, weights = getattr(torch_refs, REFERENCES[variant.mechanism])(**leaves, **options, return_weights=True)

@@ -3,8 +3,6 @@
 A run is a dict of arrays: "logits", "loss", "grad/NAME", then some AdamW steps as the trainer takes them: "losses",
 "norms", "after/NAME", "after/logits". Both implementations give the same keys.
 """
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from minattn import model, optim, parallel
@@ -17,7 +15,7 @@ RATE = dict(lr=3e-3, min_lr=3e-4, warmup=2)
 
 CASES = {
     "softmax": {},
-    "off_by_one": dict(attention="off_by_one"),
+    "off_by_one-sinusoidal": dict(attention="off_by_one", position="sinusoidal"),
     "sink": dict(attention="sink"),
     "gated": dict(attention="gated"),
     "gated-head": dict(attention="gated", attention_options={"gate": "head"}),
@@ -54,8 +52,8 @@ CASES = {
     "learned+morlet+decay": dict(position="learned+morlet+decay"),
     "biases-exact": dict(bias=True, qkv_bias=True, gelu="exact"),
 }
-SAVED = ("softmax", "off_by_one", "gated-head", "affine-visible", "affine+gated", "energy-morlet", "energy-prefix",
-         "gaussian-rope-SSSL", "sink-rope-window", "sinusoidal", "energy+gated-decay", "biases-exact")
+SAVED = ("softmax", "off_by_one-sinusoidal", "gated-head", "affine-visible", "affine+gated", "energy-morlet",
+         "energy+gated-decay", "gaussian-rope-SSSL", "sink-rope-window", "biases-exact")
 
 
 def config_of(case, **others):
@@ -98,7 +96,7 @@ def run_numpy(config, params, buffers, x, y, steps=5, clip=CLIP):
     g, m, v = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
     grads, losses, norms = optim.views_of(g, shapes), [], []
     chunks = 1 if buffers else 2                      # a running mean is one per chunk: PyTorch has one
-    with ThreadPoolExecutor(1) as pool:
+    with parallel.workers(1) as pool:
         for step in range(1, steps + 1):
             loss, buffers = parallel.loss_and_gradients(pool, params, buffers, x, y, config, chunks=chunks, out=grads)
             norms.append(optim.global_norm(grads))
@@ -116,6 +114,7 @@ def run_torch(config, params, buffers, x, y, steps=5, clip=CLIP):
     import torch
 
     from minattn.torch_refs.gpt import GPT
+    torch.set_num_threads(1)                          # small arrays: more threads only wait for one another
     gpt = GPT.from_numpy(model.to_dict(config), params, buffers).train()
     x, y = torch.tensor(x), torch.tensor(y)
     logits, loss = gpt(x, y)
@@ -125,7 +124,8 @@ def run_torch(config, params, buffers, x, y, steps=5, clip=CLIP):
 
     gpt = GPT.from_numpy(model.to_dict(config), params, buffers).train()         # the buffers as they were
     flat = list(gpt.parameters())
-    groups = [{"params": [p for p in flat if (p.ndim >= 2) is matrix], "weight_decay": DECAY * matrix} for matrix in (True, False)]
+    groups = [{"params": [p for p in flat if (p.ndim >= 2) is decays], "weight_decay": DECAY * decays}
+              for decays in (True, False)]
     adamw, losses, norms = torch.optim.AdamW(groups, **ADAMW), [], []
     for step in range(steps):
         for group in adamw.param_groups:

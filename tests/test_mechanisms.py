@@ -1,4 +1,4 @@
-"""Every mechanism, with each of its options, under every kind of mask: gradients, PyTorch, precision, limits, causality.
+"""Every mechanism, with each option, under every kind of mask: gradients, PyTorch, precision, limits, causality.
 
 The tables (variants, masks) are in attention_cases.py. Central differences need nothing; the literal formulas need
 PyTorch, and tests/saved has their results for one mask where it is missing.
@@ -25,7 +25,8 @@ from attention_cases import (
 )
 
 from minattn import masks
-from minattn.attention import MECHANISMS, affine, core, gaussian, mechanism, off_by_one, sink, softmax
+from minattn.attention import MECHANISMS, affine, core, energy, gaussian, mechanism, off_by_one, sink, softmax
+from minattn.attention.gated import sigmoid
 from minattn.errors import InputError
 from minattn.ops import keep_mask
 from minattn.positions.decay import DecayBias
@@ -232,79 +233,92 @@ def test_shifted_scores_give_the_same_result(name, shift):
 
 # --------------------------------------------------------------------------------------------------------- corners
 
+far = 1000 + draw("energy", (B, H, TK), np.random.default_rng(8))
 signs = np.sign(np.random.default_rng(5).standard_normal((B, H, TQ, DV)))
 token = np.random.default_rng(6).standard_normal((1, 1, 1, D)).astype(np.float32).astype(float)
 pairs = np.repeat(np.random.default_rng(7).standard_normal((B, H, 4, D)), 2, axis=2)[:, :, :TK]
-CORNERS = {     # name -> (variant, arguments, step of the central differences or None at a kink, float32 too)
-    "gate-open": ("gated-channel", {"gate_logits": 50 + 0 * signs}, 1e-3, True),
-    "gate-closed": ("gated-channel", {"gate_logits": -50 + 0 * signs}, 1e-3, True),
-    "gate-either": ("gated-channel", {"gate_logits": 50 * signs}, 1e-3, True),
-    "gate_head-either": ("gated-head", {"gate_logits": 50 * signs[..., :1]}, 1e-3, True),
-    "gates_closed-key": ("energy-key", {"tau": heads(40.0)}, 1e-3, True),                   # logits near -80
-    "gates_closed-prefix": ("energy-prefix", {"tau": heads(40.0)}, 1e-3, True),
-    "gates_closed-sequence": ("energy-sequence", {"tau": heads(40.0)}, 1e-3, True),
-    "gates_closed-none": ("energy-none", {"tau": heads(40.0)}, 1e-3, True),
-    "gates_open-none": ("energy-none", {"tau": heads(-40.0)}, 1e-3, False),
-    "energy-equal-key": ("energy-key", {"energy": np.ones((B, H, TK))}, None, True),
-    "energy-equal-prefix": ("energy-prefix", {"energy": np.ones((B, H, TK))}, None, True),
-    "energy-equal-sequence": ("energy-sequence", {"energy": np.ones((B, H, TK))}, None, True),
-    "energy-far-key": ("energy-key", {"energy": 1000 + draw("energy", (B, H, TK), np.random.default_rng(8))}, 1e-3, True),
-    "energy-far-prefix": ("energy-prefix", {"energy": 1000 + draw("energy", (B, H, TK), np.random.default_rng(8))}, 1e-3,
-                          True),
-    "alpha-at_kinks": ("affine-linear_clip-total", {"alpha_logits": 5 * signs[..., 0]}, None, True),
-    "alpha-inside": ("affine-linear_clip-total", {"alpha_logits": 4.9 * signs[..., 0]}, 1e-3, True),
-    "alpha-outside": ("affine-linear_clip-total", {"alpha_logits": 5.1 * signs[..., 0]}, 1e-3, True),
-    "alpha-far": ("affine-sigmoid-visible", {"alpha_logits": 50 * signs[..., 0]}, 1e-3, True),
-    "alpha_ma-0": ("affine-linear_clip-total", {"alpha_ma": heads(0.0)}, 1e-3, True),
-    "alpha_ma-half": ("affine-linear_clip-visible", {"alpha_ma": heads(0.5)}, 1e-3, True),
-    "alpha_ma-1": ("affine-linear_clip-total", {"alpha_ma": heads(1.0)}, 1e-3, True),
-    "sink-far_above": ("sink", {"sink": heads(60.0)}, 1e-3, True),
-    "sink-out_of_reach": ("sink", {"sink": heads(1e4)}, 1e-3, True),
-    "sink-far_below": ("sink", {"sink": heads(-60.0)}, 1e-3, True),
-    "sink-nowhere": ("sink", {"sink": heads(-1e4)}, 1e-3, True),
-    "sigma-tiny": ("gaussian", {"log_sigma": heads(-10.0)}, 1e-3, True),
-    "sigma-small": ("gaussian", {"log_sigma": heads(-1.0)}, 1e-4, True),
-    "sigma-huge": ("gaussian", {"log_sigma": heads(12.0)}, 1e-3, True),
-    "tokens-identical": ("gaussian", {"x": token + np.zeros((B, H, TK, D))}, 1e-3, True),
-    "tokens-identical-sigma-small": ("gaussian", {"x": token + np.zeros((B, H, TK, D)), "log_sigma": heads(-3.0)}, 1e-5,
-                                     False),
-    "tokens-in_pairs": ("gaussian", {"x": pairs}, 1e-3, True),
-    "tokens-in_pairs-sigma-tiny": ("gaussian", {"x": pairs, "log_sigma": heads(-10.0)}, None, True),
-    "tokens-zero": ("gaussian", {"x": np.zeros((B, H, TK, D))}, 1e-3, True),
-    "keys-identical": ("softmax", {"k": token + np.zeros((B, H, TK, D))}, 1e-3, True),
+alike = token + np.random.default_rng(8).standard_normal((B, H, TK, D)) * [[[0]], [[0]], [[1]]]    # in two heads
+CORNERS = {     # name -> (variant, arguments)
+    "gate-open": ("gated-channel", {"gate_logits": 50 + 0 * signs}),
+    "gate-closed": ("gated-channel", {"gate_logits": -50 + 0 * signs}),
+    "gate-either": ("gated-channel", {"gate_logits": 50 * signs}),
+    "gate_head-either": ("gated-head", {"gate_logits": 50 * signs[..., :1]}),
+    "gates_closed-key": ("energy-key", {"tau": heads(40, 20, 0.3)}),           # logits near -80, -40
+    "gates_closed-prefix": ("energy-prefix", {"tau": heads(40, 20, 0.3)}),
+    "gates_closed-sequence": ("energy-sequence", {"tau": heads(40, 20, 0.3)}),
+    "gates_closed-none": ("energy-none", {"tau": heads(40, 20, 0.3)}),
+    "gates_open-none": ("energy-none", {"tau": heads(-40, -20, 0.3)}),
+    "energy-equal-key": ("energy-key", {"energy": np.ones((B, H, TK))}),
+    "energy-equal-prefix": ("energy-prefix", {"energy": np.ones((B, H, TK))}),
+    "energy-equal-sequence": ("energy-sequence", {"energy": np.ones((B, H, TK))}),
+    "energy-far-key": ("energy-key", {"energy": far}),
+    "energy-far-prefix": ("energy-prefix", {"energy": far}),
+    "alpha-at_kinks": ("affine-linear_clip-total", {"alpha_logits": 5 * signs[..., 0]}),
+    "alpha-inside": ("affine-linear_clip-total", {"alpha_logits": 4.9 * signs[..., 0]}),
+    "alpha-outside": ("affine-linear_clip-total", {"alpha_logits": 5.1 * signs[..., 0]}),
+    "alpha-far": ("affine-sigmoid-visible", {"alpha_logits": 50 * signs[..., 0]}),
+    "alpha_ma-0": ("affine-linear_clip-total", {"alpha_ma": heads(0.0)}),
+    "alpha_ma-half": ("affine-linear_clip-visible", {"alpha_ma": heads(0.5)}),
+    "alpha_ma-1": ("affine-linear_clip-total", {"alpha_ma": heads(1.0)}),
+    "sink-far_above": ("sink", {"sink": heads(60.0)}),
+    "sink-out_of_reach": ("sink", {"sink": heads(1e4)}),
+    "sink-far_below": ("sink", {"sink": heads(-60.0)}),
+    "sink-nowhere": ("sink", {"sink": heads(-1e4)}),
+    "sigma-tiny": ("gaussian", {"log_sigma": heads(-10.0)}),
+    "sigma-small": ("gaussian", {"log_sigma": heads(-2, -1, 0)}),
+    "sigma-huge": ("gaussian", {"log_sigma": heads(12.0)}),
+    "tokens-identical": ("gaussian", {"x": token + np.zeros((B, H, TK, D))}),
+    "tokens-identical-sigma-small": ("gaussian", {"x": alike, "log_sigma": heads(-1.5, -1, 0.6)}),
+    "tokens-in_pairs": ("gaussian", {"x": pairs}),
+    "tokens-in_pairs-sigma-tiny": ("gaussian", {"x": pairs, "log_sigma": heads(-10.0)}),
+    "tokens-zero": ("gaussian", {"x": np.zeros((B, H, TK, D))}),
+    "keys-identical": ("softmax", {"k": token + np.zeros((B, H, TK, D))}),
 }
+KINKS = {"alpha-at_kinks", "tokens-in_pairs-sigma-tiny",
+         "energy-equal-key", "energy-equal-prefix", "energy-equal-sequence"}
+# In float32 these keep fewer digits than the literal distances: scores of |x|^2 / sigma^2 cancel where tokens are near.
+CANCELLING = {"sigma-small", "tokens-identical-sigma-small"}
 
 
-def corner(name, mask):
-    variant, change, step, single = CORNERS[name]
+def corner(name, mask, seed=0):
+    variant, change = CORNERS[name]
     variant = VARIANTS[variant]
     change = {key: x.astype(np.float32).astype(float) for key, x in change.items()}
-    return variant, {**inputs(variant), **change}, options_of(variant, mask), step, single
+    return variant, {**inputs(variant, seed=seed), **change}, options_of(variant, mask)
 
 
 @pytest.mark.parametrize("mask", ["none", "causal"])
 @pytest.mark.parametrize("name", CORNERS)
 @pytest.mark.filterwarnings("error")
 def test_corners(name, mask):
-    variant, arrays, options, step, _ = corner(name, mask)
+    variant, arrays, options = corner(name, mask)
     actual = run(variant, arrays, **options)
     assert all(np.isfinite(x).all() for x in actual.values())
-    if step:
-        assert_gradients(variant.module.forward, variant.module.backward, arrays, step=step, **options)
+    if name not in KINKS:
+        assert_gradients(variant.module.forward, variant.module.backward, arrays, **options)
     pytest.importorskip("torch")
     expected = reference(variant, arrays, **options, **STABLE.get(variant.mechanism, {}))
     assert_close(actual, expected, 1e-11)
     assert error(actual["weights"], expected["weights"]) <= 1e-12
 
 
-@pytest.mark.parametrize("name", [name for name, case in CORNERS.items() if case[3]])
+@pytest.mark.parametrize("name", [name for name in CORNERS if name not in CANCELLING])
 def test_corners_in_float32(name):
     """As above; a gradient whose true value is 0 must be below 64 eps instead (all arrays are of order 1)."""
     pytest.importorskip("torch")
     variant = corner(name, "none")[0]
-    cases = [(corner(name, mask)[1], corner(name, mask)[2]) for mask in ("none", "causal", "window3")]
+    cases = [corner(name, mask, seed)[1:] for mask in ("none", "causal", "window3") for seed in (0, 1)]
     for key, (own, literal, size) in in_float32(variant, cases, **STABLE.get(variant.mechanism, {})).items():
         assert own <= (2 * (literal + EPS * size) if size > 1e-12 else 64 * EPS), (key, own / EPS, literal / EPS, size)
+
+
+def test_sigmoid_keeps_its_digits():
+    """Also where it is nearly 0: 1 - g and closed gates are made from it."""
+    x = np.array([-700.0, -50, -20, -1, 0, 1, 20, 50, 700, 1e4])
+    np.testing.assert_allclose(sigmoid(x)[:-1], 1 / (1 + np.exp(-x[:-1])), rtol=1e-15)
+    np.testing.assert_allclose(np.exp(energy.log_sigmoid(x)[:-1]), sigmoid(x)[:-1], rtol=1e-13)
+    assert sigmoid(x)[-1] == 1 and sigmoid(-x)[-1] == 0 and energy.log_sigmoid(-x)[-1] == -1e4
+    assert sigmoid(x.astype(np.float32)).dtype == energy.log_sigmoid(x.astype(np.float32)).dtype == np.float32
 
 
 def test_slope_at_the_kinks_is_0():
@@ -334,8 +348,8 @@ def forward(name, mask, **change):
 
 
 LIMITS = {     # these settings make it plain softmax
-    "affine-total": ("affine-linear_clip-total", {"alpha_logits": np.full((B, H, TQ), 9.0), "alpha_ma": heads(1.0)}),
-    "affine-visible": ("affine-linear_clip-visible", {"alpha_logits": np.full((B, H, TQ), 9.0), "alpha_ma": heads(1.0)}),
+    "affine-total": ("affine-linear_clip-total", {"alpha_logits": np.full((B, H, TQ), 9.0), "alpha_ma": heads(1)}),
+    "affine-visible": ("affine-linear_clip-visible", {"alpha_logits": np.full((B, H, TQ), 9.0), "alpha_ma": heads(1)}),
     "affine-sigmoid": ("affine-sigmoid-total", {"alpha_logits": np.full((B, H, TQ), 60.0), "alpha_ma": heads(1.0)}),
     "sink": ("sink", {"sink": heads(-1e3)}),
     "gate": ("gated-channel", {"gate_logits": np.full((B, H, TQ, DV), 60.0)}),
@@ -367,10 +381,11 @@ def test_sink_at_zero_is_off_by_one(mask):
 def test_off_by_one_adds_one_to_the_denominator():
     q, k, v = (inputs(VARIANTS["softmax"])[key] for key in "qkv")
     e = np.exp(np.einsum("bhid,bhjd->bhij", q, k) / np.sqrt(D))
-    np.testing.assert_allclose(off_by_one.forward(q, k, v)[0], e / (1 + e.sum(axis=3, keepdims=True)) @ v, rtol=0, atol=1e-13)
-    for s, total in ((0.0, 1), (2.0, np.exp(2))):
+    total = e.sum(axis=3, keepdims=True)
+    np.testing.assert_allclose(off_by_one.forward(q, k, v)[0], e / (1 + total) @ v, rtol=0, atol=1e-13)
+    for s in (0.0, 2.0):
         weights = sink.forward(q, k, v, heads(s), return_weights=True)[2]
-        np.testing.assert_allclose(weights, e / (total + e.sum(axis=3, keepdims=True)), rtol=0, atol=1e-14)
+        np.testing.assert_allclose(weights, e / (np.exp(s) + total), rtol=0, atol=1e-14)
 
 
 @LIMIT_MASKS
@@ -455,10 +470,10 @@ def test_gaussian_limits():
     np.testing.assert_array_equal(out(x, -8.0), x)                                              # sigma -> 0: itself
     running = np.cumsum(x, axis=2) / np.arange(1, TK + 1)[:, None]
     np.testing.assert_allclose(out(x, 12.0, causal=True), running, rtol=0, atol=1e-9)           # -> infinity: a mean
-    np.testing.assert_allclose(out(x, 12.0), np.broadcast_to(x.mean(axis=2, keepdims=True), x.shape), rtol=0, atol=1e-9)
-    twins, arrays = np.concatenate([x, x[:, :, :1]], axis=2), np.random.default_rng(0).standard_normal((B, H, TK + 1, DV))
-    shared = out(twins, -3.0, values=arrays)                                                    # ties share
-    np.testing.assert_allclose(shared[:, :, 0], (arrays[:, :, 0] + arrays[:, :, -1]) / 2, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(out(x, 12.0) - x.mean(axis=2, keepdims=True), 0 * x, rtol=0, atol=1e-9)
+    twins, values = x[:, :, [0, 1, 2, 0]], np.random.default_rng(0).standard_normal((B, H, 4, DV))
+    shared = out(twins, -3.0, values=values)                                                    # ties share
+    np.testing.assert_allclose(shared[:, :, 0], (values[:, :, 0] + values[:, :, 3]) / 2, rtol=0, atol=1e-11)
 
 
 def test_gaussian_parts_add_up_to_the_whole():
@@ -585,8 +600,7 @@ def first_variant(name):
 ARGUMENTS = [(name, key) for name, row in MECHANISMS.items() for key in row.arguments]
 every_argument = pytest.mark.parametrize(("name", "key"), ARGUMENTS, ids=[".".join(pair) for pair in ARGUMENTS])
 DAMAGE = {"list": lambda x: x.tolist(), "integers": lambda x: x.astype(int), "half": lambda x: x.astype(np.float16),
-          "mixed": lambda x: x.astype(np.float32), "more_axes": lambda x: x[..., None], "fewer_axes": lambda x: x[0],
-          "missing": lambda x: None}
+          "mixed": lambda x: x.astype(np.float32), "more_axes": lambda x: x[..., None], "fewer_axes": lambda x: x[0]}
 
 
 def message_of(name, **change):

@@ -22,6 +22,15 @@ class Mechanism(NamedTuple):
     arxiv: str
     summary: str
 
+    def extra_parameters(self):
+        """What one layer learns beside softmax attention's 4 C^2 weights, as a formula in C channels and H heads."""
+        parts = [] if "q" in self.arguments else ["-3 C^2"]
+        for spec in self.projections.values():
+            parts += ["C^2" if "D" in spec else "C H"] + ["H"] * ("+b" in spec)
+        n = parts.count("H") + len(self.parameters)
+        parts = [part for part in parts if part != "H"] + [f"{n} H" if n > 1 else "H"] * bool(n)
+        return " + ".join(parts) or "0"
+
     def reason(self, table, options):
         """Why these options are in a table of exceptions, or an empty string."""
         settings = {**self.options, **options}

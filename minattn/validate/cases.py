@@ -3,31 +3,21 @@
 A case is all that a run needs: arrays, options, and a random cotangent (with a cotangent of ones the gradients of
 softmax vanish and bugs hide). Every number fits bfloat16, and float16 too unless the corner lies outside its range, so
 that one case serves every precision without an argument over the rounding of inputs. Sizes are different primes: a
-swapped axis cannot fit. The families come in two sorts: those that any mechanism of the registry gets, and those that
-belong to one mechanism's own formula. A mechanism added to the registry gets the first sort without a line here.
+swapped axis cannot fit. What each family asks is in families.py; here its numbers are drawn.
 """
 import fnmatch
-import math
 import zlib
 from functools import lru_cache
-from typing import Any, Callable, NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
 from minattn import attention, checks, masks
 from minattn.errors import InputError
+from minattn.validate import families
 
 SIZES = {"B": 2, "H": 3, "Tq": 7, "Tk": 7, "D": 11, "Dv": 13}
 BITS = 8                                       # significant bits of every number: what bfloat16 holds
-
-# settings of a mechanism's own options (or sizes) that are cases of their own, beside the defaults
-VARIANTS = {
-    "gated": [{"Dv or 1": 1}],
-    "affine": [{"phi": "sigmoid"}, {"length": "visible"}, {"length": 19}],
-    "energy": [{"norm": "prefix"}, {"norm": "sequence"}, {"norm": "none"}],
-}
-# array arguments that may be given or left out
-EXTRA = {"gaussian": {"keys": "(B, H, Tk, D)", "values": "(B, H, Tk, Dv)"}}
 
 
 class Case(NamedTuple):
@@ -41,21 +31,8 @@ class Case(NamedTuple):
     quick: bool                 # part of the quick selection
     seed: int
     layout: str = "contiguous"  # or "strided": hand the arrays over as views with gaps
-    twin: Optional[dict] = None   # the arrays with sample 0 changed: every other sample must come out the same, bit for bit
+    twin: dict | None = None  # the arrays with sample 0 changed: every other sample must come out the same, bit for bit
     unmet: str = ""             # why the sizes asked for rule this case out
-
-
-class Plan(NamedTuple):
-    """A case before its numbers are drawn."""
-    family: str
-    name: str
-    options: dict = {}                  # a function(size, rng) stands for an array
-    sizes: dict = {}                    # on top of SIZES
-    edit: Optional[Callable] = None     # edit(arrays, size), in place
-    extra: tuple = ()                   # names out of EXTRA
-    quick: bool = False
-    layout: str = "contiguous"
-    twin: bool = False
 
 
 def cases(mechanism, *, seed=0, quick=False, only=None, sizes=None):
@@ -72,12 +49,12 @@ def cases(mechanism, *, seed=0, quick=False, only=None, sizes=None):
     found = _all(row.name, id(row.module), seed, tuple(sorted((sizes or {}).items())))
     for glob in only or ():
         if not any(fnmatch.fnmatchcase(c.id, glob) for c in found):
-            ids = [*{c.family: 0}, *(c.id for c in found)]
+            ids = [x for c in found for x in (c.family, c.id)]
             raise InputError(f"no case of {mechanism} matches {glob!r}; --list shows them all.{checks.nearest(glob, ids)}")
     return tuple(c for c in found if (c.quick or not quick) and (not only or any(fnmatch.fnmatchcase(c.id, g) for g in only)))
 
 
-def families(mechanism):
+def family_names(mechanism):
     """The names of a mechanism's case families, in order."""
     return tuple(dict.fromkeys(c.family for c in cases(mechanism)))
 
@@ -107,17 +84,17 @@ def _all(mechanism, module_id, seed, sizes):
     T = fixed.pop("T", None)
     if T:
         fixed = {"Tq": T, "Tk": T, **fixed}
-    plans = [*generic(row, fixed.get("Tk", SIZES["Tk"])), *OWN.get(mechanism, list)()]
+    plans = [*families.generic(row, fixed.get("Tk", SIZES["Tk"])), *families.OWN.get(mechanism, list)()]
     return tuple(c for p in plans if (c := _make(row, p, seed, fixed)) is not None)
 
 
 def _make(row, plan, seed, fixed):
     """Draw the numbers of a plan; None where it means nothing for this mechanism."""
     rng = np.random.default_rng([seed, zlib.crc32(f"{row.name}/{plan.family}/{plan.name}".encode())])
-    unmet = next((f"it needs {s} = {n}, but you fixed {s} at {fixed[s]}" for s, n in plan.sizes.items() if fixed.get(s, n) != n), "")
+    clash = [f"it needs {s} = {n}, but you fixed {s} at {fixed[s]}" for s, n in plan.sizes.items() if fixed.get(s, n) != n]
     size = {**SIZES, **fixed, **plan.sizes}
     size = {"Dv or 1": size["Dv"], "T": size["Tk"], **size}
-    extra = EXTRA.get(row.name, {})
+    extra = families.EXTRA.get(row.name, {})
     shapes = {**row.arguments, **{name: extra[name] for name in plan.extra}}
     if "keys" in plan.extra:
         shapes = {n: s.replace("T,", "Tq,") for n, s in shapes.items()}
@@ -130,13 +107,14 @@ def _make(row, plan, seed, fixed):
             return None                                      # nothing here to edit
         arrays = {name: exact(x) for name, x in arrays.items()}
     options = {n: value(size, rng) if callable(value) else value for n, value in plan.options.items()}
+    options = {n: exact(x) if isinstance(x, np.ndarray) and x.dtype != bool else x for n, x in options.items()}
     twin = {n: np.concatenate([draw(n, (1, *x.shape[1:]), rng), x[1:]]) if x.ndim > 1 else x for n, x in arrays.items()}
     out = row.module.forward(**arrays, **options)[0]
     cotangent = draw("dout", out.shape, rng)
     for x in (*arrays.values(), *twin.values(), cotangent, *(o for o in options.values() if isinstance(o, np.ndarray))):
         x.flags.writeable = False
     return Case(f"{plan.family}/{plan.name}", plan.family, row.name, arrays, options, cotangent, _flags(arrays, options, plan),
-                plan.quick, seed, plan.layout, twin if plan.twin else None, unmet)
+                plan.quick, seed, plan.layout, twin if plan.twin else None, "".join(clash[:1]))
 
 
 def _symbols(shape):
@@ -155,201 +133,3 @@ def _flags(arrays, options, plan):
         flags |= {"Tq!=Tk"} if Tq != Tk else set()
         flags |= {"empty_rows"} if not see.any(axis=-1).all() else set()
     return frozenset(flags | ({"strided"} if plan.layout == "strided" else set()))
-
-
-# ------------------------------------------------------------------------------ families that every mechanism gets
-
-
-def generic(row, T):
-    """The plans of the families that need to know nothing of the mechanism; T tokens unless a plan says otherwise."""
-    causal = {"causal": True}
-    prime = {"Tq": 5, "Tk": 7}
-    for variant in ({}, *VARIANTS.get(row.name, ())):        # its own options meet every kind of mask
-        own = {n: x for n, x in variant.items() if n in row.options}
-        sizes = {n: x for n, x in variant.items() if n not in row.options}
-        tag = "".join(f",{n.replace(' ', '_')}={x}" for n, x in variant.items())
-        square = [Plan("prime_sizes", "T=7" + tag, own, sizes)] if "x" in row.arguments else []
-        yield from square
-        yield Plan("prime_sizes", "Tq=5,Tk=7" + tag, own, {**prime, **sizes}, quick=True)
-        yield Plan("causal", "T" + tag, {**causal, **own}, sizes, quick=True)
-        yield Plan("noncausal", "T" + tag, own, sizes, quick=not tag)
-        yield Plan("window", "W=2" + tag, {**causal, "window": 2, **own}, sizes, quick=True)
-        yield Plan("prefix", "K=3" + tag, {**causal, "prefix": 3, **own}, sizes, quick=not tag)
-        yield Plan("padding", "keys,causal" + tag, {**causal, "allowed": padding, **own}, sizes, quick=not tag)
-        yield Plan("fully_masked_row", "holes" + tag, {"allowed": holes, **own}, sizes, quick=not tag)
-        for align in ("end", "start"):
-            yield Plan("tq_ne_tk", f"Tq=5,Tk=7,align={align}" + tag, {**causal, "align": align, **own}, {**prime, **sizes},
-                       extra=("keys",) if row.name in EXTRA else (), quick=not tag)
-    for name in EXTRA.get(row.name, ()):
-        yield Plan("prime_sizes", name, extra=("keys", name) if name != "keys" else (name,), sizes=prime, quick=True)
-    for W in (1, T - 1, T, T + 5):
-        yield Plan("window", f"W={W}", {**causal, "window": W}, quick=W in (1, T))
-    yield Plan("window", "W=3,implied", {"window": 3})
-    for K in (1, T, T + 5):
-        yield Plan("prefix", f"K={K}", {**causal, "prefix": K})
-    yield Plan("prefix", "K=4,W=3", {**causal, "prefix": 4, "window": 3})
-    yield Plan("padding", "keys", {"allowed": padding})
-    yield Plan("padding", "per_head", {"allowed": scattered})
-    yield Plan("fully_masked_row", "sample", {"allowed": first_sample_hidden}, quick=True)
-    yield Plan("fully_masked_row", "holes,causal", {**causal, "allowed": holes})
-    given = ("keys",) if row.name in EXTRA else ()
-    for align in ("end", "start"):
-        yield Plan("tq_ne_tk", f"Tq=1,Tk=7,align={align}", {**causal, "align": align}, {"Tq": 1, "Tk": 7}, extra=given)
-        yield Plan("tq_ne_tk", f"Tq=7,Tk=5,align={align}", {**causal, "align": align}, {"Tq": 7, "Tk": 5}, extra=given)
-        yield Plan("tq_ne_tk", f"Tq=5,Tk=7,W=3,align={align}", {**causal, "window": 3, "align": align}, prime, extra=given)
-    for n in (97, 1025):
-        size = {"B": 1, "H": 2 if n == 97 else 1, "Tq": n, "Tk": n}
-        yield Plan("long", f"T={n},causal", causal, size, quick=n == 97)
-    yield Plan("long", "T=97", {}, {"B": 1, "H": 2, "Tq": 97, "Tk": 97})
-    yield Plan("long", "T=97,W=31", {**causal, "window": 31}, {"B": 1, "H": 2, "Tq": 97, "Tk": 97})
-    for D in (1, 3, 59, 111):
-        yield Plan("odd_head_dim", f"D={D}", causal, {"D": D, "Dv": D}, quick=D == 3)
-    for amount in (0, 100, -100, 1e4, -1e4, 1e6, -1e6):
-        yield Plan("score_shift", f"{amount:+.0e}".replace("e+0", "e") if amount else "0", causal, edit=shift(amount),
-                   quick=abs(amount) == 1e6)
-    yield Plan("dominant_score", "seen", edit=dominant(1e4), quick=True)
-    yield Plan("dominant_score", "hidden,1e4", causal, edit=dominant(1e4), quick=True)
-    yield Plan("dominant_score", "hidden,1e10", causal, edit=all_far_below_the_last(1e10), quick=True)
-    yield Plan("equal_scores", "q=0", causal, edit=scaled(0, "q"), quick=True)
-    yield Plan("tiny_values", "scores", causal, edit=scaled(2.0**-100, "q", "k", "x"), quick=True)
-    yield Plan("tiny_values", "values", causal, edit=scaled(2.0**-100, "v"))
-    yield Plan("large_values", "scores", causal, edit=scaled(64, "q", "k", "x"), quick=True)
-    yield Plan("large_values", "values", causal, edit=scaled(4096, "v"))
-    yield Plan("repeated_tokens", "pairs", causal, edit=pairs, quick=True)
-    yield Plan("identical_tokens", "T", {}, edit=alike, quick=True)
-    yield Plan("one_token", "T=1", {}, {"Tq": 1, "Tk": 1})
-    yield Plan("one_token", "T=1,causal", causal, {"Tq": 1, "Tk": 1}, quick=True)
-    yield Plan("batch_independence", "sample_0_changed", causal, twin=True, quick=True)
-    yield Plan("non_contiguous", "strided", causal, layout="strided", quick=True)
-    yield Plan("bias", "full", {**causal, "bias": bias("B", "H", "Tq", "Tk")}, quick=True)
-    yield Plan("bias", "per_key", {"bias": bias("H", "1", "Tk")}, quick=True)
-    if "q" in row.arguments:
-        yield Plan("scale", "0.75", {**causal, "scale": 0.75}, quick=True)
-
-
-def padding(size, rng):
-    """The last keys of each sequence are padding, another number in each."""
-    return (np.arange(size["Tk"]) < size["Tk"] - 1 - np.arange(size["B"])[:, None])[:, None, None]
-
-
-def scattered(size, rng):
-    allowed = rng.random([size[s] for s in ("B", "H", "Tq", "Tk")]) < 0.6
-    allowed[..., 0] = True
-    return allowed
-
-
-def holes(size, rng):
-    """Scattered; the second query of each sequence, and all of the last head's first, see nothing."""
-    allowed = scattered(size, rng)
-    allowed[:, :, min(1, size["Tq"] - 1)] = allowed[0, -1] = False
-    return allowed
-
-
-def first_sample_hidden(size, rng):
-    return np.broadcast_to((np.arange(size["B"]) > 0)[:, None, None, None], (size["B"], 1, 1, size["Tk"])).copy()
-
-
-def bias(*symbols):
-    return lambda size, rng: draw("bias", tuple(1 if s == "1" else size[s] for s in symbols), rng)
-
-
-def shift(amount):
-    """Raise every score by about `amount`, which changes no weight: a channel of q and k that is the same everywhere."""
-    def edit(arrays, size):
-        a = math.sqrt(abs(amount) * math.sqrt(size["D"]))
-        if "q" in arrays:
-            arrays["q"][..., 0], arrays["k"][..., 0] = a, math.copysign(a, amount)
-        elif "x" in arrays and amount >= 0:
-            arrays["x"][..., 0] = math.sqrt(amount)          # a kernel of distances: move all tokens far from zero
-        else:
-            return False
-    return edit
-
-
-def dominant(amount):
-    """The last key's score is about `amount` for every query; all others are small."""
-    def edit(arrays, size):
-        if "q" not in arrays:
-            return False
-        a = math.sqrt(amount * math.sqrt(size["D"]))
-        arrays["q"][..., 0], arrays["k"][..., 0], arrays["k"][:, :, -1, 0] = a, 0, a
-    return edit
-
-
-def all_far_below_the_last(amount):
-    """Every score is -amount but the last key's, 0: masked with any finite number above -amount, the last key wins."""
-    def edit(arrays, size):
-        if "q" not in arrays:
-            return False
-        a = math.sqrt(amount * math.sqrt(size["D"]))
-        arrays["q"][:] = arrays["k"][..., 0] = 0
-        arrays["q"][..., 0], arrays["k"][:, :, :-1, 0] = a, -a
-    return edit
-
-
-def scaled(factor, *names):
-    def edit(arrays, size):
-        for name in names:
-            if name in arrays:
-                arrays[name] *= factor
-        return any(name in arrays for name in names)
-    return edit
-
-
-def pairs(arrays, size):
-    """Tokens 0 and 1 are alike, 2 and 3, and so on."""
-    for x in arrays.values():
-        if x.ndim > 2:
-            x[:, :, 1::2] = x[:, :, :-1:2]
-
-
-def alike(arrays, size):
-    for x in arrays.values():
-        if x.ndim > 2:
-            x[:] = x[:, :, :1]
-
-
-# ------------------------------------------------------------------------------- families of one mechanism's formula
-
-
-def setting(**values):
-    """An edit that fills whole arguments: a number, or a list to go around in."""
-    def edit(arrays, size):
-        for name, value in values.items():
-            arrays[name][:] = np.resize(value, arrays[name].shape)
-    return edit
-
-
-def _sink():
-    for level in (20, 1e4):
-        yield Plan("sink_far_above", f"{level:g}", {"causal": True}, edit=setting(sink=level), quick=level == 20)
-        yield Plan("sink_far_below", f"{-level:g}", {"causal": True}, edit=setting(sink=-level), quick=level == 20)
-
-
-def _gated():
-    for name, logits in (("open", 50), ("closed", -50), ("both", [50, -50, 1])):
-        yield Plan("gate_saturated", name, {"causal": True}, edit=setting(gate_logits=logits), quick=name == "both")
-
-
-def _affine():
-    kinks = [-5, 5, 4.96875, -4.96875, 0, 5.03125, -5.03125, 20, -20]
-    for phi in ("linear_clip", "sigmoid"):
-        yield Plan("alpha_at_kinks", phi, {"causal": True, "phi": phi}, edit=setting(alpha_logits=kinks), quick=phi == "linear_clip")
-    for level in (0, 0.5, 1):
-        yield Plan("alpha_ma", f"{level:g}", {"causal": True}, edit=setting(alpha_ma=level), quick=level == 0.5)
-
-
-def _energy():
-    for norm in ("key", "prefix", "none"):                   # gates of about exp(-80): their ratios are all that counts
-        yield Plan("gate_all_closed", norm, {"causal": True, "norm": norm}, edit=setting(tau=40, alpha=2), quick=norm == "key")
-
-
-def _gaussian():
-    def tiny(arrays, size):
-        setting(log_sigma=-6)(arrays, size)
-        pairs(arrays, size)                                  # tokens that are alike share, however small sigma is
-    yield Plan("sigma_tiny", "-6", {"causal": True}, edit=tiny, quick=True)
-    yield Plan("sigma_huge", "6", {"causal": True}, edit=setting(log_sigma=6), quick=True)
-
-
-OWN: dict[str, Any] = {"sink": _sink, "gated": _gated, "affine": _affine, "energy": _energy, "gaussian": _gaussian}

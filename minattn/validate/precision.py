@@ -10,13 +10,13 @@ One run of plain arithmetic is one draw of luck: where it happens to be exact, t
 everybody. So it runs several times more with each rounding going up or down at random (Monte Carlo arithmetic: Parker
 1997; CESTAC: Vignes 1993), which a result that needed no rounding does not feel, and the largest error counts.
 """
-import math
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 
-from minattn import attention, masks
+from minattn import attention
+from minattn.validate.plain import PLAIN
 
 
 class Format(NamedTuple):
@@ -36,7 +36,8 @@ FORMATS = {
     "float32": Format(23, float(np.finfo(np.float32).max), 2.0**-126, "float32"),
     "float64": Format(52, float(np.finfo(np.float64).max), 2.0**-1022, "float64"),
 }
-DRAWS = 8               # runs with random rounding; fewer where the score matrix is large
+DRAWS = 16              # runs with random rounding, twice (see plain): fewer where their score matrices together pass ...
+WORK = 1 << 18
 SLACK = 2
 
 
@@ -63,7 +64,7 @@ def round_to(x, dtype, rng=None):
         steps = x / step
         small = (np.rint(steps) if rng is None else np.floor(steps + rng.random(x.shape))) * step
         y = np.where(np.abs(x) < fmt.tiny, small, y)
-    return np.where(np.isnan(x), np.nan, y)
+    return y
 
 
 def fits(arrays, dtype):
@@ -88,193 +89,32 @@ class Arithmetic:
         return self(total)
 
     def sum(self, x, *axes, keepdims=False):
-        """One term after another."""
-        keep = [a for a in range(x.ndim) if a not in axes]
-        terms = x.transpose([*axes, *keep]).reshape(-1, *(x.shape[a] for a in keep))
-        total = np.zeros(terms.shape[1:])
-        for term in terms:
-            total = round_to(total + term, self.wide, self.rng)
-        return self(total).reshape([1 if a in axes else n for a, n in enumerate(x.shape)] if keepdims else total.shape)
-
-
-# ------------------------------------------------------------- plain attention: scores, weights, output, and back
-
-
-def plain(case, dtype, rng=None):
-    """Forward and backward of a case in plain arithmetic -> {"out": ..., "dq": ..., ...}, float64 arrays."""
-    f, a, o = Arithmetic(dtype, rng), case.arrays, case.options
-    options = {"scale": None, "bias": None, **attention.MECHANISMS[case.mechanism].options, **o}
-    with np.errstate(all="ignore"):
-        grads = PLAIN[case.mechanism](f, a, options, case.cotangent)
-    return {n if n == "out" else "d" + n: x for n, x in grads.items()}
-
-
-def visible(q, k, o):
-    rules = {n: o[n] for n in ("causal", "window", "prefix", "align") if n in o}
-    return np.broadcast_to(masks.visible(q.shape[2], k.shape[2], **rules) & o.get("allowed", True), (*q.shape[:3], k.shape[2]))
-
-
-def weights(f, s, see, o, sink=None):
-    """Scores -> P, and the weight of the sink."""
-    if o["bias"] is not None:
-        s = f(s + o["bias"])
-    s = np.where(see, s, -np.inf)
-    m = s.max(axis=3, keepdims=True)
-    m = m if sink is None else np.maximum(m, sink[:, None, None])
-    m = np.where(m == -np.inf, 0, m)
-    e = f(np.exp(f(s - m)))
-    total = f.sum(e, 3, keepdims=True)
-    e_sink = 0.0 if sink is None else f(np.exp(f(sink[:, None, None] - m)))
-    total = f(total + e_sink)
-    total = np.where(total == 0, 1, total)
-    return f(e / total), f(e_sink / total)
-
-
-def weights_back(f, dPv, Pv, P, v, o):
-    """The gradient of Pv = P v -> that of the scores, and of v, and what each row loses to the softmax."""
-    delta = f.sum(f(dPv * Pv), 3, keepdims=True)             # rowsum(dout * out), as every tiled kernel takes it
-    ds = f(P * f(f.matmul(dPv, v.swapaxes(2, 3)) - delta))
-    grads = {"v": f.matmul(P.swapaxes(2, 3), dPv)}
-    if o["bias"] is not None:
-        shape = (1,) * (4 - o["bias"].ndim) + o["bias"].shape
-        axes = [i for i in range(4) if shape[i] == 1 and ds.shape[i] != 1]
-        grads["bias"] = (f.sum(ds, *axes) if axes else ds).reshape(o["bias"].shape)
-    return ds, grads, delta
-
-
-def dot_scores(f, q, k, o):
-    scale = f(np.array(1 / math.sqrt(q.shape[3]) if o["scale"] is None else o["scale"]))
-    return f(f.matmul(q, k.swapaxes(2, 3)) * scale), scale
-
-
-def dot_scores_back(f, ds, q, k, scale):
-    return {"q": f(f.matmul(ds, k) * scale), "k": f(f.matmul(ds.swapaxes(2, 3), q) * scale)}
-
-
-def softmax(f, a, o, dout, sink=None):
-    q, k, v = a["q"], a["k"], a["v"]
-    s, scale = dot_scores(f, q, k, o)
-    P, P_sink = weights(f, s, visible(q, k, o), o, sink)
-    out = f.matmul(P, v)
-    ds, grads, delta = weights_back(f, dout, out, P, v, o)
-    if sink is not None:
-        grads["sink"] = -f.sum(f(P_sink * delta), 0, 2, 3)
-    return {"out": out, **grads, **dot_scores_back(f, ds, q, k, scale)}
-
-
-def sink(f, a, o, dout):
-    return softmax(f, a, o, dout, a["sink"])
-
-
-def off_by_one(f, a, o, dout):
-    grads = softmax(f, a, o, dout, np.zeros(a["q"].shape[1]))
-    del grads["sink"]
-    return grads
-
-
-def sigmoid(f, x):
-    return f(1 / f(1 + f(np.exp(-x))))
-
-
-def gated(f, a, o, dout):
-    gate = sigmoid(f, a["gate_logits"])
-    grads = softmax(f, a, o, f(dout * gate))
-    ungated = grads.pop("out")
-    dgate = f(dout * ungated)
-    dgate = f.sum(dgate, 3, keepdims=True) if gate.shape[3] == 1 else dgate
-    return {"out": f(ungated * gate), **grads, "gate_logits": f(dgate * f(gate * f(1 - gate)))}
-
-
-def affine(f, a, o, dout):
-    q, k, v, x = a["q"], a["k"], a["v"], a["alpha_logits"][..., None]
-    see = visible(q, k, o)
-    alpha = sigmoid(f, x) if o["phi"] == "sigmoid" else np.clip(f(f(f(0.1) * x) + 0.5), 0, 1)
-    slope = f(alpha * f(1 - alpha)) if o["phi"] == "sigmoid" else np.where(np.abs(x) < 5, f(0.1), 0)
-    N = {"visible": np.maximum(see.sum(axis=3, keepdims=True), 1), "total": k.shape[2]}.get(o["length"], o["length"])
-    beta = f(f(a["alpha_ma"][:, None, None] - alpha) / N)
-    s, scale = dot_scores(f, q, k, o)
-    P, _ = weights(f, s, see, o)
-    w = np.where(see, f(f(alpha * P) + beta), 0)             # may be negative, and need not sum to one
-    Pv = f.matmul(P, v)
-    ds, grads, _ = weights_back(f, f(alpha * dout), Pv, P, v, o)
-    dw = f.matmul(dout, v.swapaxes(2, 3))
-    dbeta = f.sum(np.where(see, dw, 0), 3, keepdims=True)
-    dalpha = f(f.sum(f(dw * P), 3, keepdims=True) - f(dbeta / N))
-    grads = {**grads, "v": f.matmul(w.swapaxes(2, 3), dout), "alpha_logits": f(dalpha * slope)[..., 0]}
-    return {"out": f.matmul(w, v), **grads, **dot_scores_back(f, ds, q, k, scale)}
-
-
-def energy(f, a, o, dout):
-    q, k, v, e, norm = a["q"], a["k"], a["v"], a["energy"], o["norm"]
-    Tk = k.shape[2]
-    alpha, tau = (a[n][:, None, None] for n in ("alpha", "tau"))
-    p = masks.positions(q.shape[2], Tk, o.get("align", "end")) if norm == "prefix" else np.arange(Tk)
-    member = np.arange(Tk) <= p[:, None] if norm != "sequence" else np.ones((1, Tk), bool)       # (N, Tk): who counts
-    n = np.maximum(member.sum(axis=1), 1)[:, None]
-    mean = f(f.sum(np.where(member, e[:, :, None], 0), 3, keepdims=True) / n)                   # (B, H, N, 1)
-    centred = np.where(member, f(e[:, :, None] - mean), 0)
-    var = f(f.sum(f(centred * centred), 3, keepdims=True) / n)
-    rstd = f(1 / (np.maximum(f(np.sqrt(var)), 1e-8) if norm == "sequence" else f(np.sqrt(f(var + 1e-8)))))
-    rstd = np.where((n > 1) | (norm == "sequence"), rstd, 0)
-    turn = (lambda x: x.swapaxes(2, 3)) if norm in ("key", "none") else lambda x: x    # whose: the key's, the query's, all's
-    if norm == "none":
-        mean, rstd = np.zeros_like(mean), np.ones_like(rstd)
-    distance = f(e[:, :, None] - turn(mean))
-    z = f(distance * turn(rstd))                                                # (B, H, 1 or Tq, Tk)
-    u = f(alpha * f(z - tau))
-    gate = f(np.minimum(u, 0) - f(np.log1p(f(np.exp(-np.abs(u))))))             # log sigmoid(u)
-    s, scale = dot_scores(f, q, k, o)
-    P, _ = weights(f, f(s + gate), visible(q, k, o), o)
-    out = f.matmul(P, v)
-    ds, grads, _ = weights_back(f, dout, out, P, v, o)
-    rows = lambda x: x if norm == "prefix" else f.sum(x, 2, keepdims=True)      # noqa: E731
-    du = f(rows(ds) * sigmoid(f, -u))
-    grads["alpha"] = f.sum(f(du * f(z - tau)), 0, 2, 3)
-    grads["tau"] = -f.sum(f(du * alpha), 0, 2, 3)
-    dz = f(du * alpha)
-    de = rows(f(dz * turn(rstd)))
-    de = de if norm != "prefix" else f.sum(de, 2, keepdims=True)
-    if norm != "none":
-        per = turn if norm == "key" else lambda x: f.sum(x, 3, keepdims=True)
-        dmean = -per(f(dz * turn(rstd)))                                        # (B, H, N, 1)
-        dvar = f(f(-0.5 * f(rstd * f(rstd * rstd))) * per(f(dz * distance)))
-        dvar = np.where(var >= 1e-16, dvar, 0) if norm == "sequence" else dvar  # on the floor the deviation is constant
-        inner = f(f(dmean / n) + f(f(2 * centred) * f(dvar / n)))
-        de = f(de + f.sum(np.where(member, inner, 0), 2, keepdims=True))
-    return {"out": out, **grads, "energy": de[:, :, 0], **dot_scores_back(f, ds, q, k, scale)}
-
-
-def gaussian(f, a, o, dout):
-    x = a["x"]
-    k = a.get("keys", x)
-    v = a.get("values", k)
-    inv = f(np.exp(f(-2 * a["log_sigma"])))[:, None, None]
-    half = f(f.sum(f(k * k), 3) / 2)[:, :, None]             # |key|^2 / 2: distances through products, as fast kernels must
-    dot = f(f.matmul(x, k.swapaxes(2, 3)) - half)
-    s = f(dot * inv)
-    P, _ = weights(f, s, visible(x, k, o), o)
-    out = f.matmul(P, v)
-    ds, grads, _ = weights_back(f, dout, out, P, v, o)
-    ddot = f(ds * inv)
-    dx = f.matmul(ddot, k)
-    dk = f(f.matmul(ddot.swapaxes(2, 3), x) - f(k * f.sum(ddot, 2)[..., None]))
-    dv = grads.pop("v")
-    if "values" in a:
-        grads["values"] = dv
-    else:
-        dk = f(dk + dv)
-    if "keys" in a:
-        grads["keys"] = dk
-    else:
-        dx = f(dx + dk)
-    return {"out": out, "x": dx, "log_sigma": f(-2 * f.sum(f(ds * s), 0, 2, 3)), **grads}
-
-
-PLAIN = {"softmax": softmax, "off_by_one": off_by_one, "sink": sink, "gated": gated, "affine": affine, "energy": energy,
-         "gaussian": gaussian}
+        """One term after another, along one axis after another."""
+        total, axes = x, {a % x.ndim for a in axes}
+        for axis in sorted(axes, reverse=True):
+            terms, total = np.moveaxis(total, axis, 0), 0.0
+            for term in terms:
+                total = round_to(total + term, self.wide, self.rng)
+        shape = [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes]
+        return self(total).reshape(shape)
 
 
 # --------------------------------------------------------------------------------------------- what is allowed
+
+
+def plain(case, dtype, *, rng=None, draws=1, early=False):
+    """Forward and backward of a case in plain arithmetic -> {"out": ..., "dq": ..., ...}, float64 arrays.
+
+    With rng every rounding is random, and each result has `draws` independent runs along a new first axis.
+    early: scale the queries before the product with the keys, not the scores after it. Both are plain; where large
+    terms cancel, their errors differ much.
+    """
+    again = (lambda x: x) if rng is None else lambda x: np.broadcast_to(x, (draws, *x.shape))
+    options = {"scale": None, "bias": None, "early": early, **attention.MECHANISMS[case.mechanism].options, **case.options}
+    arrays = {n: again(x) for n, x in case.arrays.items()}
+    with np.errstate(all="ignore"):
+        grads = PLAIN[case.mechanism](Arithmetic(dtype, rng), arrays, options, again(case.cotangent))
+    return {n if n == "out" else "d" + n: x for n, x in grads.items()}
 
 
 class Yardstick(NamedTuple):
@@ -294,9 +134,10 @@ def truth(case):
 def nudged(case, dtype, rng):
     """Where no plain formulation is written: the truth for numbers that are each off by up to one unit in the last place."""
     eps = FORMATS[dtype].eps
-    nudge = lambda x: x * (1 + eps * rng.uniform(-1, 1, x.shape)) if x.dtype == np.float64 else x   # noqa: E731
+    nudge = lambda x: x if x.dtype == bool else x * (1 + eps * rng.uniform(-1, 1, x.shape))
     options = {n: nudge(x) if isinstance(x, np.ndarray) else x for n, x in case.options.items()}
-    found = truth(case._replace(arrays={n: nudge(x) for n, x in case.arrays.items()}, options=options, cotangent=nudge(case.cotangent)))
+    arrays = {n: nudge(x) for n, x in case.arrays.items()}
+    found = truth(case._replace(arrays=arrays, options=options, cotangent=nudge(case.cotangent)))
     return {n: round_to(x, dtype) for n, x in found.items()}
 
 
@@ -318,15 +159,17 @@ def _yardstick(case, dtype):
     numbers = [*case.arrays.values(), case.cotangent, *(o for o in case.options.values() if isinstance(o, np.ndarray))]
     if not fits((x for x in numbers if x.dtype == np.float64), dtype):
         return Yardstick(right, {}, f"its inputs lie outside the range of {dtype}")
-    seed = [case.seed, zlib.crc32(f"{case.mechanism}/{case.id}/{dtype}".encode())]
-    draws = DRAWS if right["out"][..., 0].size * case.cotangent.shape[2] < 200_000 else 2
+    scores = right["out"][..., 0].size * max(x.shape[2] for x in case.arrays.values() if x.ndim > 2)
+    draws = min(max(WORK // scores, 1), DRAWS)
+    rng = np.random.default_rng([case.seed, zlib.crc32(f"{case.mechanism}/{case.id}/{dtype}".encode())])
     if case.mechanism in PLAIN:
-        runs = [plain(case, dtype), *(plain(case, dtype, np.random.default_rng([*seed, n])) for n in range(draws))]
+        runs = [plain(case, dtype), *(plain(case, dtype, rng=rng, draws=draws, early=early) for early in (True, False))]
     else:
-        runs = [nudged(case, dtype, np.random.default_rng([*seed, n])) for n in range(draws)]
+        runs = [nudged(case, dtype, rng) for _ in range(2 * DRAWS)]
     fmt, bounds = FORMATS[dtype], {}
-    # a machine may take numbers below the smallest normal one for zero, and then multiply by q, k or v
-    underflow = fmt.tiny * max(1.0, *(float(np.abs(x).max(initial=0)) for x in numbers)) ** 2 if dtype != "float16" else fmt.tiny * fmt.eps
+    underflow = fmt.tiny * fmt.eps
+    if dtype != "float16":      # a machine may take what lies below the smallest normal number for zero, then multiply by q, k, v
+        underflow = fmt.tiny * max(1.0, *(float(np.abs(x).max(initial=0)) for x in numbers)) ** 2
     for name, x in right.items():
         error = max(float(np.abs(run[name] - x).max(initial=0)) for run in runs)
         if not np.isfinite(error):

@@ -3,24 +3,25 @@
     python -m minattn vectors write DIR                      # index.json, vectors.safetensors, schema.json
     python -m minattn vectors check DIR --results RESULTS    # what your program made of the inputs
 
-The answers come from the papers' formulas with explicit (Tq, Tk) weights, a second formulation beside the kernels of
-this package. The files are the same byte for byte on every machine: nothing is asked of BLAS, libm or a random
-generator. IEEE 754 fixes +, -, *, / and sqrt to the last bit, so exp and log are made from these below, sums run in a
-stated order, and inputs come from integers. Nothing is rounded away afterwards: answers are full float64 (they lie
-within some 1e-15 of the truth), inputs are whole multiples of 1/64, exact in float32, float16 and bfloat16.
+The answers come from the papers' formulas with explicit (Tq, Tk) weights, a formulation of their own beside the kernels
+of this package. They are the same bit for bit on every machine, because nothing is asked of BLAS or libm: IEEE 754 fixes
++, -, *, / and sqrt to the last bit, exp and log are made from these below, and sums run in a stated order. So nothing
+has to be rounded away, and answers are full float64, within some 1e-15 of the truth. Inputs are those of the cases, 8
+significant bits each: exact in float32 and bfloat16, and they hang on NumPy keeping its generator's stream.
 """
 import hashlib
 import json
 import math
-import zlib
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 
 from minattn import checks, masks
 from minattn.attention import MECHANISMS
 from minattn.errors import InputError
+from minattn.validate.cases import cases as kit_cases
 
 INDEX, PAYLOAD, SCHEMA = "index.json", "vectors.safetensors", "schema.json"
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -29,20 +30,29 @@ EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 class Arithmetic(NamedTuple):
-    """Every tensor operation is rounded to `name`; sums run in float32 (float64 for the answers), forwards or back.
+    """Every tensor operation is rounded to `name`; products and sums add up in float32 (float64 for the answers).
 
-    `fused` asks for the other usual way to write a step: q scaled before the product, rowsum(dout * out), |x|^2 apart.
+    backwards  sums run from the last term to the first
+    fused      the other usual way to write a step: q scaled before the product, rowsum(dout * out), |x|^2 apart
+    noise      a generator: whatever is not exact goes up or down at random
     """
     name: str = "float64"
     backwards: bool = False
     fused: bool = False
+    noise: Optional[np.random.Generator] = None
 
     def round(self, x):
         if self.name == "float64":
             return x
+        y = self._nearest(x)
+        if self.noise is not None:
+            y = np.where(y == x, y, self._nearest(x * (1 + EPS[self.name] * (self.noise.random(np.shape(x)) - 0.5))))
+        return y
+
+    def _nearest(self, x):
         if self.name != "bfloat16":
             return x.astype(self.name).astype(float)
-        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+        bits = x.astype(np.float32).view(np.uint32)
         even = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)       # to nearest, ties to even
         return np.where(np.isfinite(x), even.view(np.float32), x).astype(float)
 
@@ -100,7 +110,7 @@ def answers(mechanism, attributes, x, ar):
     q, k, v = ("x", "keys", "values") if mechanism == "gaussian" else ("q", "k", "v")
     q, k = x[q], x.get(k, x[q])
     v, dout, sink, bias = x.get(v, k), x["dout"], x.get("sink"), x.get("bias")
-    (B, H, Tq, _), Tk = q.shape, k.shape[2]
+    (B, H, Tq, _), Tk = q.shape[-4:], k.shape[-2]
     rules = {name: attributes[name] for name in ("causal", "window", "prefix", "align")}
     seen = np.broadcast_to(masks.visible(Tq, Tk, **rules), (B, H, Tq, Tk)) & x.get("allowed", True)
     if mechanism == "off_by_one":
@@ -108,14 +118,15 @@ def answers(mechanism, attributes, x, ar):
 
     if mechanism == "gaussian":                                                  # 1. s = -|x_i - x_j|^2 / (2 sigma^2)
         inv = ar.exp(-2 * x["log_sigma"])[:, None, None]
-        apart = r(q[..., :, None, :] - k[..., None, :, :])                       # (B, H, Tq, Tk, D)
-        s = r(ar.sum(apart * apart) * (-0.5 * inv))
         if ar.fused:
-            square = [r(ar.sum(y * y) * (-0.5 * inv[:, 0])) for y in (q, k)]
-            s = r(r(ar.dot(r(q * inv), _T(k)) + square[0][..., None]) + square[1][..., None, :])
+            far = [r(ar.sum(y * y) * (-0.5 * inv[:, 0])) for y in (q, k)]
+            own = r(ar.dot(r(q * inv), _T(k)) + far[1][..., None, :])
+            s = r(own + far[0][..., None])
+        else:
+            apart = r(q[..., :, None, :] - k[..., None, :, :])                   # (B, H, Tq, Tk, D)
+            own = s = r(ar.sum(apart * apart) * (-0.5 * inv))
     else:                                                                        # 1. s = scale q k^T
         s = ar.dot(r(q * scale), _T(k)) if ar.fused else r(ar.dot(q, _T(k)) * scale)
-    own = s
     if mechanism == "energy":                                                    #    ... + log g
         p = np.clip(masks.positions(Tq, Tk, attributes["align"]), 0, Tk - 1)
         gate, gate_backward = _energy_gate(x["energy"], x["alpha"], x["tau"], attributes["norm"], p, ar)
@@ -159,11 +170,12 @@ def answers(mechanism, attributes, x, ar):
         grads["sink"] = -_sum_to(r(ar.exp(r(sink[:, None] - np.where(some, lse, 0))) * delta)[..., None], (H,), ar)
     # 1.
     if bias is not None:
-        grads["bias"] = _sum_to(ds, bias.shape, ar)
+        grads["bias"] = _sum_to(ds, bias.shape[-4:], ar)
     if mechanism == "energy":
         grads.update(gate_backward(ds))
     if mechanism == "gaussian":
-        dq = r((ar.dot(ds, k) - r(q * ar.sum(ds)[..., None])) * inv)
+        dq = ar.dot(ds, k) if ar.fused else r(ar.dot(ds, k) - r(q * ar.sum(ds)[..., None]))      # rows of ds sum to 0
+        dq = r(dq * inv)
         dk = r((ar.dot(_T(ds), q) - r(k * ar.sum(_T(ds))[..., None])) * inv)
         grads["log_sigma"] = -2 * _sum_to(r(ds * own), (H,), ar)
         if "values" in x:
@@ -191,21 +203,22 @@ def _energy_gate(e, alpha, tau, norm, p, ar):
         rstd = st.round(1 / np.maximum(std, 1e-8) if norm == "sequence" else np.where(n > 1, 1 / std, 0))
         z = ar.round(c * rstd)                                                   # (B, H, Q, Tk)
         if norm == "key":
-            z = np.diagonal(z, axis1=2, axis2=3)[..., None, :]
+            z = np.diagonal(z, axis1=-2, axis2=-1)[..., None, :]
     u = ar.round(alpha * ar.round(z - tau))
 
     def backward(ds):
-        du = ar.round(_sum_to(ds, u.shape, ar) * ar.sigmoid(-u))
-        grads = {"alpha": _sum_to(ar.round(du * (z - tau)), alpha.shape[:1], ar), "tau": -_sum_to(ar.round(du * alpha), alpha.shape[:1], ar)}
+        du = ar.round(_sum_to(ds, u.shape[-4:], ar) * ar.sigmoid(-u))
+        grads = {"alpha": _sum_to(ar.round(du * (z - tau)), alpha.shape[:1], ar),
+                 "tau": -_sum_to(ar.round(du * alpha), alpha.shape[:1], ar)}
         dz = ar.round(du * alpha)
         if norm == "none":
             return {"energy": dz[..., 0, :], **grads}
         dz = dz * np.eye(Tk) if norm == "key" else dz                            # (B, H, Q, Tk)
         dc = st.round(dz * rstd)
-        dvar = -0.5 * rstd**3 * st.sum(dz * c)[..., None]
+        dvar = -0.5 * rstd * rstd * rstd * st.sum(dz * c)[..., None]
         dvar = np.where(std < 1e-8, 0, dvar) if norm == "sequence" else dvar
         de = dc + member / n * st.round(2 * dvar * c - st.sum(dc)[..., None])
-        return {"energy": ar.round(st.sum(np.moveaxis(de, 2, -1))), **grads}
+        return {"energy": ar.round(st.sum(_T(de))), **grads}
 
     return ar.log_sigmoid(u), backward
 
@@ -222,172 +235,104 @@ def _T(x):
 
 
 def _sum_to(x, shape, ar):
-    """Undo broadcasting; a shape of one axis (H,) stands for (1, H, 1, 1)."""
-    full = (1, *shape, 1, 1) if len(shape) == 1 else (1,) * (4 - len(shape)) + shape
-    axes = [a for a in range(4) if full[a] == 1 and x.shape[a] > 1]
-    x = np.moveaxis(x, axes, range(4 - len(axes), 4)) if axes else x
-    return (ar.sum(x.reshape(*x.shape[:4 - len(axes)], -1)) if axes else x).reshape(shape)
+    """Undo broadcasting: x (.., B, H, I, J) -> (.., *shape); a shape of one axis (H,) stands for (1, H, 1, 1)."""
+    full = (1, *shape, 1, 1) if len(shape) == 1 else shape
+    axes = [a - 4 for a in range(4) if full[a] == 1 and x.shape[a - 4] > 1]
+    lead, keep = x.shape[:-4], x.ndim - len(axes)
+    if axes:
+        x = np.moveaxis(x, axes, range(-len(axes), 0))
+        x = ar.sum(x.reshape(*x.shape[:keep], -1))
+    return x.reshape(*lead, *shape)
 
 
 # --------------------------------------------------------------------------------------------------------- the cases
 
-SIZES = {"B": 2, "H": 3, "T": 7, "Tq": 7, "Tk": 7, "D": 3, "Dv": 5}
-VARIANTS = {     # name -> (mechanism, options, arguments that forward makes itself if they are not given)
-    **{name: (name, {}, {}) for name in ("softmax", "off_by_one", "sink", "gated", "gaussian")},
-    "gated-head": ("gated", {}, {"gate_logits": "(B, H, Tq, 1)"}),
-    **{f"affine-{phi}-{n}": ("affine", {"phi": phi, "length": n}, {})
-       for phi, n in (("linear_clip", "total"), ("linear_clip", "visible"), ("linear_clip", 19), ("sigmoid", "total"))},
-    **{f"energy-{norm}": ("energy", {"norm": norm}, {}) for norm in ("key", "prefix", "sequence", "none")},
-    "gaussian-keys-values": ("gaussian", {}, {"x": "(B, H, Tq, D)", "keys": "(B, H, Tk, D)", "values": "(B, H, Tk, Dv)"}),
+SMALL = {"D": 3, "Dv": 5}
+APART = ("batch_independence", "non_contiguous")     # families that files cannot ask for
+BUGS = {                                             # family -> bugs of known programs that it shows
+    "score_shift": ["llm.c: the running maximum starts at -10000"],
+    "dominant_score": ["minGPT 75, transformers 17121: a finite mask lets the future in"],
+    "causal": ["triton 4541: causal ignored in the backward", "keras 23038: the mask dropped on the slow path", "TinyTorch 1785: mask polarity"],
+    "one_token": ["pytorch 27461: an added zero key"], "tq_ne_tk": ["onnx 7297, pytorch 108108: causal alignment"],
+    "fully_masked_row": ["pytorch 41508, flash-attention 443: NaN gradients"], "prime_sizes": ["labml 146: softmax over the wrong axis"],
+    "sink_far_above": ["flash-attention 1973, 2102, vllm-metal 550: sink gradients"],
+    "sink_far_below": ["flash-attention 1973, 2102, vllm-metal 550: sink gradients"],
 }
-CAUSAL, ONE, LONG = {"causal": True}, {"B": 1, "H": 1}, {"B": 1, "H": 1, "T": 97, "D": 2, "Dv": 3}
-FAMILIES = {     # name -> (rules, sizes); every mechanism, in every variant, meets each of these
-    "prime_sizes": ({}, {"Tq": 5, "Tk": 7, "D": 11, "Dv": 13}), "noncausal": ({}, {}), "causal": (CAUSAL, {}), "window": ({"window": 2}, {}),
-    "prefix": ({"causal": True, "prefix": 4}, {}), "padding": ({"allowed": "padding", "causal": True}, {}),
-    "fully_masked_row": ({"allowed": "holes"}, {}), "one_token": (CAUSAL, {"T": 1}),
-    "tq_ne_tk": (CAUSAL, {"Tq": 5}), "tq_ne_tk-start": ({"causal": True, "align": "start"}, {"Tq": 5}),
-    "tq_ne_tk-queries_first": (CAUSAL, {"Tk": 5}), "tq_ne_tk-one_query": (CAUSAL, {"Tq": 1}),
-}
-BASE = [n for n in VARIANTS if n in MECHANISMS] + ["affine-linear_clip-total", "energy-key"]
-HEADS = lambda *values: lambda x: np.resize(values, x.shape)     # noqa: E731
-TINY, LARGE = (lambda x: x * 2.0**-100), (lambda x: x * 64)
-FIRST, TURNS = (lambda x: x[..., :1, :] + 0 * x), (lambda x: x[..., np.arange(x.shape[-2]) % 2, :])
-CORNERS = [      # (family, variant, rules, sizes, {argument: what becomes of it})
-    *(("window", "softmax", {"window": w}, {}, {}) for w in (1, 6, 7, 12)),
-    ("prefix", "softmax", {"window": 3, "prefix": 4}, {}, {}), ("padding", "softmax", {"allowed": "padding"}, {}, {}),
-    *(("odd_head_dim", "softmax", CAUSAL, {**ONE, "D": d, "Dv": d}, {}) for d in (1, 59, 111)),
-    *(("long", name, rules, LONG, {}) for name, rules in (("softmax", CAUSAL), ("softmax", {"window": 33}), ("affine-linear_clip-visible", CAUSAL),
-                                                          ("energy-prefix", CAUSAL), ("gaussian", CAUSAL))),
-    *(("bias", name, {**CAUSAL, "bias": shape}, {}, {}) for name in BASE for shape in ("(B, H, Tq, Tk)", "(1, H, 1, Tk)")),
-    ("scale", "softmax", {"scale": 0.25}, {}, {}), ("scale", "sink", {"scale": 1.0}, {}, {}),
-    *(("score_shift", name, {**CAUSAL, "bias": "(1, 1, 1, 1)", "scale": 0.5}, {}, {"bias": HEADS(shift)})
-      for name in ("softmax", "sink", "energy-key") for sign in (1, -1) for shift in (sign * 2**7, sign * 2**14, sign * 2**20)),
-    *(("dominant_score", name, {**rules, "bias": "(1, 1, Tq, Tk)"}, {}, {"bias": lambda x: np.where(np.eye(7)[::-1], 2.0**14, x)})
-      for name in ("softmax", "sink", "gaussian") for rules in ({}, CAUSAL)),
-    *(("equal_scores", name, CAUSAL, {}, {"q": lambda x: 0 * x}) for name in BASE if name != "gaussian"),
-    ("tiny_values", "softmax", CAUSAL, {}, dict.fromkeys("qkv", TINY)), ("tiny_values", "gaussian", CAUSAL, {}, {"x": TINY}),
-    ("large_values", "softmax", CAUSAL, {}, dict.fromkeys("qkv", LARGE)), ("large_values", "energy-key", CAUSAL, {}, {"energy": LARGE}),
-    *(("repeated_tokens", name, CAUSAL, {}, dict.fromkeys("qkvx", TURNS)) for name in BASE),
-    ("identical_tokens", "gaussian", CAUSAL, {}, {"x": FIRST}),
-    ("sink_far_above", "sink", CAUSAL, {}, {"sink": HEADS(12, 16, 128)}), ("sink_far_below", "sink", CAUSAL, {}, {"sink": HEADS(-12, -128, -2.0**14)}),
-    ("gate_saturated", "gated", {}, {}, {"gate_logits": HEADS(50, -50)}),
-    ("alpha_at_kinks", "affine-linear_clip-total", CAUSAL, {}, {"alpha_logits": HEADS(-5, 5, -4.96875, 4.96875, -7, 7, 0.5, 1)}),
-    *(("alpha_ma", f"affine-linear_clip-{n}", CAUSAL, {}, {"alpha_ma": HEADS(0, 0.5, 1)}) for n in ("total", "visible")),
-    ("gate_all_closed", "energy-none", CAUSAL, {}, {"tau": HEADS(42), "alpha": HEADS(2)}),
-    *(("equal_energies", f"energy-{norm}", CAUSAL, {}, {"energy": HEADS(0.5)}) for norm in ("key", "prefix", "sequence")),
-    ("sigma_tiny", "gaussian", CAUSAL, {}, {"log_sigma": HEADS(-3, -2, -1)}), ("sigma_huge", "gaussian", CAUSAL, {}, {"log_sigma": HEADS(6)}),
-]
-INVALID = [      # (what is wrong, variant, rules, {argument: what becomes of it}): to be refused
+INVALID = [      # (what is wrong, mechanism, options, {argument: what becomes of it}): to be refused
     ("q and k have different head sizes", "softmax", {}, {"k": lambda x: x[..., :2]}),
     ("k and v have different lengths", "softmax", {}, {"v": lambda x: x[:, :, :6]}),
-    ("a window of no keys", "softmax", {"window": 0}, {}), ("a negative prefix", "softmax", {"causal": True, "prefix": -1}, {}),
+    ("a window of no keys", "softmax", {"window": 0}, {}), ("a negative prefix", "softmax", {"prefix": -1}, {}),
     ("a sink for every head but one", "sink", {}, {"sink": lambda x: x[:2]}),
-    ("an energy for every key but one", "energy-key", {}, {"energy": lambda x: x[..., :6]}),
-    ("a width that is not a number", "gaussian", {}, {"log_sigma": HEADS(np.nan)}),
-    ("N = 0 keys", "affine-linear_clip-19", {"length": 0}, {}),
+    ("an energy for every key but one", "energy", {}, {"energy": lambda x: x[..., :6]}),
+    ("a width that is not a number", "gaussian", {}, {"log_sigma": lambda x: x * np.nan}),
+    ("N = 0 keys", "affine", {"length": 0}, {}),
 ]
-BUGS = {         # family -> bugs of known programs that it shows
-    "score_shift": ["llm.c: the running maximum starts at -10000"], "dominant_score": ["minGPT 75, transformers 17121: a finite mask lets the future in"],
-    "causal": ["triton 4541: causal ignored in the backward", "keras 23038: mask dropped on the slow path", "TinyTorch 1785: mask polarity"],
-    "noncausal": ["triton 4541: causal ignored in the backward"], "one_token": ["pytorch 27461: an added zero key"],
-    "fully_masked_row": ["pytorch 41508, flash-attention 443: NaN gradients"], "prime_sizes": ["labml 146: softmax over the wrong axis"],
-    "tq_ne_tk": ["onnx 7297, pytorch 108108: causal alignment"],
-    **{name: ["flash-attention 1973, 2102, vllm-metal 550: sink gradients"] for name in ("sink_far_above", "sink_far_below")},
-}
 
 
 class Case(NamedTuple):
     id: str
     mechanism: str
+    family: str
     attributes: dict     # the options of forward, each spelt out
-    flags: list          # the family first
-    inputs: dict         # argument -> array; "dout" too
-    axes: dict           # argument -> "B H Tq D"
+    inputs: dict         # argument -> array; bias, allowed and dout too
     wrong: str           # what is wrong with it, if it is to be refused
 
 
 def cases():
-    """Every Case of the standard set, in its order."""
-    todo = [(family, name, rules, sizes, {}, "") for family, (rules, sizes) in FAMILIES.items() for name in VARIANTS]
-    todo += [(*corner, "") for corner in CORNERS] + [("invalid", name, rules, {}, edits, why) for why, name, rules, edits in INVALID]
-    count = {}
-    for family, name, rules, sizes, edits, why in todo:
-        mechanism, options, optional = VARIANTS[name]
-        if mechanism == "gaussian" and not optional and {"Tq", "Tk"} & sizes.keys():
-            if family != "prime_sizes":
-                continue                                                         # one x gives queries and keys
-            sizes = {"D": 11}
-        size = {**SIZES, **({"Tq": sizes["T"], "Tk": sizes["T"]} if "T" in sizes else {}), **sizes}
-        size["Dv or 1"] = size["Dv"]
-        count[family, name] = count.get((family, name), 0) + 1
-        case_id = f"{name}-{family}-{count[family, name]}"
-        rules = {"causal": False, "window": None, "prefix": 0, "align": "end", **options, **rules}
-        shapes = {**MECHANISMS[mechanism].arguments, **optional}
-        if "bias" in rules:
-            shapes["bias"] = rules.pop("bias")
-        inputs = {arg: draw(case_id, arg, [int(s) if s.strip().isdigit() else size[s.strip()] for s in shape.strip("()").split(",") if s])
-                  for arg, shape in shapes.items()}
-        inputs.update({arg: np.asarray(edit(inputs[arg]), float) for arg, edit in edits.items() if arg in inputs})
-        full = [size[s] for s in ("B", "H", "Tq", "Tk")]
-        if kind := rules.pop("allowed", None):
-            inputs["allowed"] = _allowed(kind, case_id, full)
-        if mechanism != "gaussian":
-            rules.setdefault("scale", 1 / math.sqrt(size["D"]))
-        values = inputs.get("values", inputs.get("v", inputs.get("x")))
-        inputs["dout"] = draw(case_id, "dout", [*full[:3], values.shape[-1]])
-        axes = {arg: " ".join(s.strip().removesuffix(" or 1") for s in shape.strip("()").split(",") if s) for arg, shape in shapes.items()}
-        axes.update(allowed="B H Tq Tk", dout="B H Tq Dv")
-        yield Case(case_id, mechanism, rules, [family.partition("-")[0]], inputs, axes, why)
+    """The standard set, in its order: softmax in every case of the kit, the others in its quick ones, and what is invalid."""
+    for mechanism in MECHANISMS:
+        chosen = [*kit_cases(mechanism, sizes=SMALL, quick=mechanism != "softmax")]
+        if mechanism == "softmax":
+            chosen += kit_cases(mechanism, sizes={"B": 1, "H": 1}, only=["odd_head_dim/*"])
+        for case in chosen:
+            if not (case.unmet or case.family in APART or case.cotangent.shape[2] > 100):
+                yield _spelt_out(case)
+    for why, mechanism, options, edits in INVALID:
+        case = _spelt_out(kit_cases(mechanism, sizes=SMALL, only=["causal/T"])[0])
+        inputs = {name: edits[name](x) if name in edits else x for name, x in case.inputs.items()}
+        name = re.sub("[^a-zA-Z0-9]+", "-", f"{mechanism}-invalid-{why}")
+        yield case._replace(id=name, family="invalid", attributes={**case.attributes, **options}, inputs=inputs, wrong=why)
 
 
-def draw(case_id, name, shape):
-    """Multiples of 1/64 in [-2, 2), or what suits the argument: splitmix64 of the element's number, started by the names."""
-    z = np.arange(1, math.prod(shape) + 1, dtype=np.uint64) + np.uint64(zlib.crc32(f"{case_id}/{name}".encode()) << 20)
-    z *= np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
-    x = (((z ^ (z >> np.uint64(31))) >> np.uint64(56)).astype(float) - 128).reshape(shape) / 64
-    if name == "energy":                                     # no two alike: deviations of few keys bend sharply where two meet
-        return x.argsort(-1, kind="stable").argsort(-1) * 0.5 - 1.25 if shape[-1] < 50 else x
-    if name == "alpha_logits":                               # on both sides of the kinks at -5 and 5, and away from them
-        return x * 2 + np.sign(x) * (np.abs(x) > 1.5) * 4
-    offset = {"alpha": 2, "alpha_ma": 0.5, "log_sigma": 0.5}.get(name)
-    return x if offset is None else offset + np.round(x * 16) / 64
-
-
-def _allowed(kind, case_id, full):
-    B, H, Tq, Tk = full
-    if kind == "padding":                                    # the last keys, another number in each sequence
-        return np.broadcast_to((np.arange(Tk) < Tk - 1 - np.arange(B)[:, None])[:, None, None], full).copy()
-    allowed = draw(case_id, "allowed", full) < 0.5
-    allowed[:, :, 1] = allowed[0, -1] = False
-    return allowed
+def _spelt_out(case):
+    full = (*case.cotangent.shape[:3], case.arrays.get("k", case.arrays.get("keys", case.cotangent)).shape[2])
+    inputs, rules = {**case.arrays, "dout": case.cotangent}, {"causal": False, "window": None, "prefix": 0, "align": "end"}
+    if case.mechanism != "gaussian":
+        rules["scale"] = 1 / math.sqrt(case.arrays["q"].shape[3])
+    rules.update(MECHANISMS[case.mechanism].options)
+    for name, value in case.options.items():
+        if not isinstance(value, np.ndarray):
+            rules[name] = value
+        elif name == "allowed":
+            inputs[name] = np.broadcast_to(value, full)
+        else:
+            inputs[name] = value.reshape((1,) * (4 - value.ndim) + value.shape)
+    return Case(re.sub("[^a-zA-Z0-9_+-]+", "-", f"{case.mechanism}-{case.id}"), case.mechanism, case.family, rules, inputs, "")
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
 
 INTERMEDIATE = {"scores": "B H Tq Tk", "P": "B H Tq Tk", "lse": "B H Tq", "delta": "B H Tq"}
-PLAIN = [(False, False), (True, True)]      # (backwards, fused): plain references of each precision; the worst one counts
+PLAIN = [(False, False, 1), (True, False, 4), (False, True, 4)]     # (backwards, fused, how often; more than once: with noise)
 
 
 def write(folder):
-    """Write the standard set into a folder -> its index. The same bytes every time, on every machine."""
+    """Write the standard set into a folder -> its index. The same bytes every time."""
     entries, tensors = [], {}
     for case in cases():
-        truth, budgets = {}, {}
-        if not case.wrong:
-            truth = answers(case.mechanism, case.attributes, case.inputs, Arithmetic())
-            budgets = _budgets(case, truth)
+        truth = {} if case.wrong else answers(case.mechanism, case.attributes, case.inputs, Arithmetic())
+        budgets = budgets_of(case, truth) if truth else {}
+        if case.inputs["dout"].shape[2] > 50:
+            del truth["scores"], truth["P"]                                  # large, and other cases have them
         stored = {name: x if x.dtype == bool else x.astype(np.float32) for name, x in case.inputs.items()}
-        entry = {"caseId": case.id, "mechanism": case.mechanism, "attributes": case.attributes, "flags": case.flags,
+        entry = {"caseId": case.id, "mechanism": case.mechanism, "attributes": case.attributes, "flags": [case.family],
                  "result": "invalid" if case.wrong else "valid", "note": case.wrong, "tensors": {}}
         for name, x in {**stored, **truth}.items():
             role = "cotangent" if name == "dout" else "input" if name in stored else "output" if name == "out" else \
                 "intermediate" if name in INTERMEDIATE else "gradient"
-            axes = {**INTERMEDIATE, "out": "B H Tq Dv", **case.axes}.get(name) or case.axes[name[1:]]
-            entry["tensors"][name] = {"role": role, "dtype": str(x.dtype), "shape": list(x.shape), "axes": axes}
+            about = entry["tensors"][name] = {"role": role, "dtype": str(x.dtype), "shape": list(x.shape), "axes": _axes(case, name)}
             if name in truth:
-                entry["tensors"][name]["budgets"] = budgets[name]
+                about["budgets"] = budgets[name]
             tensors[f"{case.id}/{name}"] = x
         entries.append(entry)
     payload = pack(tensors)
@@ -400,20 +345,39 @@ def write(folder):
     return {**index, "cases": entries}
 
 
-def _budgets(case, truth):
-    """tensor -> {precision: 2 (error of the plain reference + eps max|truth|)}, None where it cannot hold the case."""
-    bounds = {name: {} for name in truth}
+def _axes(case, name):
+    arguments = {"keys": "(B, H, Tk, D)", "values": "(B, H, Tk, Dv)", "bias": "(B, H, Tq, Tk)", **MECHANISMS[case.mechanism].arguments}
+    shape = {**INTERMEDIATE, "out": "B H Tq Dv", "dout": "B H Tq Dv", "allowed": "B H Tq Tk"}.get(name)
+    shape = shape or arguments.get(name) or arguments[name[1:]]              # dq has the axes of q
+    return shape.strip("()").replace(",", "").replace("Dv or 1", "Dv")
+
+
+@np.errstate(all="ignore")                                              # a narrow format overflows in some cases
+def budgets_of(case, truth):
+    """tensor -> {precision: 2 (error of plain arithmetic + eps max|truth|)}, None where the precision cannot hold the case.
+
+    Below the smallest normal number a machine may go on in equal steps, or take zero and then multiply: that is allowed
+    for. float64 gets what float32 gets, less the 29 bits between them, four times over.
+    """
+    budgets = {name: {} for name in truth}
+    numbers = [x for x in case.inputs.values() if x.dtype != bool]
     for dtype, eps in EPS.items():
-        plain = []
-        if all(x.dtype == bool or np.array_equal(Arithmetic(dtype).round(x), x) for x in case.inputs.values()):
-            with np.errstate(all="ignore"):                              # a narrow format overflows in some cases
-                plain = [answers(case.mechanism, case.attributes, case.inputs, Arithmetic(dtype, *how)) for how in PLAIN]
+        runs, noise = [], np.random.default_rng(0)
+        if all(np.array_equal(Arithmetic(dtype).round(x), x) for x in numbers):
+            for backwards, fused, copies in PLAIN:
+                many = {n: np.broadcast_to(x, (copies, *x.shape)) if x.ndim > 2 else x for n, x in case.inputs.items()}
+                ar = Arithmetic(dtype, backwards, fused, noise if copies > 1 else None)
+                runs.append(answers(case.mechanism, case.attributes, many, ar))
+        low = 2.0**-24 if dtype == "float16" else 2.0**-126 * max(1, *(np.abs(x).max() for x in numbers)) ** 2
+        bounds = {}
         for name, expected in truth.items():
-            finite = np.isfinite(expected)
-            errors = [np.abs(p[name] - expected)[finite].max(initial=0) for p in plain]
-            bound = 2 * (max(errors) + eps * np.abs(expected[finite]).max(initial=0)) if errors else np.nan
-            bounds[name][dtype] = float(f"{bound:.3e}") if np.isfinite(bound) else None
-    return {name: {"float64": b["float32"] and float(f"{b['float32'] * 2.0**-27:.3e}"), **b} for name, b in bounds.items()}
+            at = np.isfinite(expected)
+            error = np.max([np.where(at, np.abs(run[name] - expected), 0).max(initial=0) for run in runs] or np.nan)
+            bounds[name] = 2 * (error + eps * np.abs(expected[at]).max(initial=0)) + low
+        held = np.isfinite([*bounds.values()]).all()
+        for name, bound in bounds.items():
+            budgets[name][dtype] = float(f"{bound:.3e}") if held else None
+    return {name: {"float64": b["float32"] and float(f"{b['float32'] * 2.0**-27:.3e}"), **b} for name, b in budgets.items()}
 
 
 def _save(folder, files):

@@ -1,0 +1,281 @@
+"""One call of somebody's function, in somebody's framework, from float64 cases and back to float64 results.
+
+Each adapter answers the same questions: how do our numbers become your arrays, what did your function return, and what
+are the gradients (by the framework's own differentiation, or by a backward that came with the function).
+"""
+import inspect
+import os
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minattn import attention, checks
+from minattn.errors import InputError
+
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+class Finding(NamedTuple):
+    """Something wrong, in plain words. Kinds: raised, arguments, hang, shape, dtype, gradient, values, not finite,
+    modified inputs, not repeatable, depends on batch."""
+    kind: str
+    message: str
+
+
+class Problem(Exception):
+    """Ends a run with a finding."""
+
+    def __init__(self, kind, message):
+        super().__init__(message)
+        self.finding = Finding(kind, message)
+
+
+class Target(NamedTuple):
+    """What is to be checked."""
+    forward: Callable
+    backward: Callable | None
+    name: str
+
+
+class Run(NamedTuple):
+    """What one call brought, as float64 arrays; a gradient that was not asked for or not there is missing."""
+    tensors: dict           # "out", "dq", ...
+    findings: tuple
+    inputs_after: dict      # argument or option -> its values after the call
+
+
+def resolve(fn, backward=None):
+    """fn as check takes it -> Target. InputError if nothing in it can be called."""
+    fn = getattr(fn, "module", fn) if isinstance(fn, attention.Mechanism) else fn
+    name = getattr(fn, "__name__", type(fn).__name__)
+    if isinstance(fn, (tuple, list)) and len(fn) == 2:
+        fn, backward = fn[0], fn[1] if backward is None else backward
+        name = getattr(fn, "__name__", type(fn).__name__)
+    elif not callable(fn) and callable(getattr(fn, "forward", None)):      # a module or object with forward and backward
+        fn, backward = fn.forward, getattr(fn, "backward", None) if backward is None else backward
+    elif backward is None and not hasattr(fn, "parameters"):               # (a torch.nn.Module has no backward of its own)
+        backward = getattr(fn, "backward", None)
+    if not callable(fn):
+        raise InputError(f"the function to check must be callable, or have forward and backward; got {type(fn).__name__}.")
+    if backward is not None and not callable(backward):
+        raise InputError(f"backward must be callable; got {type(backward).__name__}.")
+    return Target(fn, backward, name)
+
+
+def adapter(framework, dtype, device="cpu"):
+    """The adapter by name; InputError names what is unknown or not installed."""
+    checks.choice("framework", framework, ADAPTERS)
+    checks.choice("dtype", dtype, DTYPES)
+    return ADAPTERS[framework](dtype, device)
+
+
+class NumpyAdapter:
+    name, autodiff, strided = "numpy", False, True
+
+    def __init__(self, dtype, device="cpu"):
+        if device != "cpu":
+            raise InputError(f"NumPy arrays live on the cpu; got device {device!r}.")
+        self.dtype, self.device = dtype, device
+        if dtype == "bfloat16":
+            try:
+                import ml_dtypes
+            except ImportError:
+                raise InputError("bfloat16 arrays in NumPy need the package ml_dtypes: pip install ml_dtypes") from None
+            self.type = np.dtype(ml_dtypes.bfloat16)
+        else:
+            self.type = np.dtype(dtype)
+
+    def array(self, x, layout="contiguous", leaf=False):
+        """Our numbers as a fresh array of this framework; booleans stay boolean. leaf: a gradient will be asked for."""
+        return stride(x, self.type, layout)
+
+    def numbers(self, x):
+        return np.asarray(x).astype(np.float64)
+
+    def belongs(self, x):
+        return isinstance(x, (np.ndarray, np.generic))
+
+    def dtype_of(self, x):
+        return str(x.dtype)
+
+    def call(self, forward, args, kwargs, leaves, cotangent):
+        with np.errstate(all="ignore"):
+            return forward(*args, **kwargs), None
+
+
+class TorchAdapter(NumpyAdapter):
+    name, autodiff = "torch", True
+
+    def __init__(self, dtype, device="cpu"):
+        try:
+            import torch
+        except ImportError:
+            raise InputError("the framework torch is not installed: pip install torch") from None
+        try:
+            self.torch, self.dtype, self.device = torch, dtype, torch.device(device)
+            torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"torch cannot use device {device!r}: {str(error).splitlines()[0]}") from None
+        self.type = getattr(torch, dtype)
+
+    def array(self, x, layout="contiguous", leaf=False):
+        t = self.torch.from_numpy(stride(x, x.dtype, layout))
+        t = t.to(self.device) if x.dtype == bool else self._convert(t, layout)
+        return t.requires_grad_() if leaf and x.dtype != bool else t
+
+    def _convert(self, t, layout):
+        if layout == "contiguous":
+            return t.to(self.device, self.type)
+        wide = self.torch.empty(t.shape[:-1] + (2 * t.shape[-1],), dtype=self.type, device=self.device)[..., ::2]
+        return wide.copy_(t)
+
+    def numbers(self, x):
+        return x.detach().to("cpu", self.torch.float64).numpy().copy()
+
+    def belongs(self, x):
+        return isinstance(x, self.torch.Tensor)
+
+    def dtype_of(self, x):
+        return str(x.dtype).removeprefix("torch.")
+
+    def call(self, forward, args, kwargs, leaves, cotangent):
+        with self.torch.enable_grad():
+            result = forward(*args, **kwargs)
+
+            def grads(out):
+                if not out.requires_grad:
+                    raise Problem("gradient", "no gradient at all: the output is cut off from the inputs (detach? no_grad?)")
+                found = self.torch.autograd.grad(out, list(leaves.values()), cotangent, allow_unused=True)
+                return dict(zip(leaves, found))
+            return result, grads
+
+
+class JaxAdapter(NumpyAdapter):
+    name, autodiff, strided = "jax", True, False
+
+    def __init__(self, dtype, device="cpu"):
+        try:
+            import jax
+        except ImportError:
+            raise InputError("the framework jax is not installed: pip install jax") from None
+        if dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
+        try:
+            self.jax, self.dtype, self.device, self.type = jax, dtype, jax.devices(device)[0], jax.numpy.dtype(dtype)
+        except RuntimeError as error:
+            raise InputError(f"jax cannot use device {device!r}: {str(error).splitlines()[0]}") from None
+
+    def array(self, x, layout="contiguous", leaf=False):
+        return self.jax.device_put(x if x.dtype == bool else x.astype(self.type), self.device)
+
+    def belongs(self, x):
+        return isinstance(x, self.jax.Array)
+
+    def call(self, forward, args, kwargs, leaves, cotangent):
+        """jax.vjp over the leaves, wherever they stand among the arguments."""
+        place = {id(x): name for name, x in leaves.items()}
+
+        def only_leaves(values):
+            swap = lambda x: values[place[id(x)]] if id(x) in place else x      # noqa: E731
+            result = forward(*[swap(x) for x in args], **{n: swap(x) for n, x in kwargs.items()})
+            return (result[0], tuple(result[1:])) if isinstance(result, tuple) else (result, ())
+        if not leaves:
+            return forward(*args, **kwargs), None
+        out, back, rest = self.jax.vjp(only_leaves, leaves, has_aux=True)
+        return (out, *rest), lambda out: back(cotangent)[0]
+
+
+ADAPTERS = {"numpy": NumpyAdapter, "torch": TorchAdapter, "jax": JaxAdapter}
+
+
+def stride(x, dtype, layout):
+    """A fresh copy of x; "strided" leaves a gap after every number and swaps heads and tokens in memory."""
+    if x.dtype == bool:
+        dtype = bool
+    if layout == "contiguous":
+        return x.astype(dtype, order="C", copy=True)
+    shape = (x.shape[0], x.shape[2], x.shape[1], *x.shape[3:]) if x.ndim > 2 else x.shape
+    y = np.full((*shape[:-1], 2 * shape[-1]), 0, dtype)[..., ::2]
+    y = y.swapaxes(1, 2) if x.ndim > 2 else y
+    y[...] = x
+    return y
+
+
+def run(target, adapter, case, arrays, out_shape, wanted):
+    """One forward and, for `wanted` gradients, one backward. Raises Problem where nothing can be compared."""
+    row, findings = attention.MECHANISMS[case.mechanism], []
+    inputs = {n: adapter.array(x, case.layout, leaf=n in wanted) for n, x in arrays.items()}
+    options = {n: adapter.array(x, leaf=n in wanted) if isinstance(x, np.ndarray) else x for n, x in case.options.items()}
+    args = [inputs[n] for n in row.arguments]
+    kwargs = {**{n: x for n, x in inputs.items() if n not in row.arguments}, **options}
+    fits_signature(target.forward, args, kwargs)
+    given = {**inputs, **options}
+    cotangent = adapter.array(case.cotangent)
+    by_hand = target.backward is not None
+    leaves = {} if by_hand else {n: given[n] for n in wanted}
+    result, differentiate = adapter.call(target.forward, args, kwargs, leaves, cotangent)
+    out = result[0] if isinstance(result, (tuple, list)) and len(result) else result
+    _looks_right(adapter, "the output", out, out_shape)
+    grads = {}
+    if by_hand and wanted:
+        if not isinstance(result, (tuple, list)) or len(result) < 2:
+            raise Problem("gradient", "with a backward of its own, forward must return (out, cache); it returned one thing.")
+        with np.errstate(all="ignore"):
+            grads = target.backward(cotangent, result[1])
+        if not isinstance(grads, dict):
+            raise Problem("gradient", f"backward must return a dict from argument to gradient; got {type(grads).__name__}.")
+        for name in row.buffers:
+            if grads.get(name) is not None and np.any(adapter.numbers(grads[name])):
+                findings.append(Finding("gradient", f"d{name} is not zero, but {name} is a running mean that takes no gradient."))
+    elif wanted and differentiate is not None:
+        grads = differentiate(out)
+    tensors = {"out": adapter.numbers(out)}
+    for name in wanted if by_hand or differentiate is not None else ():
+        if grads.get(name) is None:
+            findings.append(Finding("gradient", f"the gradient of {name} is missing."))
+            continue
+        try:
+            _looks_right(adapter, f"d{name}", grads[name], np.shape(arrays[name] if name in arrays else case.options[name]))
+            tensors["d" + name] = adapter.numbers(grads[name])
+        except Problem as problem:
+            findings.append(problem.finding)
+    after = {n: adapter.numbers(x) for n, x in {**given, "dout": cotangent}.items() if adapter.belongs(x)}
+    return Run(tensors, tuple(findings), after)
+
+
+def fits_signature(forward, args, kwargs):
+    """Problem if the function does not take these arguments, said by name."""
+    try:
+        signature = inspect.signature(forward)
+    except (ValueError, TypeError):
+        return                                               # built-in functions do not tell
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        parameters = signature.parameters.values()
+        named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+        refused = sorted(set(kwargs) - named)
+        if refused and not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            says = f"does not take the option {refused[0]!r}; if that is meant, exclude {refused[0]!r}."
+            raise Problem("arguments", says) from None
+        raise Problem("arguments", f"does not take the mechanism's arguments ({len(args)} arrays): {error}.") from None
+
+
+def _looks_right(adapter, what, x, shape):
+    if not adapter.belongs(x):
+        raise Problem("dtype", f"{what} is a {type(x).__name__}, not an array of {adapter.name}.")
+    if tuple(x.shape) != tuple(shape):
+        raise Problem("shape", f"{what} has shape {tuple(x.shape)}; expected {tuple(shape)}.")
+    if adapter.dtype_of(x) != adapter.dtype:
+        raise Problem("dtype", f"{what} is {adapter.dtype_of(x)}; {adapter.dtype} came in and must come out.")
+
+
+def raised(error):
+    """An exception from somebody's code as a finding: what it says, and their line that it came from."""
+    here = os.path.dirname(__file__)
+    frames: Any = [f for f in traceback.extract_tb(error.__traceback__) if os.path.dirname(f.filename) != here]
+    first = next(iter(str(error).splitlines()), "")
+    where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    return Finding("raised", f"raised {type(error).__name__}: {first}{where}")
