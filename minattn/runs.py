@@ -242,12 +242,14 @@ class Metrics:
 
 
 def read_metrics(folder):
-    """The lines of metrics.jsonl as dicts; a last line that a kill cut short is left out."""
+    """The lines of metrics.jsonl as dicts; a last line that a kill cut short, or that is none of ours, is left out."""
     path, rows = Path(folder) / METRICS, []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            if row["step"] <= (rows[-1]["step"] if rows else 0) or "val_loss" not in row:
                 break
+        except (ValueError, KeyError, TypeError):
+            break
+        rows.append(row)
     return rows

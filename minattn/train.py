@@ -124,6 +124,9 @@ def _resume(where, run, which, overrides, threads, data_dir, say):
         settings = Settings(**run.train)
     except (InputError, TypeError) as error:
         raise InputError(f"--resume {where}: {folder / runs.CONFIG} has no usable settings: {error}") from None
+    came = run.checkpoint.params["wte.weight"].dtype
+    if came != settings.dtype:
+        raise InputError(f"--resume {where}: the checkpoint is from other settings: {came}, where {runs.CONFIG} has {settings.dtype}.")
     wanted = run.corpus["name"]
     corpus = data.load_corpus(wanted, data_dir=data_dir, say=say, download=wanted == "tinyshakespeare")
     if hashlib.sha256(corpus.text.encode()).hexdigest() != run.corpus["sha256"]:
@@ -179,8 +182,11 @@ def _train(folder, config, settings, vocabulary, ids, state, *, threads, say):
             while step < settings.steps:
                 x, y = data.batch(train_ids, settings.batch_size, config.block_size, settings.seed, step)
                 tick = time.perf_counter()
-                loss, new_buffers = parallel.loss_and_gradients(pool, params, buffers, x, y, config, chunks=settings.chunks,
-                                                                out=grads, seed=(settings.seed, step, 1))
+                try:
+                    loss, new_buffers = parallel.loss_and_gradients(pool, params, buffers, x, y, config, chunks=settings.chunks,
+                                                                    out=grads, seed=(settings.seed, step, 1))
+                except InputError as error:                        # a layer noticed first: "alpha_ma must be finite ..."
+                    raise _diverged(step + 1, folder, str(error).split()[0]) from None
                 norm = optim.global_norm(grads)
                 if not math.isfinite(loss):
                     raise _diverged(step + 1, folder, "the loss")

@@ -64,6 +64,7 @@ def holes(B, H, Tq, Tk):
 
 MASKS = {       # name -> (options, sizes on top of SIZES); a function as `allowed` makes it for the sizes at hand
     "none": ({}, {}),
+    "none-start": ({"align": "start"}, {}),
     "causal": ({"causal": True}, {}),
     "causal-start": ({"causal": True, "align": "start"}, {}),
     "window1": ({"window": 1}, {}),
@@ -75,6 +76,7 @@ MASKS = {       # name -> (options, sizes on top of SIZES); a function as `allow
     "padding-causal": ({"allowed": padding, "causal": True}, {}),
     "empty_rows": ({"allowed": holes}, {}),
     "empty_rows-window3": ({"allowed": holes, "window": 3}, {}),
+    "queries_first": ({}, QUERIES_FIRST),
     "queries_first-causal": ({"causal": True}, QUERIES_FIRST),            # the first two see nothing
     "queries_first-causal-start": ({"causal": True, "align": "start"}, QUERIES_FIRST),
     "one_query": ({"causal": True}, {"Tq": 1}),

@@ -273,10 +273,14 @@ def test_tiles_change_nothing(tiling, rules, options, monkeypatch):
     assert_close(result(*args, **options), whole, 1e-12)
 
 
-def test_tiles_group_sequences(monkeypatch):
-    monkeypatch.setattr(core, "TILE", 2 * H * TQ * TK)
+@pytest.mark.parametrize(("together", "groups"), [
+    (2 * H, [(0, 2, 0, H), (2, 4, 0, H), (4, 5, 0, H)]),
+    (2, [(b, b + 1, h, min(h + 2, H)) for b in range(5) for h in (0, 2)]),
+], ids=["sequences", "heads"])
+def test_tiles_group(together, groups, monkeypatch):
+    monkeypatch.setattr(core, "TILE", together * TQ * TK)
     tiles = list(core._tiles(5, H, TQ, TK, masks.make()))
-    assert [(t.batch.start, t.batch.stop) for t in tiles] == [(0, 2), (2, 4), (4, 5)]
+    assert [(t.batch.start, t.batch.stop, t.heads.start, t.heads.stop) for t in tiles] == groups
     args, bias = qkv(B=5), np.random.default_rng(0).standard_normal((5, 1, TQ, 1))
     small = result(*args, bias=bias, allowed=padding(5, H, TQ, TK) | (np.arange(TK) == 0))
     monkeypatch.undo()
@@ -305,9 +309,10 @@ SHAPES += [(TQ, TK), (H, TQ, TK), (H, 1, TK), (TK,), ()]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["x".join(map(str, s)) or "scalar" for s in SHAPES])
-@pytest.mark.parametrize("rows", [64, 2], ids=["one_tile", "tiles"])
-def test_bias_of_every_shape(shape, rows, monkeypatch):
+@pytest.mark.parametrize(("rows", "tile"), [(64, 1 << 17), (2, 2 * TK)], ids=["one_tile", "tiles"])
+def test_bias_of_every_shape(shape, rows, tile, monkeypatch):
     monkeypatch.setattr(core, "ROWS", rows)
+    monkeypatch.setattr(core, "TILE", tile)
     rng = np.random.default_rng(0)
     q, k, v = qkv()
     bias = np.asarray(rng.standard_normal(shape))

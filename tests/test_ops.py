@@ -177,6 +177,13 @@ def test_gelu_far_out(form, dtype):
     np.testing.assert_array_equal(ops.gelu_backward(np.ones_like(x), cache)["x"], [[0, 0, 0.5, 1, 1]])
 
 
+@pytest.mark.parametrize(("form", "at_1", "at_minus_half"), [("tanh", 0.8411919906082768, -0.15428599017485606),
+                                                             ("exact", 0.8413447460685429, -0.15426876936299344)])
+def test_gelu_by_hand(form, at_1, at_minus_half):
+    y, _ = ops.gelu_forward(np.array([[1.0, -0.5]]), form)
+    np.testing.assert_allclose(y, [[at_1, at_minus_half]], rtol=1e-14)
+
+
 def test_gelu_forms_differ_by_less_than_a_thousandth():
     x = np.linspace(-6, 6, 1001)[:, None]
     gap = np.abs(ops.gelu_forward(x, "tanh")[0] - ops.gelu_forward(x, "exact")[0]).max()

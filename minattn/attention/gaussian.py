@@ -4,7 +4,9 @@
     sigma_h = exp(log_sigma_h), one width per head                                       (arXiv 2605.02144)
 
 |x_i|^2 is the same for a whole row and cancels, so W = softmax_j( (x_i . x_j - |x_j|^2 / 2) / sigma^2 ): dot-product
-attention with q = x / sigma^2, k = v = x and a bias on the keys. Stable for every sigma, and no epsilon.
+attention with q = x / sigma^2, k = v = x and a bias on the keys. Stable for every sigma, and no epsilon. The rows get
+their -|x_i|^2 / (2 sigma^2) all the same: it changes no weight, but then every score is -|x_i - x_j|^2 / (2 sigma^2) as
+above, small for the keys that matter, and float32 loses no digits of the gradients to |x|^2.
 """
 import math
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ class Cache(NamedTuple):
     x: np.ndarray             # (B, H, Tq, D)
     keys: np.ndarray          # (B, H, Tk, D)
     inv: np.ndarray           # (H, 1, 1)        1 / sigma^2
+    row_bias: np.ndarray      # (B, H, Tq)       -|x|^2 / (2 sigma^2)
     key_bias: np.ndarray      # (B, H, Tk)       -|key|^2 / (2 sigma^2)
     own: tuple                # (keys were given, values were given)
     has_bias: int             # how many biases the caller brought (-1: one plain array)
@@ -47,26 +50,29 @@ def forward(x, log_sigma, *, keys=None, values=None, bias=None, **options):
     checks.finite(log_sigma=log_sigma)
     inv = np.exp(-2 * log_sigma)[:, None, None]                                   # 1. 1 / sigma^2
     q = x * inv                                                                   # 2. queries
-    key_bias = np.einsum("bhjd,bhjd->bhj", keys, keys) * (-0.5 * inv[:, 0])       # 3. -|key|^2 / (2 sigma^2)
+    row_bias = np.einsum("bhid,bhid->bhi", x, x) * (-0.5 * inv[:, 0])             # 3. -|x|^2 / (2 sigma^2): cancels, but
+    key_bias = np.einsum("bhjd,bhjd->bhj", keys, keys) * (-0.5 * inv[:, 0])       #    with it s = -distance^2 / (2 sigma^2)
     theirs = () if bias is None else bias if isinstance(bias, tuple) else (bias,)
-    out, attention, *weights = attend(q, keys, values, scale=1.0, bias=(key_bias[:, :, None], *theirs), **options)   # 4.
+    out, attention, *weights = attend(q, keys, values, scale=1.0, **options,
+                                       bias=(row_bias[..., None], key_bias[:, :, None], *theirs))            # 4.
     count = -1 if isinstance(bias, np.ndarray) else len(theirs)
-    return (out, Cache(attention, x, keys, inv, key_bias, own, count), *weights)
+    return (out, Cache(attention, x, keys, inv, row_bias, key_bias, own, count), *weights)
 
 
 def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"x", "log_sigma"} (and "keys", "values", "bias" where given)"""
-    attention, x, keys, inv, key_bias, (own_keys, own_values), has_bias = cache
-    # 4. out = softmax(q k^T + key_bias) v
+    attention, x, keys, inv, row_bias, key_bias, (own_keys, own_values), has_bias = cache
+    # 4. out = softmax(q k^T + row_bias + key_bias) v
     core = attend_backward(dout, attention)
-    dkey_bias, *dtheirs = core["bias"]
-    dkey_bias = dkey_bias[:, :, 0]                                                # (B, H, Tk)
-    # 3. key_bias = -|key|^2 / (2 sigma^2)
+    drow_bias, dkey_bias, *dtheirs = core["bias"]
+    drow_bias, dkey_bias = drow_bias[..., 0], dkey_bias[:, :, 0]                  # (B, H, Tq), (B, H, Tk)
+    # 3. row_bias = -|x|^2 / (2 sigma^2), key_bias = -|key|^2 / (2 sigma^2)
     dkeys = core["k"] - keys * (dkey_bias[..., None] * inv)
     # 2. q = x / sigma^2
-    dx = core["q"] * inv
+    dx = (core["q"] - x * drow_bias[..., None]) * inv
     # 1. every score is proportional to 1 / sigma^2 = exp(-2 log_sigma): dlog_sigma = -2 sum ds s
-    ds_s = np.einsum("bhid,bhid->h", core["q"], attention.q) + np.einsum("bhj,bhj->h", dkey_bias, key_bias)
+    ds_s = np.einsum("bhid,bhid->h", core["q"], attention.q)
+    ds_s += np.einsum("bhi,bhi->h", drow_bias, row_bias) + np.einsum("bhj,bhj->h", dkey_bias, key_bias)
     grads = {"log_sigma": -2 * ds_s}
     if has_bias:
         grads["bias"] = dtheirs[0] if has_bias == -1 else tuple(dtheirs)

@@ -38,7 +38,7 @@ class Case(NamedTuple):
 def cases(mechanism, *, seed=0, quick=False, only=None, sizes=None):
     """The cases of one mechanism, in a fixed order: a tuple of Case.
 
-    only: globs on the id ("window/*"), any of which may match. sizes: {"D": 64} for a kernel that knows only some
+    only: families or globs on the id ("window", "*/W=2*"), any of which may match. sizes: {"D": 64} for a kernel that knows only some
     sizes; a case whose point is another size then says so in `unmet`. Raises InputError where nothing matches.
     """
     row = attention.mechanism(mechanism)
@@ -47,11 +47,12 @@ def cases(mechanism, *, seed=0, quick=False, only=None, sizes=None):
         checks.choice("a size", symbol, known)
         checks.number(symbol, n, 1, integer=True)
     found = _all(row.name, id(row.module), seed, tuple(sorted((sizes or {}).items())))
+    matches = lambda case, glob: fnmatch.fnmatchcase(case.id, glob) or case.family == glob     # noqa: E731
     for glob in only or ():
-        if not any(fnmatch.fnmatchcase(c.id, glob) for c in found):
-            ids = [x for c in found for x in (c.family, c.id)]
-            raise InputError(f"no case of {mechanism} matches {glob!r}; --list shows them all.{checks.nearest(glob, ids)}")
-    return tuple(c for c in found if (c.quick or not quick) and (not only or any(fnmatch.fnmatchcase(c.id, g) for g in only)))
+        if not any(matches(c, glob) for c in found):
+            near = checks.nearest(glob, [name for c in found for name in (c.family, c.id)])
+            raise InputError(f"no case of {mechanism} matches {glob!r}; --list shows them all.{near}")
+    return tuple(c for c in found if (c.quick or not quick) and (not only or any(matches(c, glob) for glob in only)))
 
 
 def family_names(mechanism):
@@ -93,6 +94,7 @@ def _make(row, plan, seed, fixed):
     rng = np.random.default_rng([seed, zlib.crc32(f"{row.name}/{plan.family}/{plan.name}".encode())])
     clash = [f"it needs {s} = {n}, but you fixed {s} at {fixed[s]}" for s, n in plan.sizes.items() if fixed.get(s, n) != n]
     size = {**SIZES, **fixed, **plan.sizes}
+    clash += ["it needs at least two samples"] * (plan.twin and size["B"] < 2)
     size = {"Dv or 1": size["Dv"], "T": size["Tk"], **size}
     extra = families.EXTRA.get(row.name, {})
     shapes = {**row.arguments, **{name: extra[name] for name in plan.extra}}

@@ -265,7 +265,7 @@ def fits_signature(forward, args, kwargs):
 
 def _looks_right(adapter, what, x, shape):
     if not adapter.belongs(x):
-        raise Problem("dtype", f"{what} is a {type(x).__name__}, not an array of {adapter.name}.")
+        raise Problem("dtype", f"{what} is of type {type(x).__name__}, not an array of {adapter.name}.")
     if tuple(x.shape) != tuple(shape):
         raise Problem("shape", f"{what} has shape {tuple(x.shape)}; expected {tuple(shape)}.")
     if adapter.dtype_of(x) != adapter.dtype:

@@ -4,17 +4,17 @@
     python -m minattn vectors check DIR --results RESULTS    # what your program made of the inputs
 
 The answers come from the papers' formulas with explicit (Tq, Tk) weights, a formulation of their own beside the kernels
-of this package. They are the same bit for bit on every machine, because nothing is asked of BLAS or libm: IEEE 754 fixes
+of this package. They are the same to the bit on every machine, because nothing is asked of BLAS or libm: IEEE 754 fixes
 +, -, *, / and sqrt to the last bit, exp and log are made from these below, and sums run in a stated order. So nothing
-has to be rounded away, and answers are full float64, within some 1e-15 of the truth. Inputs are those of the cases, 8
-significant bits each: exact in float32 and bfloat16, and they hang on NumPy keeping its generator's stream.
+has to be rounded away: answers are full float64, within some 1e-15 of the truth. Inputs are those of the kit's cases, 8
+significant bits each, exact in every precision that has their range; they hang on NumPy keeping its generator's stream.
 """
 import hashlib
 import json
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Arithmetic(NamedTuple):
     name: str = "float64"
     backwards: bool = False
     fused: bool = False
-    noise: Optional[np.random.Generator] = None
+    noise: np.random.Generator | None = None
 
     def round(self, x):
         if self.name == "float64":
@@ -102,9 +102,9 @@ def _atanh2(z):
 
 
 def answers(mechanism, attributes, x, ar):
-    """Output, gradients and intermediates of one case; x holds its inputs and "dout". Every array is dense.
+    """Output, gradients and intermediates of one case, all dense; x holds its inputs and "dout", axes in front allowed.
 
-    scores (B, H, Tq, Tk), -inf where hidden · P their softmax · lse the log of its denominator · delta = rowsum(P * dP)
+    scores  (B, H, Tq, Tk), -inf where hidden; P their softmax; lse the log of its denominator; delta = rowsum(P * dP)
     """
     r, scale = ar.round, attributes.get("scale")
     q, k, v = ("x", "keys", "values") if mechanism == "gaussian" else ("q", "k", "v")
@@ -174,8 +174,8 @@ def answers(mechanism, attributes, x, ar):
     if mechanism == "energy":
         grads.update(gate_backward(ds))
     if mechanism == "gaussian":
-        dq = ar.dot(ds, k) if ar.fused else r(ar.dot(ds, k) - r(q * ar.sum(ds)[..., None]))      # rows of ds sum to 0
-        dq = r(dq * inv)
+        dq = ar.dot(ds, k)
+        dq = r((dq if ar.fused else r(dq - r(q * ar.sum(ds)[..., None]))) * inv)                # a row of ds sums to 0
         dk = r((ar.dot(_T(ds), q) - r(k * ar.sum(_T(ds))[..., None])) * inv)
         grads["log_sigma"] = -2 * _sum_to(r(ds * own), (H,), ar)
         if "values" in x:
@@ -185,7 +185,8 @@ def answers(mechanism, attributes, x, ar):
         grads.update({"x": dq, "keys": dk} if "keys" in x else {"x": r(dq + dk)})
     else:
         grads.update(q=r(ar.dot(ds, k) * scale), k=r(ar.dot(_T(ds), q) * scale), v=dv)
-    return {"out": out, **{"d" + name: grads[name] for name in x if name in grads}, "scores": s, "P": P, "lse": lse, "delta": delta}
+    grads = {"d" + name: grads[name] for name in x if name in grads}
+    return {"out": out, **grads, "scores": s, "P": P, "lse": lse, "delta": delta}
 
 
 def _energy_gate(e, alpha, tau, norm, p, ar):
@@ -249,14 +250,17 @@ def _sum_to(x, shape, ar):
 
 SMALL = {"D": 3, "Dv": 5}
 APART = ("batch_independence", "non_contiguous")     # families that files cannot ask for
+SINKS = ["flash-attention 1973, 2102, vllm-metal 550: sink gradients wrong or missing"]
 BUGS = {                                             # family -> bugs of known programs that it shows
     "score_shift": ["llm.c: the running maximum starts at -10000"],
     "dominant_score": ["minGPT 75, transformers 17121: a finite mask lets the future in"],
-    "causal": ["triton 4541: causal ignored in the backward", "keras 23038: the mask dropped on the slow path", "TinyTorch 1785: mask polarity"],
-    "one_token": ["pytorch 27461: an added zero key"], "tq_ne_tk": ["onnx 7297, pytorch 108108: causal alignment"],
-    "fully_masked_row": ["pytorch 41508, flash-attention 443: NaN gradients"], "prime_sizes": ["labml 146: softmax over the wrong axis"],
-    "sink_far_above": ["flash-attention 1973, 2102, vllm-metal 550: sink gradients"],
-    "sink_far_below": ["flash-attention 1973, 2102, vllm-metal 550: sink gradients"],
+    "causal": ["triton 4541: causal ignored in the backward", "keras 23038: the mask dropped on the slow path",
+               "TinyTorch 1785: mask polarity"],
+    "one_token": ["pytorch 27461: an added zero key"],
+    "tq_ne_tk": ["onnx 7297, pytorch 108108: causal alignment"],
+    "fully_masked_row": ["pytorch 41508, flash-attention 443: NaN gradients"],
+    "prime_sizes": ["labml 146: softmax over the wrong axis"],
+    "sink_far_above": SINKS, "sink_far_below": SINKS,
 }
 INVALID = [      # (what is wrong, mechanism, options, {argument: what becomes of it}): to be refused
     ("q and k have different head sizes", "softmax", {}, {"k": lambda x: x[..., :2]}),
@@ -279,7 +283,7 @@ class Case(NamedTuple):
 
 
 def cases():
-    """The standard set, in its order: softmax in every case of the kit, the others in its quick ones, and what is invalid."""
+    """The standard set, in order: softmax in every case of the kit, the others in its quick ones, then invalid ones."""
     for mechanism in MECHANISMS:
         chosen = [*kit_cases(mechanism, sizes=SMALL, quick=mechanism != "softmax")]
         if mechanism == "softmax":
@@ -290,13 +294,14 @@ def cases():
     for why, mechanism, options, edits in INVALID:
         case = _spelt_out(kit_cases(mechanism, sizes=SMALL, only=["causal/T"])[0])
         inputs = {name: edits[name](x) if name in edits else x for name, x in case.inputs.items()}
-        name = re.sub("[^a-zA-Z0-9]+", "-", f"{mechanism}-invalid-{why}")
-        yield case._replace(id=name, family="invalid", attributes={**case.attributes, **options}, inputs=inputs, wrong=why)
+        yield case._replace(id=_file_name(f"{mechanism}-invalid-{why}"), family="invalid", wrong=why, inputs=inputs,
+                            attributes={**case.attributes, **options})
 
 
 def _spelt_out(case):
     full = (*case.cotangent.shape[:3], case.arrays.get("k", case.arrays.get("keys", case.cotangent)).shape[2])
-    inputs, rules = {**case.arrays, "dout": case.cotangent}, {"causal": False, "window": None, "prefix": 0, "align": "end"}
+    inputs = {**case.arrays, "dout": case.cotangent}
+    rules = {"causal": False, "window": None, "prefix": 0, "align": "end"}
     if case.mechanism != "gaussian":
         rules["scale"] = 1 / math.sqrt(case.arrays["q"].shape[3])
     rules.update(MECHANISMS[case.mechanism].options)
@@ -307,13 +312,17 @@ def _spelt_out(case):
             inputs[name] = np.broadcast_to(value, full)
         else:
             inputs[name] = value.reshape((1,) * (4 - value.ndim) + value.shape)
-    return Case(re.sub("[^a-zA-Z0-9_+-]+", "-", f"{case.mechanism}-{case.id}"), case.mechanism, case.family, rules, inputs, "")
+    return Case(_file_name(f"{case.mechanism}-{case.id}"), case.mechanism, case.family, rules, inputs, "")
+
+
+def _file_name(text):
+    return re.sub("[^a-zA-Z0-9_+-]+", "-", text)
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
 
 INTERMEDIATE = {"scores": "B H Tq Tk", "P": "B H Tq Tk", "lse": "B H Tq", "delta": "B H Tq"}
-PLAIN = [(False, False, 1), (True, False, 4), (False, True, 4)]     # (backwards, fused, how often; more than once: with noise)
+PLAIN = [(False, False, 1), (True, False, 4), (False, True, 4)]          # (backwards, fused, runs; several: with noise)
 
 
 def write(folder):
@@ -324,37 +333,40 @@ def write(folder):
         budgets = budgets_of(case, truth) if truth else {}
         if case.inputs["dout"].shape[2] > 50:
             del truth["scores"], truth["P"]                                  # large, and other cases have them
-        stored = {name: x if x.dtype == bool else x.astype(np.float32) for name, x in case.inputs.items()}
         entry = {"caseId": case.id, "mechanism": case.mechanism, "attributes": case.attributes, "flags": [case.family],
                  "result": "invalid" if case.wrong else "valid", "note": case.wrong, "tensors": {}}
-        for name, x in {**stored, **truth}.items():
-            role = "cotangent" if name == "dout" else "input" if name in stored else "output" if name == "out" else \
-                "intermediate" if name in INTERMEDIATE else "gradient"
-            about = entry["tensors"][name] = {"role": role, "dtype": str(x.dtype), "shape": list(x.shape), "axes": _axes(case, name)}
+        for name, x in {**case.inputs, **truth}.items():
+            x = x if name in truth or x.dtype == bool else x.astype(np.float32)
+            role = "input" if name in case.inputs else "intermediate" if name in INTERMEDIATE else "gradient"
+            role = {"dout": "cotangent", "out": "output"}.get(name, role)
+            entry["tensors"][name] = {"role": role, "dtype": str(x.dtype), "shape": list(x.shape),
+                                      "axes": _axes(case.mechanism, name)}
             if name in truth:
-                about["budgets"] = budgets[name]
+                entry["tensors"][name]["budgets"] = budgets[name]
             tensors[f"{case.id}/{name}"] = x
         entries.append(entry)
     payload = pack(tensors)
     index = {"format": "minattn golden vectors", "version": 1, "schema": SCHEMA, "payload": PAYLOAD,
-             "sha256": hashlib.sha256(payload).hexdigest(), "layout": "little-endian, row-major, axes as listed; tensor caseId/name",
-             "bugs": BUGS, "cases": []}
+             "sha256": hashlib.sha256(payload).hexdigest(),
+             "layout": "tensor caseId/name, little-endian, row-major, axes as listed", "bugs": BUGS, "cases": []}
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     text = json.dumps(index, indent=1).replace('"cases": []', f'"cases": [\n{lines}\n]') + "\n"
-    _save(Path(folder), {PAYLOAD: payload, INDEX: text.encode(), SCHEMA: Path(__file__).with_name("vectors_schema.json").read_bytes()})
+    schema = Path(__file__).with_name("vectors_schema.json").read_bytes()
+    _save(Path(folder), {PAYLOAD: payload, INDEX: text.encode(), SCHEMA: schema})
     return {**index, "cases": entries}
 
 
-def _axes(case, name):
-    arguments = {"keys": "(B, H, Tk, D)", "values": "(B, H, Tk, Dv)", "bias": "(B, H, Tq, Tk)", **MECHANISMS[case.mechanism].arguments}
-    shape = {**INTERMEDIATE, "out": "B H Tq Dv", "dout": "B H Tq Dv", "allowed": "B H Tq Tk"}.get(name)
-    shape = shape or arguments.get(name) or arguments[name[1:]]              # dq has the axes of q
-    return shape.strip("()").replace(",", "").replace("Dv or 1", "Dv")
+def _axes(mechanism, name):
+    axes = {"keys": "B H Tk D", "values": "B H Tk Dv", "bias": "B H Tq Tk", "allowed": "B H Tq Tk", "out": "B H Tq Dv",
+            "dout": "B H Tq Dv", **INTERMEDIATE}
+    for argument, shape in MECHANISMS[mechanism].arguments.items():
+        axes[argument] = " ".join(re.findall(r"\w+", shape.replace(" or 1", "")))
+    return axes.get(name) or axes[name[1:]]                                  # dq has the axes of q
 
 
 @np.errstate(all="ignore")                                              # a narrow format overflows in some cases
 def budgets_of(case, truth):
-    """tensor -> {precision: 2 (error of plain arithmetic + eps max|truth|)}, None where the precision cannot hold the case.
+    """tensor -> {precision: 2 (error of plain arithmetic + eps max|truth|)}, None where it cannot hold the case.
 
     Below the smallest normal number a machine may go on in equal steps, or take zero and then multiply: that is allowed
     for. float64 gets what float32 gets, less the 29 bits between them, four times over.
@@ -377,7 +389,9 @@ def budgets_of(case, truth):
         held = np.isfinite([*bounds.values()]).all()
         for name, bound in bounds.items():
             budgets[name][dtype] = float(f"{bound:.3e}") if held else None
-    return {name: {"float64": b["float32"] and float(f"{b['float32'] * 2.0**-27:.3e}"), **b} for name, b in budgets.items()}
+            if dtype == "float32":
+                budgets[name]["float64"] = float(f"{bound * 2.0**-27:.3e}") if held else None
+    return budgets
 
 
 def _save(folder, files):
@@ -389,19 +403,19 @@ def _save(folder, files):
         raise InputError(f"cannot write to {folder}: {error.strerror}; choose another place.") from None
 
 
-# ----------------------------------------------------------------------------------------------- files of tensors
+# --------------------------------------------------------------------------------------------------- files of tensors
 
-FORMATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "|b1"}
-NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
+CODES = {"F64": ("float64", "<f8"), "F32": ("float32", "<f4"), "F16": ("float16", "<f2"), "BF16": ("bfloat16", "<u2"),
+         "BOOL": ("bool", "|b1")}
 
 
 def pack(tensors):
     """Arrays -> the bytes of a safetensors file, in an order that depends on nothing but names and sizes."""
-    codes = {np.dtype(code): name for name, code in FORMATS.items() if name != "BF16"}
+    codes = {name: code for code, (name, _) in CODES.items()}
     header, parts, end = {}, [], 0
     for key, x in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
         parts.append(x.astype(x.dtype.newbyteorder("<")).tobytes())
-        header[key] = {"dtype": codes[x.dtype], "shape": list(x.shape), "data_offsets": [end, end + x.nbytes]}
+        header[key] = {"dtype": codes[str(x.dtype)], "shape": list(x.shape), "data_offsets": [end, end + x.nbytes]}
         end += x.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -412,44 +426,47 @@ def unpack(content, where):
     """The bytes of a safetensors file -> {key: (precision, array)}; float16 and bfloat16 come as float32."""
     try:
         size = int.from_bytes(content[:8], "little")
-        header, data, tensors = json.loads(content[8:8 + size]), content[8 + size:], {}
+        header, content, tensors = json.loads(content[8:8 + size]), content[8 + size:], {}
         for key, about in header.items():
             if key != "__metadata__":
                 start, end = about["data_offsets"]
-                tensors[key] = NAMES[about["dtype"]], _numbers(data[start:end], about["dtype"]).reshape(about["shape"])
+                x = _numbers(content[start:end], about["dtype"])
+                tensors[key] = CODES[about["dtype"]][0], x.reshape(about["shape"])
         return tensors
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where} is damaged, or holds other numbers than {', '.join(NAMES.values())} "
+        raise InputError(f"{where} is damaged, or holds other types than {', '.join(CODES)} "
                          f"({type(error).__name__}: {error}).") from None
 
 
-def _numbers(data, code):
-    x = np.frombuffer(data, FORMATS[code])
-    return x.astype(np.float32) if code == "F16" else (x.astype(np.uint32) << 16).view(np.float32) if code == "BF16" else x
+def _numbers(content, code):
+    x = np.frombuffer(content, CODES[code][1])
+    if code == "BF16":
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32) if code == "F16" else x
 
 
 def read_results(where):
     """What a program wrote -> {"caseId/tensor": (precision, array)}.
 
     `where` is a safetensors file with keys caseId/tensor, or a folder of such files and of raw ones, named
-    caseId.tensor.f32.bin (or f64, f16, bf16): little-endian, row-major. An invalid case that was refused: an empty
-    tensor or file called rejected (caseId.rejected).
+    caseId.tensor.f32.bin (or f64, f16, bf16): little-endian, row-major. A case that the program refused, as it should
+    refuse the invalid ones, is an empty tensor caseId/rejected or a file caseId.rejected.
     """
     where, results = Path(where), {}
     try:
         for path in sorted(where.iterdir()) if where.is_dir() else [where]:
+            case_id, *rest = path.name.split(".")
             if path.suffix == ".safetensors":
                 results.update(unpack(path.read_bytes(), path))
-            elif path.suffix == ".rejected":
-                results[f"{path.stem}/rejected"] = "float32", np.zeros(0)
+            elif rest == ["rejected"]:
+                results[f"{case_id}/rejected"] = "float32", np.zeros(0)
             elif path.suffix == ".bin":
-                case_id, tensor, code = [*path.stem.split("."), "", ""][:3]
-                if code.upper() not in NAMES:
+                if len(rest) != 3 or (code := rest[1].upper()) not in CODES:
                     raise InputError(f"{path} must be called caseId.tensor.f32.bin (or f64, f16, bf16).")
                 try:
-                    results[f"{case_id}/{tensor}"] = NAMES[code.upper()], _numbers(path.read_bytes(), code.upper())
+                    results[f"{case_id}/{rest[0]}"] = CODES[code][0], _numbers(path.read_bytes(), code)
                 except ValueError:
-                    raise InputError(f"{path} ends in the middle of a number: its size is no multiple of a {code} number.") from None
+                    raise InputError(f"{path} ends in the middle of a number of type {rest[1]}.") from None
     except OSError as error:
         raise InputError(f"cannot read results from {where}: {error.strerror}.") from None
     if not results:
@@ -462,94 +479,103 @@ def read(folder):
     folder = Path(folder)
     try:
         index, payload = json.loads((folder / INDEX).read_bytes()), (folder / PAYLOAD).read_bytes()
-        same = index["sha256"] == hashlib.sha256(payload).hexdigest()
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} is no folder of vectors: {Path(error.filename).name} is missing; "
-                         f"write one with: python -m minattn vectors write {folder}") from None
+        whole = index["sha256"] == hashlib.sha256(payload).hexdigest()
     except OSError as error:
-        raise InputError(f"cannot read {folder}: {error.strerror}.") from None
+        raise InputError(f"{folder} is no folder of vectors ({Path(error.filename).name}: {error.strerror}); "
+                         f"write one with: python -m minattn vectors write {folder}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / INDEX} is damaged ({type(error).__name__}: {error}).") from None
-    if not same:
+    if not whole:
         raise InputError(f"{folder / PAYLOAD} is not the one that {INDEX} describes: its sha256 differs.")
     return index, {key: x for key, (_, x) in unpack(payload, folder / PAYLOAD).items()}
 
 
-# ---------------------------------------------------------------------------------------------------------- checking
+# ------------------------------------------------------------------------------------------------------------ checking
 
 
 class Row(NamedTuple):
     case: str
     tensor: str
-    status: str               # "passed", "failed", "not covered"
+    status: str               # "passed", "failed" or "not covered"
     precision: str = ""
     error: float = 0.0        # the largest
     bound: float = 0.0
     rms: float = 0.0          # of the error, relative to that of the truth
     note: str = ""
 
+    def __str__(self):
+        return f"{self.case:40} {self.tensor:13} {self.error:8.1e} {self.bound:8.1e} {self.rms:8.1e}  {self.note}"
+
 
 class Report(NamedTuple):
     rows: list
 
+    def having(self, status):
+        return [row for row in self.rows if row.status == status]
+
     @property
     def ok(self):
-        return not any(row.status == "failed" for row in self.rows) and any(row.status == "passed" for row in self.rows)
+        return bool(self.having("passed")) and not self.having("failed")
 
     def to_json(self):
         return {"ok": self.ok, "rows": [row._asdict() for row in self.rows]}
 
     def __str__(self):
-        lines = [f"{'case':44} {'tensor':14} {'error':>9} {'bound':>9} {'rms':>8}"]
-        lines += [f"{r.case:44} {r.tensor:14} {r.error:9.2e} {r.bound:9.2e} {r.rms:8.1e}  {r.note}" for r in self.rows if r.status == "failed"]
-        count = {status: sum(row.status == status for row in self.rows) for status in ("passed", "failed", "not covered")}
-        close = max((r for r in self.rows if r.status == "passed" and r.bound), key=lambda r: r.error / r.bound, default=None)
-        if close:
-            lines.append(f"closest of those that passed: {close.case} {close.tensor}, {close.error / close.bound:.0%} of its bound")
-        return "\n".join([*lines[not count["failed"]:], ", ".join(f"{n} {status}" for status, n in count.items()) + " (tensors)"])
+        failed, measured = self.having("failed"), [row for row in self.having("passed") if row.bound]
+        lines = [f"{'case':40} {'tensor':13} {'error':>8} {'bound':>8} {'rms':>8}", *map(str, failed)] if failed else []
+        if measured:
+            row = max(measured, key=lambda row: row.error / row.bound)
+            lines.append(f"closest that passed: {row.case} {row.tensor}, at {row.error / row.bound:.0%} of its bound")
+        counts = ", ".join(f"{len(self.having(status))} {status}" for status in ("passed", "failed", "not covered"))
+        return "\n".join([*lines, f"tensors: {counts}"])
 
 
 def check(folder, results=None, precision=None):
-    """Compare what a program wrote (see read_results) with the vectors of a folder -> Report.
+    """Compare what a program made of the vectors in a folder with the answers -> Report
 
-    Each tensor is held to the budget of the precision in which it came, or of `precision` if that is named.
-    results=None checks this package's own kernels, in float64 and float32.
+    results    a file or folder (see read_results), or {"caseId/tensor": array}; None checks this package's own kernels
+    precision  each tensor is held to the budget of its own type, or of this one
     """
     index, truth = read(folder)
     if precision is not None:
         checks.choice("precision", precision, ("float64", *EPS))
     if results is None:
-        return Report([row for dtype in ("float64", "float32") for row in _rows(index, truth, own_results(index, truth, dtype), None)])
-    return Report(_rows(index, truth, read_results(results), precision))
+        return Report([row for dtype in ("float64", "float32")
+                       for row in _rows(index, truth, own_results(index, truth, dtype), dtype)])
+    if isinstance(results, dict):
+        results = {key: (str(x.dtype), x) for key, x in results.items()}
+    else:
+        results = read_results(results)
+    return Report(_rows(index, truth, results, precision))
 
 
 def _rows(index, truth, results, precision):
     rows, known = [], set()
     for case in index["cases"]:
-        names = [name for name, about in case["tensors"].items() if "budgets" in about]
-        known.update(f"{case['caseId']}/{name}" for name in [*case["tensors"], "rejected"])
-        given = [key.partition("/")[2] for key in results if key.partition("/")[0] == case["caseId"]]
+        name = case["caseId"]
+        known.update(f"{name}/{tensor}" for tensor in (*case["tensors"], "rejected"))
+        refused = f"{name}/rejected" in results
         if case["result"] == "invalid":
-            status = "passed" if given == ["rejected"] else "failed" if given else "not covered"
-            rows.append(Row(case["caseId"], "rejected", status, note=f"must be refused: {case['note']}"))
-        elif "rejected" in given:
-            rows.append(Row(case["caseId"], "rejected", "failed", note="a valid case was refused"))
-        for name in names:
-            key, about = f"{case['caseId']}/{name}", case["tensors"][name]
-            found, x = results.get(key, ("", None))
-            bound = about["budgets"].get(precision or found)
-            if x is None or bound is None:
-                note = "not in the results" if x is None else f"{precision or found} cannot hold this case"
-                rows.append(Row(case["caseId"], name, "not covered", note=note))
-            else:
-                rows.append(_compare(case["caseId"], name, x, truth[key], bound, precision or found))
+            answered = any(f"{name}/{tensor}" in results for tensor in case["tensors"])
+            status = "failed" if answered else "passed" if refused else "not covered"
+            rows.append(Row(name, "rejected", status, note=f"to be refused: {case['note']}"))
+        elif refused:
+            rows.append(Row(name, "rejected", "failed", note="a valid case was refused"))
+        for tensor, about in case["tensors"].items():
+            if "budgets" in about:
+                came, x = results.get(f"{name}/{tensor}", ("", None))
+                bound = about["budgets"].get(precision or came)
+                if x is None or bound is None:
+                    note = "not in the results" if x is None else f"{precision or came} cannot hold this case"
+                    rows.append(Row(name, tensor, "not covered", precision or came, note=note))
+                else:
+                    row = Row(name, tensor, "failed", precision or came, np.inf, bound)
+                    rows.append(_compare(row, x, truth[f"{name}/{tensor}"]))
     strange = sorted(set(results) - known)
-    rows += [Row(*(key.split("/", 1) + [""])[:2], "failed", note="no such tensor in the index") for key in strange]
-    return rows
+    return rows + [Row(*f"{key}/".split("/")[:2], "failed", note="the index has no such tensor") for key in strange]
 
 
-def _compare(case_id, name, x, expected, bound, precision):
-    row = Row(case_id, name, "failed", precision, np.inf, bound)
+def _compare(row, x, expected):
     if x.size != expected.size or x.ndim != 1 and x.shape != expected.shape:
         return row._replace(note=f"its shape must be {expected.shape}; got {x.shape}")
     x = x.reshape(expected.shape).astype(float)
@@ -557,17 +583,18 @@ def _compare(case_id, name, x, expected, bound, precision):
         error = np.where(x == expected, 0, np.abs(x - expected))             # -inf where -inf is due
     error[np.isnan(error)] = np.inf
     at = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
-    finite = np.isfinite(expected)
-    rms = np.sqrt((error[finite]**2).sum() / max((expected[finite]**2).sum(), 1e-300))
-    return row._replace(status="passed" if error[at] <= bound else "failed", error=float(error[at]), rms=float(rms),
+    due = np.where(np.isfinite(expected), expected, 0)
+    return row._replace(status="passed" if error[at] <= row.bound else "failed", error=float(error[at]),
+                        rms=float(np.sqrt((error**2).sum() / max((due**2).sum(), 1e-300))),
                         note=f"at {at}: expected {expected[at]:.9g}, got {x[at]:.9g}")
 
 
 def own_results(index, truth, dtype):
-    """This package's kernels on the inputs of every case, as a program that takes part."""
+    """This package's kernels on the inputs of every case, as any program would take part."""
     results = {}
     for case in index["cases"]:
-        x = {name: truth[f"{case['caseId']}/{name}"] for name, about in case["tensors"].items() if about["role"] in ("input", "cotangent")}
+        x = {name: truth[f"{case['caseId']}/{name}"] for name, about in case["tensors"].items()
+             if about["role"] in ("input", "cotangent")}
         x = {name: a if a.dtype == bool else a.astype(dtype) for name, a in x.items()}
         dout, module = x.pop("dout"), MECHANISMS[case["mechanism"]].module
         try:
@@ -575,58 +602,57 @@ def own_results(index, truth, dtype):
         except InputError:
             results[f"{case['caseId']}/rejected"] = dtype, np.zeros(0)
             continue
-        for name, a in {"out": out, **{f"d{name}": a for name, a in module.backward(dout, cache).items()}}.items():
-            results[f"{case['caseId']}/{name}"] = dtype, a
+        grads = {f"d{name}": a for name, a in module.backward(dout, cache).items()}
+        results.update({f"{case['caseId']}/{name}": (dtype, a) for name, a in {"out": out, **grads}.items()})
     return results
 
 
-# ------------------------------------------------------------------------------------------------- header, command
+# ---------------------------------------------------------------------------------------------------- header, command
 
-
-def header(path, mechanism="softmax", count=10):
-    """Write the smallest valid cases of a mechanism as a C header: data to include, no library to link."""
-    checks.choice("mechanism", mechanism, MECHANISMS)
-    size = lambda case: sum(x.size for x in case.inputs.values())     # noqa: E731
-    chosen = sorted((c for c in cases() if c.mechanism == mechanism and not c.wrong), key=lambda c: (size(c), c.id))[:count]
-    lines, table = [C_TYPES % {"mechanism": mechanism, "count": len(chosen)}], []
-    for n, case in enumerate(chosen):
-        truth = answers(case.mechanism, case.attributes, case.inputs, Arithmetic())
-        budgets, rows = _budgets(case, truth), []
-        for name, x in {**case.inputs, **truth}.items():
-            lines.append(f"static const double vector_{n}_{name}[] = {{{', '.join(_hex(value) for value in x.ravel().astype(float))}}};")
-            bound = budgets.get(name, {"float64": -1, "float32": -1})
-            rows.append(f'{{"{name}", {{{", ".join(map(str, (*x.shape, *[1] * (4 - x.ndim))))}}}, vector_{n}_{name}, '
-                        f'{bound["float64"]!r}, {bound["float32"]!r}}}')
-        lines.append(f"static const vector_tensor vector_{n}[] = {{{', '.join(rows)}}};")
-        a = case.attributes
-        table.append(f'    {{"{case.id}", {int(a["causal"])}, {a["window"] or 0}, {a["prefix"]}, {int(a["align"] == "start")}, '
-                     f'{_hex(a.get("scale", 1.0))}, {len(rows)}, vector_{n}}}')
-    text = "\n".join([*lines, f"static const vector_case vector_cases[{len(chosen)}] = {{", ",\n".join(table), "};", "#endif", ""])
-    _save(Path(path).parent, {Path(path).name: text.encode()})
-
-
-def _hex(x):
-    return "-INFINITY" if x == -np.inf else float(x).hex()
-
-
-C_TYPES = """/* The smallest golden vectors of %(mechanism)s attention, generated by: python -m minattn vectors header FILE */
+C_TYPES = """\
+/* The smallest golden vectors of %s attention. Written by: python -m minattn vectors header FILE */
 #ifndef MINATTN_VECTORS_H
 #define MINATTN_VECTORS_H
 #include <math.h>
+
 typedef struct {
-    const char *name;      /* q k v dout (given), out dq dk dv (answers), scores P lse delta (on the way); allowed 0 or 1 */
+    const char *name;          /* q k v dout allowed (given), out dq dk dv (due), scores P lse delta (on the way) */
     int shape[4];
-    const double *data;    /* row-major */
-    double bound64, bound32;   /* largest error allowed to a double and to a float; below 0: given, not to be checked */
+    const double *data;        /* row-major; allowed is 0 or 1 */
+    double bound64, bound32;   /* the largest error that a double or a float may have; -1: given */
 } vector_tensor;
+
 typedef struct {
     const char *id;
-    int causal, window, prefix, align_start;   /* window 0: none; query i sits at key i + Tk - Tq, or i if align_start */
+    int causal, window, prefix, align_start;   /* window 0: none. Query i sits at key i + Tk - Tq, or at i */
     double scale;
     int n_tensors;
     const vector_tensor *tensors;
 } vector_case;
-enum { N_VECTOR_CASES = %(count)d };"""
+"""
+
+
+def header(path, mechanism="softmax", count=10):
+    """Write the smallest valid cases of a mechanism as a C header: numbers to include, no library to link."""
+    checks.choice("mechanism", mechanism, MECHANISMS)
+    chosen = [case for case in cases() if case.mechanism == mechanism and not case.wrong]
+    chosen = sorted(chosen, key=lambda case: (sum(x.size for x in case.inputs.values()), case.id))[:count]
+    lines, table = [C_TYPES % mechanism], []
+    for n, case in enumerate(chosen):
+        truth, rows, a = answers(case.mechanism, case.attributes, case.inputs, Arithmetic()), [], case.attributes
+        budgets = budgets_of(case, truth)
+        for name, x in {**case.inputs, **truth}.items():
+            numbers = ", ".join("-INFINITY" if value == -np.inf else float(value).hex() for value in x.ravel())
+            bound = {n: b or -1 for n, b in budgets.get(name, dict.fromkeys(("float64", "float32"))).items()}
+            shape = ", ".join(map(str, (*x.shape, 1, 1, 1)[:4]))
+            lines.append(f"static const double vector_{n}_{name}[] = {{{numbers}}};")
+            rows.append(f'    {{"{name}", {{{shape}}}, vector_{n}_{name}, {bound["float64"]!r}, {bound["float32"]!r}}}')
+        lines += [f"static const vector_tensor vector_{n}[] = {{", ",\n".join(rows), "};"]
+        rules = f"{a['causal']:d}, {a['window'] or 0}, {a['prefix']}, {a['align'] == 'start':d}"
+        table.append(f'    {{"{case.id}", {rules}, {a.get("scale", 1.0)!r}, {len(rows)}, vector_{n}}}')
+    lines += [f"enum {{ N_VECTOR_CASES = {len(table)} }};", "static const vector_case vector_cases[N_VECTOR_CASES] = {"]
+    text = "\n".join([*lines, ",\n".join(table), "};", "#endif", ""])
+    _save(Path(path).parent, {Path(path).name: text.encode()})
 
 
 def add_arguments(parser):
@@ -635,8 +661,8 @@ def add_arguments(parser):
     one.add_argument("where", metavar="DIR")
     one = actions.add_parser("check", help="check what a program made of the vectors in a folder")
     one.add_argument("where", metavar="DIR")
-    one.add_argument("--results", help="a folder or .safetensors file; without it, this package's own kernels are checked")
-    one.add_argument("--precision", help="hold every tensor to this precision's budget, whatever it is stored in")
+    one.add_argument("--results", help="a folder or .safetensors file; without it, our own kernels are checked")
+    one.add_argument("--precision", help="hold every tensor to this precision's budget, whatever its own type is")
     one.add_argument("--json", metavar="FILE", help="write every row there")
     one = actions.add_parser("header", help="write the ten smallest cases of a mechanism as a C header")
     one.add_argument("where", metavar="FILE")
@@ -650,13 +676,13 @@ def run(args):
         print(f"{args.where}: the smallest cases of {args.mechanism}")
         return 0
     if args.action == "write":
-        index = write(args.where)
-        print(f"{args.where}: {len(index['cases'])} cases, {(Path(args.where) / PAYLOAD).stat().st_size / 1e6:.1f} MB of tensors")
+        n, size = len(write(args.where)["cases"]), (Path(args.where) / PAYLOAD).stat().st_size
+        print(f"{args.where}: {n} cases, {size / 1e6:.1f} MB of tensors")
         return 0
     report = check(args.where, args.results, args.precision)
     print(report)
     if args.json:
         _save(Path(args.json).parent, {Path(args.json).name: json.dumps(report.to_json(), indent=1).encode()})
-    if not any(row.status != "not covered" for row in report.rows):
+    if not report.having("passed") and not report.having("failed"):
         raise InputError(f"nothing in {args.results} answers any case of {args.where}.")
     return 0 if report.ok else 1

@@ -1,0 +1,494 @@
+"""Does the future leak? Four questions to an attention kernel, a trained model, or any function of tokens.
+
+    1 suffix     change what follows a prefix: is every earlier output exactly the same, and does some later one change?
+    2 gradient   back-propagate from one position: is the gradient at every later input exactly 0?
+    3 prefix     evaluate a prefix alone: does its last output equal that of the whole? (float64: to 1e-12)
+    4 loss       trained models: is the loss the same when each prediction is made from its own prefix alone?
+
+Each is reported apart, because they fail apart: a statistic over the whole sequence fails all four, a division by the
+sequence's length only 3 and 4. Positions count from 0.
+
+    print(causality("energy", options={"norm": "sequence"}))
+    print(causality("runs/nano"))                                           # a run folder
+    print(causality(my_kernel, mechanism="softmax", framework="torch"))
+    print(causality(my_model, framework="torch"))                           # tokens (B, T) -> logits (B, T, V)
+"""
+import dataclasses
+import hashlib
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minattn import attention, checks, data, model, ops, runs
+from minattn.errors import InputError
+from minattn.validate import cases, frameworks
+
+FORMS = {"suffix": "change what follows: does what came before stay?",
+         "gradient": "does the gradient reach no later input?",
+         "prefix": "does a prefix alone give the same?",
+         "loss": "is the loss the same without what comes after?"}
+PREFIXES = (1, 3, 7, 15, 31, 32, 63)          # and a random one; as many as fit
+LENGTH = 67
+LARGE, LARGE16 = 1e5, 100.0                   # a kernel's numbers are also taken this large (float16: the second), with
+                                              # visible scores far below any finite number that may stand for -infinity
+TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
+
+
+class Certificate(NamedTuple):
+    subject: str
+    forms: dict          # form -> "pass", "fail" or "not covered"
+    findings: dict       # form -> sentences: what is wrong, why it is not covered, or what was seen
+
+    @property
+    def ok(self):
+        return "fail" not in self.forms.values() and "pass" in self.forms.values()
+
+    def to_json(self):
+        return {"subject": self.subject, "ok": self.ok, "forms": self.forms, "findings": self.findings}
+
+    def __str__(self):
+        lines = [f"causality of {self.subject}"]
+        for n, (form, status) in enumerate(self.forms.items(), 1):
+            lines += [f"  {n} {form:9} {status:12} {FORMS[form]}", *(f"      {line}" for line in self.findings[form])]
+        return "\n".join(lines)
+
+
+class Subject(NamedTuple):
+    """What the questions are asked of: a function of named arrays, in which positions lie along one axis."""
+    name: str
+    draw: Callable           # (way, rng, unlike) -> an input of full length, in one of two ways; unlike another one
+    axes: dict               # name -> axis of the positions; arrays that have none do not count as content
+    value: Callable          # x -> (T, n), the outputs by position
+    gradient: Callable       # (x, i, rng) -> {name: (T, n)}, from a random mix of the outputs at position i
+    tolerance: Callable      # -> how exact a prefix must be, relative to outputs above 1
+
+
+class NotCovered(Exception):
+    """Why a form cannot be asked of this subject."""
+
+
+def causality(target, *, mechanism=None, framework="numpy", options=None, backward=None, dtype="float64", device="cpu",
+              length=LENGTH, sizes=None, vocab_size=None, forms=tuple(FORMS), tokens=None, corpus=None, data_dir="data",
+              seed=0):
+    """Ask the four questions -> Certificate (.ok, .forms, .findings, str, .to_json()).
+
+    target      a mechanism's name; a function with a mechanism's arguments (name the mechanism), as for
+                minattn.validate.check, called with causal=True and `options`; a run folder; (params, buffers, config);
+                or a function of tokens, (B, T) integers -> logits (B, T, V). "module:function" is imported
+    framework   whose arrays the function takes, and who differentiates: "numpy" (a kernel's own backward), "torch" or
+                "jax". A function of tokens is differentiated by their embeddings: in torch each look-up of the tokens
+                in a table is noticed; in jax give the function attributes embed(tokens) and from_embeddings(embedded)
+    length      tokens in the whole; a model's block_size if that is less
+    sizes       {"D": 64} for a kernel that takes only some sizes
+    forms       those to ask; the others are reported as not covered
+    tokens      (x, y) for form 4; a run folder brings its own validation text (`corpus`: another)
+    Raises InputError if the target cannot be run at all.
+    """
+    for form in forms:
+        checks.choice("form", form, FORMS)
+    checks.number("length", length, 2, integer=True)
+    rng, parts, name = np.random.default_rng(seed), None, str(target)
+    if isinstance(target, str) and target in attention.MECHANISMS:
+        target = attention.MECHANISMS[target]
+    if isinstance(target, attention.Mechanism):
+        target, mechanism, framework = target.module, target.name, "numpy"
+    elif isinstance(target, tuple) and len(target) == 3:
+        parts, name = target, "the model"
+    elif isinstance(target, (str, Path)) and Path(target).is_dir():
+        run = runs.load(target)
+        parts = run.checkpoint.params, run.checkpoint.buffers, run.config
+        tokens = tokens or _windows(run, corpus, data_dir, rng)
+    elif isinstance(target, (str, Path)):
+        target = load(target)
+    try:
+        if parts is not None:
+            parts = _float64(*parts)
+            subject = _model(*parts, name, length)
+        elif mechanism is not None:
+            row = attention.mechanism(mechanism)
+            subject = _kernel(target, row, framework, options or {}, backward, dtype, device, length, sizes or {})
+        else:
+            subject = _function(target, framework, device, length, vocab_size)
+        x = subject.draw(0, rng)
+        y, again = subject.value(x), subject.value(x)
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  somebody else's code
+        raise InputError(f"the target cannot be run: {_said(error)}") from None
+    T = len(y)
+    prefixes = sorted({t for t in (*PREFIXES, int(rng.integers(1, max(2, T - 1)))) if t < T})
+    ask = {"suffix": lambda: _suffix(subject, x, prefixes, rng),
+           "gradient": lambda: _gradient(subject, x, prefixes, rng),
+           "prefix": lambda: _prefix(subject, x, y, prefixes),
+           "loss": lambda: _loss(parts, tokens, rng)}
+    status, findings = {}, {}
+    for form in FORMS:
+        try:
+            if form not in forms:
+                raise NotCovered("not asked for")
+            if form != "loss" and not prefixes:
+                raise NotCovered("needs at least 2 positions")
+            if not np.array_equal(y, again, equal_nan=True):
+                raise NotCovered("the same input gives two different results, so that nothing can be said")
+            wrong, seen = ask[form]()
+            status[form], findings[form] = ("fail", wrong) if wrong else ("pass", [seen])
+        except NotCovered as why:
+            status[form], findings[form] = "not covered", [str(why)]
+        except Exception as error:  # noqa: BLE001  somebody else's code
+            status[form], findings[form] = "fail", [_said(error)]
+    return Certificate(f"{subject.name}, {T} positions", status, findings)
+
+
+# --------------------------------------------------------------------------------------------------- the four questions
+
+
+def _suffix(subject, x, prefixes, rng):
+    wrong, leaking, deaf = [], [], []
+    for way in range(2):
+        x = subject.draw(way, rng, None) if way else x
+        y = subject.value(x)
+        wrong += [f"output at position {i} is not finite" for i in np.flatnonzero(~np.isfinite(y).all(axis=1))[:1]]
+        for t in prefixes:
+            other = subject.draw(way, rng, x)
+            moved = _moved(y, subject.value(_mix(subject, x, other, slice(t, None))))
+            if moved[:t].any():
+                if not leaking:
+                    large = " (large numbers only: is a finite number used for -infinity?)" * way
+                    wrong.append(_narrow(subject, x, y, other, t, int(np.argmax(moved))) + large)
+                leaking.append(t)
+            if not moved[t:].any():
+                deaf.append(t)
+    if leaking:
+        wrong.append(f"an earlier output changed when everything was changed from token {_listed(leaking)} on")
+    if deaf:
+        wrong.append(f"no output changed when everything was changed from token {_listed(deaf)} on: it is ignored")
+    return wrong, f"earlier outputs stay exactly and later ones move, for changes from token {_listed(prefixes)} on"
+
+
+def _narrow(subject, x, y, other, t, i):
+    """One token that is enough to move output i, in a sentence."""
+    for j in range(len(y) - 1, t - 1, -1):
+        z = subject.value(_mix(subject, x, other, slice(j, j + 1)))
+        if _moved(y, z)[i]:
+            return f"output at position {i} changed when only token {j} changed (by {np.abs(z - y)[i].max():.1e})"
+    return f"output at position {i} changed when all tokens from {t} on changed, though no single one does it"
+
+
+def _gradient(subject, x, prefixes, rng):
+    wrong = []
+    for i in (t - 1 for t in prefixes):
+        grads = subject.gradient(x, i, rng)
+        for name, g in grads.items():
+            later = np.abs(g[i + 1:]).max(axis=1)
+            if np.any(later != 0):                                               # NaN too
+                j = int(np.argmax(np.where(np.isnan(later), np.inf, later)))
+                what = f"input {i + 1 + j}" + f" ({name})" * (len(grads) > 1)
+                wrong.append(f"the gradient of output {i} with respect to {what} is {later[j]:.1e}, not 0")
+        if not any(np.any(g[:i + 1] != 0) for g in grads.values()):
+            wrong.append(f"the gradient of output {i} is 0 with respect to every input: it does not arrive at all")
+    return _few(wrong), f"exactly 0 at every later input, from output {_listed(t - 1 for t in prefixes)}"
+
+
+def _prefix(subject, x, y, prefixes):
+    wrong, tolerance, most = [], subject.tolerance(), 0.0
+    for t in prefixes:
+        alone = subject.value({name: a.take(range(t), subject.axes[name]) if name in subject.axes else a
+                               for name, a in x.items()})
+        if alone.shape != (t, y.shape[1]):
+            wrong.append(f"f(x[:{t}]) has outputs for {len(alone)} positions")
+            continue
+        difference = float(np.abs(alone[-1] - y[t - 1]).max())
+        most = np.fmax(most, difference)
+        if not difference <= tolerance * max(1.0, float(np.abs(y[t - 1]).max())):
+            wrong.append(f"f(x[:{t}])[-1] differs from f(x)[{t - 1}] by {difference:.1e}")
+    return _few(wrong), f"the same to {most:.0e} for prefixes of {_listed(prefixes)} tokens"
+
+
+def _loss(parts, tokens, rng):
+    if parts is None or tokens is None or isinstance(tokens, str):
+        raise NotCovered("only a model has a loss" if parts is None else tokens or "needs text: give tokens=(x, y)")
+    positions = np.sort(rng.permutation(tokens[0].shape[1])[:32])
+    forced, alone, n = leak(*parts, *tokens, positions)
+    said = f"teacher-forced {forced:.4f}, prefix-only {alone:.4f} nats per token, at {n} positions"
+    wrong = not abs(alone - forced) <= 1e-9
+    return [f"{said}: {alone - forced:+.4f} when a prediction is made from its own prefix alone"] * wrong, said
+
+
+class Leak(NamedTuple):
+    teacher_forced: float    # nats per token, the whole window in view: as losses are published
+    prefix_only: float       # each prediction from its own prefix alone: as text is generated
+    n: int                   # predictions compared
+
+
+def leak(params, buffers, config, x, y, positions):
+    """How much of a model's loss depends on what comes after: two losses over the same predictions -> Leak
+
+    x, y (N, T) tokens and targets; positions: those that count, in all N windows (prefixes of one length are evaluated
+    together). Evaluation mode, in the precision of params. For a causal model both are the same to rounding.
+    """
+    whole = model.forward(params, x, config, buffers=buffers)[0]                                     # (N, T, V)
+    forced, alone = [], []
+    for t in positions:
+        own = model.forward(params, x[:, :t + 1], config, buffers=buffers, last_only=True)[0]        # (N, 1, V)
+        forced.append(ops.cross_entropy_forward(np.ascontiguousarray(whole[:, t]), y[:, t])[0])
+        alone.append(ops.cross_entropy_forward(own[:, 0], y[:, t])[0])
+    return Leak(float(np.mean(forced)), float(np.mean(alone)), len(forced) * len(x))
+
+
+# --------------------------------------------------------------------------------------------------------- the subjects
+
+
+def _kernel(fn, row, framework, options, backward, dtype, device, length, sizes):
+    target, adapter = frameworks.resolve(fn, backward), frameworks.adapter(framework, dtype, device)
+    size = {**cases.SIZES, "B": 1, "D": 5, "Dv": 3, **sizes, "Tq": length, "Tk": length, "T": length}
+    size.setdefault("Dv or 1", size["Dv"])
+    symbols = {name: [s.strip() for s in shape.strip("()").split(",") if s.strip()]
+               for name, shape in row.arguments.items()}
+    axes = {name: axis for name, shape in symbols.items() for axis, s in enumerate(shape) if s[0] == "T"}
+
+    def draw(way, rng, unlike=None):
+        x = {name: cases.draw(name, tuple(size[s] for s in shape), rng) for name, shape in symbols.items()}
+        if way:
+            x.update({name: x[name] * (LARGE16 if dtype == "float16" else LARGE) for name in axes})
+            x.update({"k": -x["q"]} if "q" in x else {})                 # a token's score with itself is far below 0
+        return x
+
+    def call(x, i=None, rng=None):
+        T = x[next(iter(axes))].shape[2]
+        shape = (size["B"], size["H"], T, size["D" if "x" in x else "Dv"])
+        dout = np.zeros(shape)
+        if i is not None:
+            dout[:, :, i] = cases.draw("dout", shape[:2] + shape[3:], rng)
+        rules = {"causal": True, **options}
+        case = cases.Case("causality", "causality", row.name, x, rules, dout, frozenset(), False, 0)
+        done = frameworks.run(target, adapter, case, x, shape, tuple(axes) if i is not None else ())
+        if done.findings:
+            raise NotCovered(done.findings[0].message)
+        return done.tensors
+
+    def gradient(x, i, rng):
+        if not adapter.autodiff and target.backward is None:
+            raise NotCovered("a NumPy function needs a backward of its own for this: give backward=, or a pair")
+        try:
+            grads = call(x, i, rng)
+        except frameworks.Problem as problem:
+            raise NotCovered(problem.finding.message) from None
+        return {name: _by_position(grads["d" + name], axis) for name, axis in axes.items()}
+
+    given = ", ".join(f"{name}={value}" for name, value in options.items())
+    name = target.name.removeprefix("minattn.attention.") + f" ({given})" * bool(given)
+    return Subject(name, draw, axes, lambda x: _by_position(call(x)["out"], 2), gradient, lambda: _tolerance(dtype))
+
+
+def _of_tokens(name, fn, V, T, gradient, tolerance):
+    """fn: tokens (B, T) -> logits (B, T, V), both NumPy arrays."""
+    def draw(way, rng, unlike=None):
+        if unlike is None:
+            return {"tokens": rng.integers(0, V, (2, T))}
+        if V < 2:
+            raise NotCovered("with a vocabulary of one token nothing can be changed")
+        return {"tokens": (unlike["tokens"] + rng.integers(1, V, (2, T))) % V}
+
+    return Subject(name, draw, {"tokens": 1}, lambda x: _by_position(fn(x["tokens"]), 1), gradient, tolerance)
+
+
+def _float64(params, buffers, config):
+    as64 = lambda arrays: {name: np.asarray(a, np.float64) for name, a in arrays.items()}            # noqa: E731
+    return as64(params), as64(buffers or {}), config
+
+
+def _model(params, buffers, config, name, length):
+    def gradient(x, i, rng):
+        """Give every position a token of its own: then the gradient of the table is that of the embedded inputs.
+
+        Row V + n of a longer table repeats the embedding of the token at position n. Nothing predicts such a token, so
+        its row hears from the input only, although the table is also the output head.
+        """
+        tokens, V = x["tokens"][0], config.vocab_size
+        n = len(tokens)
+        longer = dataclasses.replace(config, vocab_size=V + n)
+        table = {"wte.weight": np.concatenate([params["wte.weight"], params["wte.weight"][tokens]])}
+        cache = model.forward({**params, **table}, V + np.arange(n)[None], longer, buffers=buffers)[2]
+        dlogits = np.zeros((1, n, V + n))
+        dlogits[0, i, :V] = rng.standard_normal(V)
+        return {"embedding": model.backward(cache, longer, dlogits=dlogits)["wte.weight"][V:]}
+
+    return _of_tokens(name, lambda x: model.forward(params, x, config, buffers=buffers)[0], config.vocab_size,
+                      min(length, config.block_size), gradient, lambda: TOLERANCE["float64"])
+
+
+def _function(fn, framework, device, length, vocab_size):
+    if not callable(fn):
+        raise InputError(f"the function to certify must be callable; got {type(fn).__name__}.")
+    adapter, came = frameworks.adapter(framework, "float32", device), {}
+    name = getattr(fn, "__name__", type(fn).__name__)
+
+    def array(x):
+        if framework == "torch":
+            return adapter.torch.from_numpy(x.copy()).to(adapter.device)
+        return x.copy() if framework == "numpy" else adapter.jax.device_put(x.astype(np.int32), adapter.device)
+
+    def value(x):
+        out = fn(array(x))
+        shape = tuple(getattr(out, "shape", ()))
+        if not adapter.belongs(out) or len(shape) != 3 or shape[:2] != x.shape:
+            raise InputError(f"{name} must return logits (B, T, V) of {framework} for tokens (B, T); for {x.shape} it "
+                             f"returned {shape if adapter.belongs(out) else type(out).__name__}.")
+        came["dtype"] = adapter.dtype_of(out)
+        return adapter.numbers(out)
+
+    V = value(np.zeros((1, 1), np.int64)).shape[2] if vocab_size is None else vocab_size      # as many tokens as logits
+
+    def gradient(x, i, rng):
+        tokens, mix = array(x["tokens"][:1]), rng.standard_normal(V)
+        if framework == "torch":
+            grads = _torch_gradient(adapter.torch, fn, tokens, i, mix)
+        elif framework == "jax" and hasattr(fn, "from_embeddings"):
+            out, back = adapter.jax.vjp(fn.from_embeddings, fn.embed(tokens))
+            grads = back(adapter.jax.numpy.zeros_like(out).at[0, i].set(mix.astype(out.dtype)))
+        else:
+            raise NotCovered("a gradient needs framework torch, or jax and attributes embed and from_embeddings")
+        return {f"embedding {n}": adapter.numbers(g).reshape(tokens.shape[1], -1) for n, g in enumerate(grads)}
+
+    return _of_tokens(name, value, V, length, gradient, lambda: _tolerance(came["dtype"]))
+
+
+def _torch_gradient(torch, fn, tokens, i, mix):
+    """The gradient of the mixed logits at position i with respect to each embedding of the tokens -> list of tensors"""
+    from torch.overrides import TorchFunctionMode
+    leaves: list[Any] = []
+
+    def is_tokens(a):
+        return (isinstance(a, torch.Tensor) and not a.is_floating_point() and a.numel() == tokens.numel()
+                and bool((a.reshape(-1) == tokens.reshape(-1)).all()))
+
+    class Watch(TorchFunctionMode):
+        """Whatever looks the tokens up in a table: its result becomes an input that asks for a gradient."""
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            flat = [b for a in (*args, *(kwargs or {}).values()) for b in (a if isinstance(a, tuple) else (a,))]
+            if isinstance(out, torch.Tensor) and out.is_floating_point() and any(map(is_tokens, flat)):
+                out = out.detach().requires_grad_()
+                leaves.append(out)
+            return out
+
+    with torch.enable_grad(), Watch():
+        out = fn(tokens)
+    if not leaves or not out.requires_grad:
+        raise NotCovered("no path of gradients from a look-up of the tokens to the logits (no_grad, detach, compiled?)")
+    grads = torch.autograd.grad((out[0, i] * torch.as_tensor(mix).to(out)).sum(), leaves, allow_unused=True)
+    return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, grads)]
+
+
+def _windows(run, corpus, data_dir, rng):
+    """Windows of a run's validation text for form 4 -> (x, y), or a sentence where the text is not at hand."""
+    name = corpus or run.corpus["name"]
+    text = data.load_corpus(name, data_dir=data_dir, say=lambda line: None, download=False).text
+    if corpus is None and hashlib.sha256(text.encode()).hexdigest() != run.corpus["sha256"]:
+        return f"the text of this run ({name}) is not at hand; name another with corpus"
+    x, y = data.blocks(data.split(data.Vocabulary(run.vocabulary).encode(text))[1], run.config.block_size)
+    some = np.sort(rng.permutation(len(x))[:16])
+    return x[some], y[some]
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _mix(subject, x, other, part):
+    """x, with this part of its positions taken from the other."""
+    mixed = dict(x)
+    for name, axis in subject.axes.items():
+        mixed[name], at = x[name].copy(), (slice(None),) * axis + (part,)
+        mixed[name][at] = other[name][at]
+    return mixed
+
+
+def _by_position(a, axis):
+    """(.., T, ..) -> (T, n)"""
+    return np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1)
+
+
+def _moved(y, z):
+    """Which positions differ at all: (T,) bool"""
+    return ((y != z) & ~(np.isnan(y) & np.isnan(z))).any(axis=1)
+
+
+def _tolerance(dtype):
+    if dtype not in TOLERANCE:
+        raise NotCovered(f"{dtype} is too coarse to tell: use float64")
+    return TOLERANCE[dtype]
+
+
+def _listed(numbers):
+    return ", ".join(map(str, sorted(set(numbers))))
+
+
+def _few(sentences):
+    return sentences[:3] + [f"... and {len(sentences) - 3} more like this"] * (len(sentences) > 3)
+
+
+def _said(error):
+    return (error.finding if isinstance(error, frameworks.Problem) else frameworks.raised(error)).message
+
+
+def load(name):
+    """module:function -> the function; InputError says what is missing."""
+    place, colon, attribute = str(name).partition(":")
+    if not place or not attribute:
+        raise InputError(f"{str(name)!r} is neither a run folder, nor module:function, nor one of "
+                         f"{', '.join(attention.MECHANISMS)}.{checks.nearest(name, attention.MECHANISMS)}")
+    try:
+        found = importlib.import_module(place)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        return found
+    except Exception as error:  # noqa: BLE001  importing runs somebody else's code
+        raise InputError(f"cannot import {name}: {type(error).__name__}: {error}") from None
+
+
+# -------------------------------------------------------------------------------------------------------------- command
+
+
+def add_arguments(parser):
+    parser.add_argument("target", metavar="TARGET", help="a mechanism, a run folder, or module:function")
+    parser.add_argument("--mechanism", help="whose arguments the function takes; without it, tokens -> logits")
+    parser.add_argument("--framework", default="numpy", help="numpy, torch or jax (default %(default)s)")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
+                        help="of a kernel: norm=sequence")
+    parser.add_argument("--dtype", default="float64", help="of a kernel's arrays (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="default %(default)s")
+    parser.add_argument("--length", type=int, default=LENGTH, help="positions in the whole (default %(default)s)")
+    parser.add_argument("--forms", default=",".join(FORMS), help="some of %(default)s")
+    parser.add_argument("--corpus", help="text for the loss of a run, where its own is not at hand")
+    parser.add_argument("--data-dir", default="data", help="where corpora are kept (default %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the certificate there too")
+
+
+def run(args):
+    """-> 0 causal as far as asked, 1 not; InputError (exit code 2) where nothing could be asked."""
+    options = {}
+    for text in args.option:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"--option {text!r} is not NAME=VALUE.")
+        try:
+            options[name] = json.loads(value.lower() if value in ("True", "False") else value)
+        except ValueError:
+            options[name] = value
+    certificate = causality(args.target, mechanism=args.mechanism, framework=args.framework, options=options,
+                            dtype=args.dtype, device=args.device, length=args.length, corpus=args.corpus,
+                            data_dir=args.data_dir, forms=tuple(args.forms.split(",")))
+    print(certificate)
+    if args.json:
+        try:
+            Path(args.json).write_text(json.dumps(certificate.to_json(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {args.json}: {error.strerror}.") from None
+    if set(certificate.forms.values()) == {"not covered"}:
+        raise InputError("none of these questions can be asked of this target.")
+    return 0 if certificate.ok else 1

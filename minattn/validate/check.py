@@ -1,0 +1,238 @@
+"""Point it at your function: is it right, forward and backward, in every corner, in its own precision?
+
+    report = check("energy", my_function, framework="torch", dtype="bfloat16")
+
+Each case runs on its own: a case in which the function raises, hangs, or returns something of another shape is a
+finding, and the others still run. Every case is run twice, and what it was given is compared afterwards.
+"""
+import ctypes
+import fnmatch
+import threading
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from minattn import attention, checks
+from minattn.errors import InputError
+from minattn.validate import cases as case_module
+from minattn.validate import frameworks, precision
+from minattn.validate.frameworks import Finding, Problem
+from minattn.validate.report import FAILED, NOT_COVERED, PASSED, SKIPPED, XFAILED, XPASSED, Report, Result, Tensor
+
+HANGS = 3                 # after so many, the rest is not run: each costs its whole time limit
+SPECIAL = ("gradients", "repeat")
+
+
+class Setup(NamedTuple):
+    """Everything but the case."""
+    target: frameworks.Target
+    adapter: frameworks.NumpyAdapter
+    exclude: frozenset = frozenset()
+    time_limit: float = 30.0
+
+    @property
+    def no_gradients(self):
+        """Why no gradient can be checked; empty if they can."""
+        if "gradients" in self.exclude:
+            return "you excluded them"
+        if self.target.backward is None and not self.adapter.autodiff:
+            return "a NumPy function needs a backward of its own, and none was given"
+        return ""
+
+
+def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", cases=None, backward=None, exclude=(),
+          quick=False, seed=0, time_limit=30.0, sizes=None, skip_file=None, show=True, progress=False):
+    """Run fn through the mechanism's cases -> Report; prints it unless show=False.
+
+    fn          takes the mechanism's array arguments in their order (MECHANISMS[name].arguments), then its options by
+                name, and returns out (B, H, Tq, Dv), or a tuple that begins with it. Or a pair (forward, backward), or a
+                module with both: forward returns (out, cache), backward(dout, cache) a dict from argument to gradient.
+    framework   whose arrays fn takes: "numpy", "torch" or "jax"; gradients by its own differentiation where no
+                backward is given. dtype: "float32", "float64", "float16" or "bfloat16", of inputs, outputs, gradients.
+    cases       globs on case ids, or Case objects; all if None. quick: the selection that takes seconds.
+    exclude     what fn does not do: an option ("window"), one value of it ("norm=prefix"), a family ("long"), one
+                gradient ("dbias"), "gradients", "repeat" (equal results when called again), or another flag of a case
+                ("Tq!=Tk", "empty_rows", "strided", ...). The report says "not covered".
+    sizes       {"D": 64, "Dv": 64}: sizes to keep to, of B, H, Tq, Tk, T (both), D, Dv
+    skip_file   lines "case-id-glob skip|xfail reason"
+
+    InputError if the question itself makes no sense: an unknown name, nothing callable, a missing framework.
+    """
+    start = time.perf_counter()
+    setup = prepare(mechanism, fn, framework=framework, dtype=dtype, device=device, backward=backward, exclude=exclude,
+                    time_limit=time_limit)
+    chosen = select(mechanism, cases, quick=quick, seed=seed, sizes=sizes)
+    rules = read_skips(skip_file) if skip_file is not None else []
+    if progress:
+        from tqdm import tqdm
+        chosen = tqdm(chosen, unit="case", leave=False)
+    results, hangs = [], 0
+    for case in chosen:
+        if hangs < HANGS:
+            results.append(with_rule(case, setup, rules))
+        else:
+            results.append(Result(case.id, case.family, NOT_COVERED, reason=f"not run, because {HANGS} cases hung before"))
+        hangs += any(f.kind == "hang" for f in results[-1].findings)
+    report = Report(mechanism, setup.target.name, framework, dtype, device, seed, results, setup.no_gradients,
+                    time.perf_counter() - start)
+    if show:
+        print(report)
+    return report
+
+
+def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", backward=None, exclude=(), time_limit=30.0):
+    """Check the question -> Setup, with which check_case answers it for one case."""
+    attention.mechanism(mechanism)
+    target = frameworks.resolve(fn, backward)
+    adapter = frameworks.adapter(framework, dtype, device)
+    checks.number("time_limit", time_limit, above=0)
+    known = set(SPECIAL)
+    for case in case_module.cases(mechanism):
+        known |= {case.family, *case.flags, *("d" + n for n in case.arrays), *(("dbias",) if "bias" in case.options else ())}
+    for name in exclude:
+        if name not in known:
+            raise InputError(f"no option, family or gradient of {mechanism} is called {name!r}.{checks.nearest(name, known)}")
+    return Setup(target, adapter, frozenset(exclude), time_limit)
+
+
+def select(mechanism, cases=None, *, quick=False, seed=0, sizes=None):
+    """The cases to run: a tuple of Case."""
+    if cases is not None and not isinstance(cases, str):
+        cases = tuple(cases)
+        if all(isinstance(c, case_module.Case) for c in cases):
+            return cases or case_module.cases(mechanism, seed=seed, quick=quick, sizes=sizes)
+    only = (cases,) if isinstance(cases, str) else cases
+    return case_module.cases(mechanism, seed=seed, quick=quick and only is None, only=only, sizes=sizes)
+
+
+def check_case(case, setup):
+    """Run one case -> Result; whatever the function does, this returns."""
+    reason, right = _not_covered(case, setup), None
+    if not reason:
+        right = precision.yardstick(case, setup.adapter.dtype)
+        reason = right.reason
+    if reason:
+        return Result(case.id, case.family, NOT_COVERED, reason=reason)
+    start = time.perf_counter()
+    findings, tensors = [], []
+    try:
+        wanted = () if setup.no_gradients else [n[1:] for n in right.truth if n != "out" and n not in setup.exclude]
+        shape = right.truth["out"].shape
+        again = [case.arrays, *([case.arrays] if "repeat" not in setup.exclude else []), *([case.twin] if case.twin else [])]
+        work = lambda: [frameworks.run(setup.target, setup.adapter, case, a, shape, wanted) for a in again]   # noqa: E731
+        first, *rest = limited(work, setup.time_limit)
+        tensors = [compare(n, x, right.truth[n], right.bounds[n]) for n, x in first.tensors.items()]
+        findings += [*first.findings, *modified(case, first)]
+        findings += [Finding("values" if np.isfinite(t.error) else "not finite", str(t)) for t in tensors if not t.ok]
+        if "repeat" not in setup.exclude:
+            findings += repeated(first, rest.pop(0))
+        if case.twin:
+            findings += independent(case, first, rest.pop(0))
+    except Problem as problem:
+        findings.append(problem.finding)
+    except Exception as error:
+        findings.append(frameworks.raised(error))
+    status = FAILED if findings else PASSED
+    return Result(case.id, case.family, status, tuple(findings), tuple(tensors), seconds=time.perf_counter() - start)
+
+
+def _not_covered(case, setup):
+    """Why a case is out of the question for this function; empty if it is not."""
+    excluded = sorted(setup.exclude & (case.flags | {case.family}))
+    if excluded:
+        return f"you excluded {', '.join(excluded)}"
+    if case.layout == "strided" and not setup.adapter.strided:
+        return f"arrays of {setup.adapter.name} have no strides"
+    return case.unmet
+
+
+def compare(name, actual, truth, bound):
+    """One tensor beside the truth; what is not finite is infinitely wrong."""
+    error = np.abs(actual - truth)
+    error = np.where(np.isfinite(actual), error, np.inf)
+    at = tuple(int(i) for i in np.unravel_index(np.argmax(error), error.shape))
+    scale = float(np.sqrt(np.mean(truth**2)))
+    rms = float(np.sqrt(np.mean(error**2)))
+    return Tensor(name, float(error[at]), bound, rms / scale if scale else np.inf if rms else 0.0, at, float(truth[at]),
+                  float(actual[at]), float(np.abs(truth).max(initial=0)))
+
+
+def modified(case, run):
+    """Did the call change what it was given?"""
+    for name, x in {**case.arrays, **case.options, "dout": case.cotangent}.items():
+        if name in run.inputs_after and not np.array_equal(run.inputs_after[name], x):
+            yield Finding("modified inputs", f"changes its input {name} in place.")
+
+
+def repeated(first, second):
+    """Does the same call give the same numbers again?"""
+    for name, x in first.tensors.items():
+        y = second.tensors.get(name)
+        if y is None or not np.array_equal(x, y, equal_nan=True):
+            by = "" if y is None else f", by up to {np.nanmax(np.abs(x - y)):.2g}"
+            yield Finding("not repeatable", f"{name} is different when the same call is made again{by}.")
+
+
+def independent(case, run, twin):
+    """With sample 0 changed, is every other sample the same, bit for bit?"""
+    for name, x in run.tensors.items():
+        if (name == "out" or case.arrays.get(name[1:], np.empty(0)).ndim > 1) and not np.array_equal(x[1:], twin.tensors[name][1:]):
+            yield Finding("depends on batch", f"{name} of sample 1 changes when only sample 0 of the batch is changed.")
+
+
+class _Stop(BaseException):
+    """Thrown into a thread whose time is up."""
+
+
+def limited(work, seconds):
+    """work() in a thread of its own -> its result, or its exception; Problem when the time is up.
+
+    A loop in Python is stopped. A call that never comes back from C is left behind, and the program goes on without it.
+    """
+    box = []
+
+    def body():
+        try:
+            box.append((work(), None))
+        except BaseException as error:
+            box.append((None, error))
+    thread = threading.Thread(target=body, daemon=True, name="minattn-check")
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Stop))
+        thread.join(1)
+        raise Problem("hang", f"did not come back within {seconds:g} s.")
+    value, error = box[0]
+    if isinstance(error, SystemExit):
+        raise Problem("raised", f"tried to end the program: SystemExit({error.code!r}).")
+    if error is not None:
+        raise error
+    return value
+
+
+def with_rule(case, setup, rules):
+    """check_case, but for what the skip file says."""
+    rule = next((r for r in rules if any(fnmatch.fnmatchcase(i, r[0]) for i in (case.id, f"{case.mechanism}/{case.id}"))), None)
+    if rule is None:
+        return check_case(case, setup)
+    _, action, reason = rule
+    if action == "skip":
+        return Result(case.id, case.family, SKIPPED, reason=reason)
+    result = check_case(case, setup)
+    status = {FAILED: XFAILED, PASSED: XPASSED}.get(result.status, result.status)
+    return result._replace(status=status, reason=result.reason or reason)
+
+
+def read_skips(path):
+    """The lines of a skip file: [(glob, "skip" or "xfail", reason)]; # starts a comment."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.split("#")[0].split(maxsplit=2) for line in file]
+    except OSError as error:
+        raise InputError(f"cannot read the skip file {path}: {error.strerror}.") from None
+    for number, words in enumerate(lines, 1):
+        if words and (len(words) < 3 or words[1] not in ("skip", "xfail")):
+            raise InputError(f"{path}, line {number}: expected 'case-id-glob skip|xfail reason'; got {' '.join(words)!r}.")
+    return [tuple(words) for words in lines if words]

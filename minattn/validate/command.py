@@ -1,0 +1,73 @@
+"""python -m minattn check module:function --mechanism energy --framework torch --dtype bfloat16
+
+Exit code 0: all good. 1: something is wrong with the function. 2: the check could not run (raised as InputError).
+"""
+import sys
+
+from minattn import checks
+from minattn.errors import InputError
+
+
+def add_arguments(parser):
+    parser.add_argument("target", nargs="?", help="module:function, file.py:function, or a module with forward and backward")
+    parser.add_argument("--mechanism", default="softmax", help="what it should compute: a name from `minattn list` (default softmax)")
+    parser.add_argument("--framework", default="numpy", help="whose arrays it takes: numpy, torch or jax (default numpy)")
+    parser.add_argument("--dtype", default="float32", help="float32 (default), float64, float16 or bfloat16")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--backward", help="module:function of its backward, if that is not part of the target")
+    parser.add_argument("--quick", action="store_true", help="a selection of cases that takes seconds")
+    parser.add_argument("--case", action="append", metavar="GLOB", help="only these cases, for instance 'window/*'; may be repeated")
+    parser.add_argument("--list", action="store_true", help="show the cases and stop")
+    parser.add_argument("--exclude", action="append", default=[], metavar="NAME[,NAME]",
+                        help="what it does not do: an option, option=value, a family, dNAME, gradients, repeat; reported as not covered")
+    parser.add_argument("--sizes", metavar="D=64,Dv=64", help="sizes to keep to, of B, H, Tq, Tk, T, D, Dv")
+    parser.add_argument("--skip-file", metavar="FILE", help="lines: case-id-glob skip|xfail reason")
+    parser.add_argument("--time-limit", type=float, default=30.0, metavar="S", help="seconds per case (default 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default 0)")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--junit", metavar="FILE", help="write the report as JUnit XML")
+
+
+def run(args):
+    """Answer the question that the arguments ask -> exit code 0 or 1; InputError if it cannot be answered."""
+    from minattn.validate import isolate
+    from minattn.validate.check import select
+    checks.number("--seed", args.seed, 0)
+    checks.number("--time-limit", args.time_limit, above=0)
+    sizes = _sizes(args.sizes)
+    if args.list:
+        return _list(select(args.mechanism, args.case, quick=args.quick, seed=args.seed, sizes=sizes))
+    if args.target is None:
+        raise InputError("name the function to check, as module:function (or --list to see the cases).")
+    exclude = tuple(name for names in args.exclude for name in names.split(",") if name)
+    question = {"mechanism": args.mechanism, "target": args.target, "backward": args.backward, "framework": args.framework,
+                "dtype": args.dtype, "device": args.device, "exclude": exclude, "cases": args.case, "quick": args.quick,
+                "seed": args.seed, "sizes": sizes, "skip_file": args.skip_file, "time_limit": args.time_limit}
+    report = isolate.check(question, progress=sys.stderr.isatty())
+    print(report)
+    for path, write in ((args.json, report.to_json), (args.junit, report.to_junit)):
+        if path is not None:
+            try:
+                write(path)
+            except OSError as error:
+                raise InputError(f"cannot write {path}: {error.strerror}.") from None
+    return 0 if report.ok else 1
+
+
+def _sizes(text):
+    """"D=64,Dv=64" -> {"D": 64, "Dv": 64}"""
+    sizes = {}
+    for part in text.split(",") if text else ():
+        name, _, number = part.partition("=")
+        if not number.strip().isdigit():
+            raise InputError(f"--sizes is written as D=64,Dv=64; got {text!r}.")
+        sizes[name.strip()] = int(number)
+    return sizes or None
+
+
+def _list(chosen):
+    """Each case with what it asks for: the words that --exclude knows."""
+    for case in chosen:
+        asks = ", ".join(sorted(f for f in case.flags if "=" not in f or f == "Tq!=Tk" or f.split("=")[0] not in case.flags))
+        print(f"{case.id:<44}{'quick  ' if case.quick else '       '}{asks}")
+    return 0

@@ -1,0 +1,41 @@
+"""The cases as tests of your own test suite, one test per case:
+
+    # test_kernel.py
+    from minattn.validate.pytest_plugin import suite
+    from kernels import my_attention
+
+    TestMyAttention = suite("softmax", my_attention, framework="torch")
+
+A case that your function does not cover is skipped, with the reason. Select as with any test: pytest -k window.
+"""
+import pytest
+
+from minattn.validate.check import prepare, read_skips, select, with_rule
+from minattn.validate.report import FAILED, NOT_COVERED, SKIPPED, XFAILED
+
+
+def suite(mechanism, fn, *, cases=None, quick=False, seed=0, sizes=None, skip_file=None, **how):
+    """A class of tests, to be bound to a name that starts with Test.
+
+    Arguments as for minattn.validate.check: framework, dtype, device, backward, exclude, time_limit go into `how`.
+    A wrong argument is an InputError while pytest collects.
+    """
+    setup = prepare(mechanism, fn, **how)
+    rules = read_skips(skip_file) if skip_file is not None else []
+    chosen = select(mechanism, cases, quick=quick, seed=seed, sizes=sizes)
+
+    class Suite:
+        @pytest.mark.parametrize("case", chosen, ids=[case.id for case in chosen])
+        def test_case(self, case):
+            result = with_rule(case, setup, rules)
+            if result.status == FAILED:
+                pytest.fail("\n".join(f.message for f in result.findings), pytrace=False)
+            if result.status == XFAILED:
+                pytest.xfail(result.reason)
+            if result.status in (NOT_COVERED, SKIPPED):
+                pytest.skip(result.reason)
+
+    if setup.no_gradients:                                   # said once, and never "passed"
+        Suite.test_gradients = lambda self: pytest.skip(f"gradients not covered: {setup.no_gradients}")
+    Suite.__doc__ = f"{setup.target.name} against the cases of {mechanism} attention."
+    return Suite

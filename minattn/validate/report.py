@@ -1,0 +1,172 @@
+"""What a check found: per case and tensor, as a table to read, as JSON, and as JUnit XML."""
+import json
+import math
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+PASSED, FAILED, NOT_COVERED = "passed", "failed", "not covered"
+SKIPPED, XFAILED, XPASSED = "skipped", "expected failure", "passed, though failure was expected"
+DETAILS = 12              # sorts of findings that the table spells out
+
+
+class Tensor(NamedTuple):
+    """One output or gradient beside the truth."""
+    name: str             # "out", "dq", ...
+    error: float          # largest absolute error; inf where the result is not finite
+    bound: float
+    rms_ratio: float      # RMS(error) / RMS(truth)
+    index: tuple          # of the worst element
+    expected: float       # there
+    actual: float
+    largest: float        # of the truth
+
+    @property
+    def ok(self):
+        return self.error <= self.bound
+
+    @property
+    def ratio(self):
+        return self.error / self.bound if self.bound else math.inf if self.error else 0.0
+
+    def __str__(self):
+        where = f"at [{', '.join(str(i) for i in self.index)}] it is {self.actual:.6g}, expected {self.expected:.6g}"
+        if not math.isfinite(self.error):
+            return f"{self.name} is not finite: {where}."
+        return (f"{self.name} is off by {self.error:.2g} where {self.bound:.2g} is allowed: {where} "
+                f"(RMS error / RMS truth: {self.rms_ratio:.2g}).")
+
+
+class Result(NamedTuple):
+    """What became of one case."""
+    id: str
+    family: str
+    status: str
+    findings: tuple = ()      # of frameworks.Finding
+    tensors: tuple = ()       # of Tensor
+    reason: str = ""          # why it was not covered, skipped or expected to fail
+    seconds: float = 0.0
+
+
+class Report:
+    """The results of one check. `.ok` is True if something was checked and nothing was found."""
+
+    def __init__(self, mechanism, target, framework, dtype, device, seed, results, gradients="", seconds=0.0):
+        self.mechanism, self.target, self.framework, self.dtype, self.device = mechanism, target, framework, dtype, device
+        self.seed, self.results, self.seconds = seed, tuple(results), seconds
+        self.gradients = gradients          # why no gradient was checked; empty if they were
+
+    @property
+    def ok(self):
+        return not self.failed and bool(self.count(PASSED) + self.count(XFAILED) + self.count(XPASSED))
+
+    @property
+    def failed(self):
+        """The results with something wrong."""
+        return tuple(r for r in self.results if r.status == FAILED)
+
+    def count(self, status):
+        return sum(r.status == status for r in self.results)
+
+    def families(self):
+        """family -> its results, in order"""
+        families = {}
+        for r in self.results:
+            families.setdefault(r.family, []).append(r)
+        return families
+
+    def __str__(self):
+        what = f"{self.target} as {self.mechanism} attention, {self.framework} {self.dtype} on {self.device}, seed {self.seed}"
+        lines = [what, "", f"{'family':<20}{'cases':>6}  {'worst':<14}{'error':>9}{'bound':>9}{'ratio':>9}{'RMS':>9}  verdict"]
+        lines += [_row(family, results, self.gradients) for family, results in self.families().items()]
+        lines += ["", *self._findings(), *self._not_covered()]
+        if self.gradients:
+            lines.append(f"gradients not covered: {self.gradients}")
+        counts = [f"{self.count(s)} {s}" for s in (PASSED, FAILED, XFAILED, XPASSED, SKIPPED, NOT_COVERED) if self.count(s)]
+        verdict = "all good" if self.ok else "something is wrong" if self.failed else "nothing was checked"
+        return "\n".join([*lines, f"{verdict}: {', '.join(counts)} in {self.seconds:.1f} s"])
+
+    def _findings(self):
+        """What is wrong, told once: wrong numbers by family, anything else by its message."""
+        told = {}
+        for r in self.failed:
+            values = any(f.kind in ("values", "not finite") for f in r.findings)
+            told.setdefault(r.family if values else tuple(f.message for f in r.findings), []).append(r)
+        for results in list(told.values())[:DETAILS]:
+            more = f" and {len(results) - 1} more" if len(results) > 1 else ""
+            yield f"WRONG {results[0].id}{more}"
+            yield from (f"      {f.message}" for f in results[0].findings)
+        if len(told) > DETAILS:
+            yield f"      ... and {len(told) - DETAILS} more sorts of findings; the JSON and JUnit files hold them all"
+        if told:
+            yield ""
+
+    def _not_covered(self):
+        for status in (NOT_COVERED, SKIPPED, XFAILED, XPASSED):
+            reasons = {}
+            for r in self.results:
+                if r.status == status:
+                    reasons.setdefault(r.reason, []).append(r.id)
+            for reason, ids in reasons.items():
+                yield f"{status}: {ids[0]}" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "") + f": {reason}"
+
+    def to_json(self, path=None):
+        """The whole report as JSON text, written to a file as well if one is named."""
+        data = {"mechanism": self.mechanism, "target": self.target, "framework": self.framework, "dtype": self.dtype,
+                "device": str(self.device), "seed": self.seed, "ok": self.ok, "gradients_not_covered": self.gradients,
+                "seconds": round(self.seconds, 3), "cases": [_plain(r) for r in self.results]}
+        return _write(json.dumps(data, indent=1, allow_nan=False), path)
+
+    def to_junit(self, path=None):
+        """The report as JUnit XML text (one suite per family), written to a file as well if one is named."""
+        root = ElementTree.Element("testsuites", name=f"minattn check {self.mechanism}")
+        for family, results in self.families().items():
+            skipped = (NOT_COVERED, SKIPPED, XFAILED)
+            suite = ElementTree.SubElement(root, "testsuite", name=f"{self.mechanism}.{family}", tests=str(len(results)),
+                                           failures=str(sum(r.status == FAILED for r in results)), errors="0",
+                                           skipped=str(sum(r.status in skipped for r in results)))
+            for r in results:
+                case = ElementTree.SubElement(suite, "testcase", classname=f"{self.mechanism}.{family}", name=r.id,
+                                              time=f"{r.seconds:.4f}")
+                if r.status == FAILED:
+                    node = ElementTree.SubElement(case, "failure", message=_clean(r.findings[0].message))
+                    node.text = _clean("\n".join(f.message for f in r.findings))
+                elif r.status in skipped:
+                    ElementTree.SubElement(case, "skipped", message=_clean(f"{r.status}: {r.reason}"))
+        return _write(ElementTree.tostring(root, encoding="unicode"), path)
+
+
+def _row(family, results, forward_only):
+    """One line of the table: the tensor that comes nearest to its bound, or passes it the most."""
+    tensors = [t for r in results for t in r.tensors]
+    numbers = " " * 50
+    if tensors:
+        t = max(tensors, key=lambda t: t.ratio)
+        rms = f"{t.rms_ratio:.1e}" if t.largest > t.bound else "-"        # the truth is 0 but for rounding
+        numbers = f"{t.name:<14}{t.error:>9.1e}{t.bound:>9.1e}{t.ratio:>9.2g}{rms:>9}"
+    bad, done = sum(r.status == FAILED for r in results), sum(r.status == PASSED for r in results)
+    rest = len(results) - bad - done
+    verdict = [f"{bad} WRONG"] * bool(bad) + ["forward ok" if forward_only else "ok"] * (not bad and bool(done))
+    verdict += [f"{rest} not covered" if verdict else "not covered"] * bool(rest)
+    return f"{family:<20}{len(results):>6}  {numbers}  {', '.join(verdict)}"
+
+
+def _plain(r):
+    """A result as JSON can hold it."""
+    number = lambda x: x if math.isfinite(x) else str(x)       # noqa: E731
+    tensors = [{"name": t.name, "ok": t.ok, "error": number(t.error), "bound": t.bound, "rms_ratio": number(t.rms_ratio),
+                "index": list(t.index), "expected": number(t.expected), "actual": number(t.actual), "largest": t.largest}
+               for t in r.tensors]
+    return {"id": r.id, "family": r.family, "status": r.status, "reason": r.reason, "seconds": round(r.seconds, 4),
+            "findings": [f._asdict() for f in r.findings], "tensors": tensors}
+
+
+def _clean(text):
+    """Without the control characters that XML cannot hold."""
+    return "".join(c if c >= " " or c in "\n\t" else "?" for c in text)
+
+
+def _write(text, path):
+    if path is not None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+    return text

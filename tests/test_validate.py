@@ -1,0 +1,588 @@
+"""The validation kit: its cases, its yardstick, what it finds, what it says, and that it raises no false alarm."""
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from minattn import cli, masks
+from minattn.attention import MECHANISMS, describe, softmax
+from minattn.errors import InputError
+from minattn.validate import cases as kit
+from minattn.validate import check, families, precision, report
+from minattn.validate.check import check_case, prepare, read_skips, select
+from minattn.validate.frameworks import resolve
+
+ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "lessons" / "validate_your_kernel.md"
+SEEDS = range(20)
+
+
+def kinds(result):
+    return {f.kind for f in result.findings}
+
+
+def by_id(report):
+    return {r.id: r for r in report.results}
+
+
+# ---------------------------------------------------------------------------------------------------------- cases
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_cases_are_the_families_of_the_specification(mechanism):
+    found = kit.cases(mechanism)
+    assert len({c.id for c in found}) == len(found)
+    square = "x" in MECHANISMS[mechanism].arguments
+    generic = {"prime_sizes", "causal", "noncausal", "window", "prefix", "padding", "fully_masked_row", "tq_ne_tk", "long",
+               "odd_head_dim", "score_shift", "tiny_values", "large_values", "repeated_tokens", "identical_tokens",
+               "one_token", "batch_independence", "non_contiguous", "bias"}
+    own = {"sink": {"sink_far_above", "sink_far_below"}, "gated": {"gate_saturated"}, "energy": {"gate_all_closed"},
+           "affine": {"alpha_at_kinks", "alpha_ma"}, "gaussian": {"sigma_tiny", "sigma_huge"}}.get(mechanism, set())
+    scores = set() if square else {"dominant_score", "equal_scores", "scale"}
+    assert set(kit.family_names(mechanism)) == generic | scores | own
+    quick = kit.cases(mechanism, quick=True)
+    assert {c.family for c in quick} >= generic and len(quick) < len(found) * 0.6
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_inputs_are_exact_in_bfloat16_and_float16(mechanism):
+    beyond = {"tiny_values", "score_shift", "dominant_score", "large_values"}        # of float16's range
+    for case in kit.cases(mechanism, seed=3):
+        numbers = [*case.arrays.values(), case.cotangent, *(x for x in case.options.values() if isinstance(x, np.ndarray))]
+        numbers = [x for x in numbers if x.dtype == np.float64]
+        assert precision.fits(numbers, "bfloat16") and precision.fits(numbers, "float32"), case.id
+        assert precision.fits(numbers, "float16") or case.family in beyond, case.id
+        assert not any(x.flags.writeable for x in numbers)
+
+
+def test_cases_depend_on_the_seed_alone():
+    one, same, other = (kit.cases("sink", seed=s) for s in (1, 1, 2))
+    assert [c.id for c in one] == [c.id for c in other]
+    for a, b, c in zip(one, same, other):
+        assert all(np.array_equal(a.arrays[n], b.arrays[n]) for n in a.arrays)
+        assert not np.array_equal(a.cotangent, c.cotangent)
+
+
+def test_flags_say_what_a_case_asks_for():
+    flags = {c.id: c.flags for c in kit.cases("energy")}
+    assert flags["window/W=2,norm=prefix"] == {"causal", "causal=True", "window", "window=2", "norm", "norm=prefix"}
+    assert "empty_rows" in flags["tq_ne_tk/Tq=7,Tk=5,align=end"] and "empty_rows" not in flags["tq_ne_tk/Tq=7,Tk=5,align=start"]
+    assert "Tq!=Tk" in flags["prime_sizes/Tq=5,Tk=7"] and "strided" in flags["non_contiguous/strided"]
+
+
+def test_sizes_can_be_kept_to():
+    found = {c.id: c for c in kit.cases("gated", sizes={"D": 16, "Dv": 16, "T": 8})}
+    case = found["causal/T"]
+    assert case.arrays["k"].shape == (2, 3, 8, 16) and case.arrays["gate_logits"].shape == (2, 3, 8, 16) and not case.unmet
+    assert "T=8" not in found and found["window/W=8"].options["window"] == 8
+    assert "D = 59" in found["odd_head_dim/D=59"].unmet and "16" in found["odd_head_dim/D=59"].unmet
+    result = check_case(found["odd_head_dim/D=59"], prepare("gated", MECHANISMS["gated"]))
+    assert result.status == report.NOT_COVERED and "D = 59" in result.reason
+    assert kit.cases("softmax", sizes={"B": 1}, only=["batch_independence"])[0].unmet
+
+
+@pytest.mark.parametrize("kwargs", [{"only": ["wndow"]}, {"sizes": {"E": 3}}, {"sizes": {"D": 0}}])
+def test_cases_refuse_what_they_do_not_know(kwargs):
+    with pytest.raises(InputError):
+        kit.cases("softmax", **kwargs)
+
+
+# ------------------------------------------------------------------------------------------------------ precision
+
+
+def test_rounding_is_that_of_the_hardware():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(20000) * np.exp(rng.uniform(-110, 110, 20000))
+    x = np.concatenate([x, [0, -0.0, np.inf, -np.inf, np.nan, 65519.9, 65520, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 2.0**-140, 1e-45]])
+    torch = pytest.importorskip("torch")
+    for dtype in ("float16", "bfloat16", "float32"):
+        # by way of float32, as PyTorch would: the numbers are first made to fit it
+        y = precision.round_to(x, "float32")
+        expected = torch.tensor(y, dtype=torch.float32).to(getattr(torch, dtype)).double().numpy()
+        np.testing.assert_array_equal(precision.round_to(y, dtype), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_random_rounding_takes_both_neighbours_and_leaves_exact_numbers(dtype):
+    rng = np.random.default_rng(1)
+    eps = precision.FORMATS[dtype].eps
+    exact = kit.exact(rng.standard_normal(100))
+    np.testing.assert_array_equal(precision.round_to(exact, dtype, rng), exact)
+    found = precision.round_to(np.full(4000, 1 + eps / 4), dtype, rng)
+    assert set(found) == {1.0, 1 + eps} and 0.2 < np.mean(found > 1) < 0.3        # as likely as it is near
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_plain_arithmetic_is_a_third_formulation_of_the_same_thing(mechanism):
+    for case in kit.cases(mechanism):
+        if case.id.startswith("long/T=1025"):
+            continue
+        truth, plain = precision.truth(case), precision.plain(case, "float64")
+        assert plain.keys() == truth.keys()
+        # digits lost to large scores, and to a deviation of 0 (its floor is 1e-4)
+        slack = 1e4 if re.search("1e6|1e10|1e4|identical", case.id) else 1
+        for name, x in truth.items():
+            error = np.abs(plain[name] - x).max()
+            assert error <= slack * (1e-11 * np.abs(x).max() + 1e-13), (case.id, name, error)
+
+
+def test_the_yardstick_refuses_what_a_precision_cannot_hold():
+    case = {c.id: c for c in kit.cases("softmax")}
+    assert "range of float16" in precision.yardstick(case["tiny_values/scores"], "float16").reason
+    assert not precision.yardstick(case["tiny_values/scores"], "bfloat16").reason
+    narrow, wide = (precision.yardstick(case["causal/T"], d).bounds["dq"] for d in ("bfloat16", "float32"))
+    assert 1e3 < narrow / wide < 1e6
+
+
+def test_a_new_mechanism_gets_the_generic_families_for_free(monkeypatch):
+    def forward(q, k, v, temperature, **options):
+        s = 1 / temperature[:, None, None]
+        out, cache = softmax.forward(q * s.astype(q.dtype), k, v, **options)
+        return out, (cache, q, s.astype(q.dtype))
+
+    def backward(dout, cache):
+        cache, q, s = cache
+        grads = softmax.backward(dout, cache)
+        return {**grads, "q": grads["q"] * s, "temperature": -(grads["q"] * q * s**2).sum(axis=(0, 2, 3))}
+    module = SimpleNamespace(forward=forward, backward=backward, ARXIV="", SUMMARY="", __name__="warm",
+                             ARGUMENTS={**MECHANISMS["softmax"].arguments, "temperature": "(H,)"})
+    monkeypatch.setitem(MECHANISMS, "warm", describe("warm", module))
+    monkeypatch.setattr(kit, "draw", lambda name, shape, rng, draw=kit.draw: draw(name, shape, rng) ** (2 if name == "temperature" else 1))
+    cases = ["causal", "window/W=2", "prime_sizes", "identical_tokens"]
+    assert check("warm", module, cases=cases, show=False).ok
+    wrong = (forward, lambda dout, cache: {**backward(dout, cache), "temperature": np.ones(3, np.float32)})
+    assert all("dtemperature" in r.findings[0].message for r in check("warm", wrong, cases=cases, show=False).results)
+
+
+# ------------------------------------------------------------------------------------------------- no false alarm
+
+
+def torch_reference(mechanism):
+    """The literal formula; for energy in its stable form, without the published clamp that gate_all_closed is about."""
+    from minattn import torch_refs
+    names = {"energy": "energy_gated", "gaussian": "gaussian_kernel"}
+    fn = getattr(torch_refs, f"{names.get(mechanism, mechanism)}_attention")
+    return fn if mechanism != "energy" else lambda *a, **o: fn(*a, stable=True, **o)
+
+
+def alarms(report):
+    """What a check of a right implementation complains about."""
+    return [(r.id, f.message) for r in report.failed for f in r.findings]
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_numpy_float32_and_float64_pass(mechanism):
+    for dtype in ("float32", "float64"):
+        found = check(mechanism, MECHANISMS[mechanism], dtype=dtype, quick=True, seed=11, show=False)
+        assert found.ok and found.count(report.PASSED) == len(found.results), alarms(found)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_torch_references_pass(mechanism):
+    pytest.importorskip("torch")
+    cases = ["causal", "noncausal", "tq_ne_tk", "window/W=2", "identical_tokens", "fully_masked_row", "bias", "non_contiguous",
+             *(f for f in kit.family_names(mechanism) if f.split("_")[0] in ("sink", "gate", "alpha", "sigma"))]
+    for dtype in ("float32", "bfloat16"):
+        found = check(mechanism, torch_reference(mechanism), framework="torch", dtype=dtype, cases=cases, show=False)
+        assert found.ok, alarms(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_no_false_alarm_in_20_runs(mechanism):
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    for seed in SEEDS:
+        # the literal distances of all pairs would take gigabytes at T = 1025
+        cases = None if mechanism != "gaussian" else [c for c in kit.cases(mechanism, seed=seed) if "1025" not in c.id]
+        for framework, dtype in (("numpy", "float32"), ("torch", "float32"), ("torch", "bfloat16")):
+            fn = MECHANISMS[mechanism] if framework == "numpy" else torch_reference(mechanism)
+            found = check(mechanism, fn, framework=framework, dtype=dtype, cases=cases, seed=seed, show=False)
+            assert found.ok, (seed, framework, dtype, alarms(found))
+
+
+# ------------------------------------------------------------------------------------- what is wrong is found
+
+
+def plain_softmax(q, k, v, *, causal=False, window=None, prefix=0, allowed=None, align="end", bias=None, scale=None, bug=""):
+    """A straightforward NumPy attention with switches that break it, and its backward."""
+    see = masks.visible(q.shape[2], k.shape[2], causal=causal, window=window and window + (bug == "window"), prefix=prefix, align=align)
+    see = see if allowed is None or bug == "allowed" else see & allowed
+    scale = np.float32(1 / np.sqrt(q.shape[3]) if scale is None else scale)
+    s = q @ k.swapaxes(2, 3) * scale + (0 if bias is None else bias)
+    s = np.where(see, s, -1e4 if bug == "finite mask" else -np.inf).astype(q.dtype)
+    m = np.maximum(s.max(axis=3, keepdims=True), -1e4)
+    m = m if bug == "running maximum" else s.max(axis=3, keepdims=True)
+    e = np.exp(s - np.where(m == -np.inf, 0, m))
+    total = e.sum(axis=3, keepdims=True)
+    P = e / np.where(total == 0, 1, total)
+    P = P.astype(np.float16).astype(q.dtype) if bug == "float16 weights" else P
+    out = P @ v
+    return out, (q, k, v, P, out, scale, bias, bug)
+
+
+def plain_softmax_backward(dout, cache):
+    q, k, v, P, out, scale, bias, bug = cache
+    delta = 0 if bug == "rowsum" else (dout * out).sum(axis=3, keepdims=True)
+    ds = P * (dout @ v.swapaxes(2, 3) - delta)
+    grads = {"q": ds @ k * (1 if bug == "dq scale" else scale), "k": ds.swapaxes(2, 3) @ q * scale}
+    grads["v"] = P.swapaxes(2, 3) @ dout
+    if bias is not None:
+        full = (1,) * (4 - bias.ndim) + bias.shape
+        grads["bias"] = ds.sum(axis=tuple(i for i in range(4) if full[i] == 1), keepdims=True).reshape(bias.shape)
+    return grads
+
+
+@pytest.mark.parametrize("bug, family", [
+    ("window", "window"), ("rowsum", "causal"), ("dq scale", "causal"), ("finite mask", "dominant_score"), ("allowed", "padding"),
+    ("running maximum", "score_shift"), ("float16 weights", "noncausal")])
+def test_subtle_bugs_are_found_where_they_are(bug, family):
+    def forward(*arrays, **options):
+        return plain_softmax(*arrays, bug=bug, **options)
+    assert check("softmax", (plain_softmax, plain_softmax_backward), cases=[family], show=False).ok
+    found = check("softmax", (forward, plain_softmax_backward), cases=[family], show=False)
+    assert not found.ok and found.failed
+    only_backward = bug in ("rowsum", "dq scale")
+    wrong = {t.name for r in found.failed for t in r.tensors if not t.ok}
+    assert ("out" not in wrong) == only_backward and ("dq" in wrong)
+
+
+def misbehave(how):
+    """Softmax attention that misbehaves in the cases with a window, and nowhere else."""
+    calls = []
+
+    def forward(q, k, v, **options):
+        if options.get("window") is None:
+            return softmax.forward(q, k, v, **options)
+        calls.append(1)
+        if how == "raises":
+            raise ZeroDivisionError("no window today")
+        if how == "exits":
+            sys.exit(3)
+        if how == "hangs":
+            while True:
+                pass
+        out, cache = softmax.forward(q, k, v, **options)
+        if how == "modifies":
+            k += 1
+        if how == "random":
+            out = out + np.float32(1e-9 + 1e-7 * len(calls))
+        if how == "nan":
+            out[0, 0, 0, 0] = np.nan
+        out = {"shape": out[..., :-1], "dtype": out.astype(np.float64), "list": out.tolist()}.get(how, out)
+        return (out if how == "no cache" else (out, (how, cache)))
+
+    def backward(dout, cache):
+        how, cache = cache if isinstance(cache[0], str) else ("", cache)
+        grads = softmax.backward(dout, cache)
+        if how == "missing":
+            grads["k"] = None
+        if how == "gradient shape":
+            grads["v"] = grads["v"][:1]
+        return list(grads.values()) if how == "gradients as a list" else grads
+    return forward, backward
+
+
+@pytest.mark.parametrize("how, kind, words", [
+    ("raises", "raised", r"raised ZeroDivisionError: no window today \(test_validate.py, line \d+\)"),
+    ("exits", "raised", "end the program"),
+    ("hangs", "hang", "did not come back within 0.3 s"),
+    ("modifies", "modified inputs", "changes its input k in place"),
+    ("random", "not repeatable", "out is different when the same call is made again"),
+    ("nan", "not finite", r"out is not finite: at \[0, 0, 0, 0\] it is nan"),
+    ("shape", "shape", r"the output has shape \(2, 3, 7, 12\); expected \(2, 3, 7, 13\)"),
+    ("dtype", "dtype", "the output is float64; float32 came in"),
+    ("list", "dtype", "the output is of type list"),
+    ("missing", "gradient", "the gradient of k is missing"),
+    ("gradient shape", "shape", r"dv has shape \(1, 3, 7, 13\)"),
+    ("gradients as a list", "gradient", "backward must return a dict"),
+    ("no cache", "gradient", r"must return \(out, cache\)")])
+def test_each_misbehaviour_is_its_own_finding(how, kind, words):
+    cases = ["causal", "window/W=2", "noncausal"]
+    found = check("softmax", misbehave(how), cases=cases, time_limit=0.3 if how == "hangs" else 30, show=False)
+    results = by_id(found)
+    assert [results[i].status for i in ("causal/T", "noncausal/T")] == [report.PASSED] * 2        # the others still ran
+    finding = {f.kind: f.message for f in results["window/W=2"].findings}
+    assert not found.ok and re.search(words, finding[kind]), finding
+    assert words.split(" (")[0].split(r" \(")[0].split(":")[0] in re.sub(r"\\", "", str(found)) or "\\" in words
+
+
+def test_hanging_everywhere_ends_soon():
+    def forward(*arrays, **options):
+        time.sleep(60)
+    start = time.perf_counter()
+    found = check("softmax", forward, quick=True, time_limit=0.05, show=False)
+    assert found.count(report.FAILED) == 3 and found.count(report.NOT_COVERED) == len(found.results) - 3
+    assert "3 cases hung" in str(found) and time.perf_counter() - start < 15
+
+
+def test_a_refused_option_is_said_by_name_and_can_be_excluded():
+    def forward(q, k, v, *, causal=False):
+        return softmax.forward(q, k, v, causal=causal)
+    cases = ["causal", "window", "bias"]
+    found = check("softmax", (forward, softmax.backward), cases=cases, show=False)
+    assert kinds(by_id(found)["window/W=2"]) == {"arguments"} and "does not take the option 'window'" in str(found)
+    found = check("softmax", (forward, softmax.backward), cases=cases, exclude=["window", "bias"], show=False)
+    assert found.ok and {r.status for r in found.results if r.family == "window"} == {report.NOT_COVERED}
+    assert found.count(report.PASSED) == 1 and "not covered: window/W=2 and 5 more: you excluded window" in str(found)
+    found = check("softmax", lambda q: q, cases=["causal"], show=False)
+    assert "does not take the mechanism's arguments (3 arrays)" in found.results[0].findings[0].message
+
+
+def test_samples_that_talk_to_each_other_are_found():
+    def forward(q, k, v, **options):
+        return softmax.forward(q, k, v + np.float32(1e-12) * v[:1], **options)
+    found = check("softmax", (forward, softmax.backward), cases=["causal", "batch_independence"], show=False)
+    assert "depends on batch" in kinds(by_id(found)["batch_independence/sample_0_changed"]) or not found.failed
+    loud = check("softmax", (lambda q, k, v, **o: softmax.forward(q, k, v + v[:1] * np.float32(1e-7), **o), softmax.backward),
+                 cases=["batch_independence"], show=False)
+    assert "depends on batch" in kinds(loud.results[0])
+
+
+def test_a_running_mean_takes_no_gradient():
+    module = MECHANISMS["affine"].module
+    wrong = (module.forward, lambda dout, cache: {**module.backward(dout, cache), "alpha_ma": np.ones(3, np.float32)})
+    found = check("affine", wrong, cases=["causal/T"], show=False)
+    assert "alpha_ma is a running mean that takes no gradient" in found.results[0].findings[0].message
+
+
+def test_without_a_backward_gradients_are_not_covered_and_never_passed():
+    def forward(q, k, v, **options):
+        return softmax.forward(q, k, v, **options)[0]
+    found = check("softmax", forward, cases=["causal", "bias"], show=False)
+    assert found.ok and all({t.name for t in r.tensors} == {"out"} for r in found.results)
+    assert "gradients not covered: a NumPy function needs a backward" in str(found) and "forward ok" in str(found)
+    assert json.loads(found.to_json())["gradients_not_covered"]
+    whole = check("softmax", softmax, cases=["causal", "bias/full"], exclude=["dbias"], show=False)
+    assert {t.name for t in by_id(whole)["bias/full"].tensors} == {"out", "dq", "dk", "dv"}
+
+
+def test_nothing_checked_is_not_all_good():
+    found = check("softmax", softmax, cases=["window"], exclude=["window"], show=False)
+    assert not found.ok and "nothing was checked" in str(found)
+
+
+def test_torch_gradients_cut_off_or_missing():
+    pytest.importorskip("torch")
+    fn = torch_reference("softmax")
+    cut = check("softmax", lambda q, k, v, **o: fn(q.detach(), k.detach(), v.detach(), **o), framework="torch", cases=["causal"], show=False)
+    assert "cut off from the inputs" in cut.results[0].findings[0].message
+    part = check("softmax", lambda q, k, v, **o: fn(q, k.detach(), v, **o), framework="torch", cases=["causal"], show=False)
+    assert [f.message for f in part.results[0].findings] == ["the gradient of k is missing."]
+    wide = check("softmax", lambda *a, **o: fn(*(x.double() for x in a), **o), framework="torch", cases=["causal"], show=False)
+    assert "the output is float64; float32 came in" in wide.results[0].findings[0].message
+
+
+def test_torch_function_with_a_backward_of_its_own():
+    torch = pytest.importorskip("torch")
+
+    def forward(*arrays, **options):
+        out, cache = softmax.forward(*(x.numpy() for x in arrays), **options)
+        return torch.from_numpy(np.ascontiguousarray(out)), cache
+
+    def backward(dout, cache):
+        return {n: torch.from_numpy(np.ascontiguousarray(x)) for n, x in softmax.backward(dout.numpy(), cache).items()}
+    assert check("softmax", forward, backward=backward, framework="torch", cases=["causal"], show=False).ok
+    forward.backward = backward
+    assert resolve(forward).backward is backward
+    assert check("softmax", forward, framework="torch", cases=["causal"], show=False).ok
+
+
+def test_jax_functions_are_differentiated_by_jax():
+    jax = pytest.importorskip("jax")
+
+    def attention(q, k, v, *, causal=False, bias=None, bug=0.0):
+        s = q @ k.swapaxes(2, 3) / np.float32(np.sqrt(q.shape[3])) + (0 if bias is None else bias)
+        see = np.tri(*s.shape[2:], k=s.shape[3] - s.shape[2], dtype=bool) | (not causal)
+        P = jax.nn.softmax(jax.numpy.where(see, s, -np.inf), axis=-1)
+        return (P - bug * jax.lax.stop_gradient(P)) @ v / (1 - bug)
+    cases = ["causal", "noncausal", "bias", "non_contiguous"]
+    found = check("softmax", attention, framework="jax", cases=cases, show=False)
+    assert found.ok and by_id(found)["non_contiguous/strided"].status == report.NOT_COVERED
+    wrong = check("softmax", lambda *a, **o: attention(*a, bug=0.5, **o), framework="jax", cases=["causal"], show=False)
+    assert {t.name for t in wrong.results[0].tensors if not t.ok} == {"dq", "dk"}
+
+
+# ---------------------------------------------------------------------------------------- questions that make no sense
+
+
+@pytest.mark.parametrize("kwargs, words", [
+    ({"mechanism": "sofmax"}, "Did you mean 'softmax'"), ({"fn": 3}, "callable"), ({"fn": (softmax.forward, 3)}, "callable"),
+    ({"framework": "nunpy"}, "numpy"), ({"dtype": "float8"}, "float"), ({"device": "cuda"}, "cpu"),
+    ({"exclude": ["windw"]}, "Did you mean 'window'"), ({"time_limit": 0}, "time_limit"), ({"cases": ["nothing"]}, "no case")])
+def test_questions_without_an_answer(kwargs, words):
+    with pytest.raises(InputError, match=words):
+        check(**{"mechanism": "softmax", "fn": softmax, "show": False, **kwargs})
+
+
+def test_skip_file(tmp_path):
+    rules = tmp_path / "known.txt"
+    rules.write_text("# what we know\nwindow/*  skip  no windows yet\nsoftmax/causal/T xfail issue 12\nnoncausal/* xfail  long gone\n")
+
+    def forward(q, k, v, *, causal=False, **options):
+        return softmax.forward(q, k, v, **options)
+    found = check("softmax", (forward, softmax.backward), cases=["causal", "window/W=2", "noncausal", "scale"], skip_file=rules, show=False)
+    status = {r.id: (r.status, r.reason) for r in found.results}
+    assert status["window/W=2"] == (report.SKIPPED, "no windows yet")
+    assert status["causal/T"] == (report.XFAILED, "issue 12")
+    assert status["noncausal/T"] == (report.XPASSED, "long gone")
+    assert status["scale/0.75"][0] == report.FAILED and not found.ok
+    rules.write_text("window/* ignore because")
+    with pytest.raises(InputError, match="line 1"):
+        read_skips(rules)
+
+
+# -------------------------------------------------------------------------------------------------------- the report
+
+
+def wrong_report():
+    return check("softmax", (lambda *a, **o: plain_softmax(*a, bug="window", **o), plain_softmax_backward),
+                 cases=["causal", "window"], exclude=["window=1"], show=False)
+
+
+def test_report_names_the_worst_element_with_both_numbers():
+    found = wrong_report()
+    result = by_id(found)["window/W=2"]
+    tensor = next(t for t in result.tensors if t.name == "out")
+    case = kit.cases("softmax", only=["window/W=2"])[0]
+    right = precision.truth(case)["out"]
+    actual = plain_softmax(*(x.astype(np.float32) for x in case.arrays.values()), bug="window", **case.options)[0]
+    assert tensor.expected == right[tensor.index] and tensor.actual == actual[tensor.index]
+    assert tensor.error == np.abs(actual - right).max() and tensor.rms_ratio > 0.01
+    at = ", ".join(map(str, tensor.index))
+    assert f"at [{at}] it is {tensor.actual:.6g}, expected {tensor.expected:.6g}" in str(found)
+    assert re.search(r"causal +1 .* ok", str(found)) and re.search(r"window +6 .* 2 WRONG, 1 not covered", str(found))
+
+
+def test_report_as_json_and_junit(tmp_path):
+    found = wrong_report()
+    data = json.loads(found.to_json(tmp_path / "r.json"))
+    assert json.loads((tmp_path / "r.json").read_text()) == data
+    assert data["ok"] is False and data["mechanism"] == "softmax" and len(data["cases"]) == len(found.results)
+    case = next(c for c in data["cases"] if c["id"] == "window/W=2")
+    assert case["findings"][0]["kind"] == "values" and case["tensors"][0]["error"] > case["tensors"][0]["bound"]
+    root = ElementTree.fromstring(found.to_junit(tmp_path / "r.xml"))
+    suites = {s.get("name"): s for s in root}
+    assert suites["softmax.window"].get("failures") == "2" and suites["softmax.window"].get("skipped") == "1"
+    assert suites["softmax.causal"].get("failures") == "0" and len(root.findall(".//failure")) == 2
+    assert ElementTree.parse(tmp_path / "r.xml").getroot().tag == "testsuites"
+
+
+def test_json_holds_what_is_not_finite():
+    found = check("softmax", misbehave("nan"), cases=["window/W=2"], show=False)
+    tensor = json.loads(found.to_json())["cases"][0]["tensors"][0]
+    assert tensor["actual"] == "nan" and tensor["error"] == "inf"
+
+
+# -------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def kernels(tmp_path, monkeypatch):
+    """A folder with somebody's kernels, as the working directory."""
+    (tmp_path / "kernels.py").write_text(
+        "import ctypes\n"
+        "from minattn.attention import energy, softmax\n"
+        "def deaf(q, k, v, **options):\n"
+        "    options.pop('window', None)\n"
+        "    return softmax.forward(q, k, v, **options)\n"
+        "def crash(q, k, v, **options):\n"
+        "    print('about to work')\n"
+        "    return ctypes.string_at(0) if options.get('window') == 2 else softmax.forward(q, k, v, **options)\n"
+        "number = 3\n")
+    (tmp_path / "broken.py").write_text("raise ValueError('half written')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    return tmp_path
+
+
+def test_command_says_all_good(kernels, capsys):
+    args = ["check", "kernels:energy", "--mechanism", "energy", "--case", "causal", "--case", "gate_all_closed", "--dtype", "float64"]
+    assert cli.main(args) == 0
+    out = capsys.readouterr().out
+    assert "all good: 7 passed" in out and "numpy float64" in out
+
+
+def test_command_says_what_is_wrong_and_writes_it_down(kernels, capsys):
+    args = ["check", "kernels.py:deaf", "--case", "window/W=[12]", "--case", "causal", "--json", "r.json", "--junit", "r.xml"]
+    assert cli.main(args) == 1
+    assert "WRONG window/W=2" in capsys.readouterr().out
+    assert json.loads((kernels / "r.json").read_text())["ok"] is False
+    assert len(ElementTree.parse(kernels / "r.xml").getroot().findall(".//failure")) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_command_survives_a_crash(kernels, capsys):
+    assert cli.main(["check", "kernels:crash", "--case", "causal", "--case", "window/W=[12]"]) == 1
+    out = capsys.readouterr().out
+    assert "crashed the process (SIGSEGV)" in out and "2 passed, 1 failed" in out and "about to work" not in out
+
+
+@pytest.mark.parametrize("args, words", [
+    (["kernels:nothing"], "kernels has nothing called 'nothing'"), (["broken:f"], "cannot import broken: ValueError: half written"),
+    (["kernels:number"], "callable")])
+def test_command_could_not_run(kernels, capsys, args, words):
+    assert cli.main(["check", *args]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("error: ") and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("args", [[], ["k:f", "--mechanism", "sofmax"], ["k:f", "--case", "nothing"], ["k:f", "--sizes", "D"],
+                                  ["k:f", "--time-limit", "0"], ["k:f", "--seed", "-1"]])
+def test_command_refuses_before_it_starts(args, capsys):
+    assert cli.main(["check", *args]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_command_lists_the_cases(capsys):
+    assert cli.main(["check", "--mechanism", "sink", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [c.id for c in kit.cases("sink")]
+    assert next(line for line in lines if line.startswith("window/W=2")).split()[1:] == ["quick", "causal,", "window"]
+
+
+# ------------------------------------------------------------------------------------- the pytest plugin and the guide
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run_pytest(folder, *args):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", *args]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_ten_line_example_of_the_plugin(tmp_path):
+    example, = (b for b in blocks("python") if "pytest_plugin" in b)
+    assert len(example.strip().splitlines()) <= 10
+    (tmp_path / "test_kernel.py").write_text(example)
+    (tmp_path / "tiled.py").write_text("from minattn.attention.softmax import forward, backward\nattention = forward, backward\n")
+    example = example.replace('framework="torch"', 'framework="numpy"').replace('"bias"', '"scale"')
+    (tmp_path / "test_kernel.py").write_text(example)
+    done = run_pytest(tmp_path, "-k", "W=2 or scale or causal-T or causal/T")
+    assert done.returncode == 0, done.stdout
+    assert "SKIPPED" in done.stdout and "you excluded" in done.stdout and re.search(r"PASSED .*causal/T", done.stdout)
+
+
+def test_plugin_fails_in_plain_words(tmp_path):
+    (tmp_path / "rules.txt").write_text("noncausal/* xfail known\nscale/* skip later\n")
+    (tmp_path / "test_kernel.py").write_text(
+        "from minattn.validate.pytest_plugin import suite\n"
+        "from minattn.attention import softmax\n"
+        "def kernel(q, k, v, *, causal=False, **options):\n"
+        "    return softmax.forward(q, k, v, causal=not causal, **options)[0]\n"
+        "TestKernel = suite('softmax', kernel, cases=['causal', 'noncausal', 'scale'], skip_file='rules.txt')\n")
+    done = run_pytest(tmp_path)
+    assert done.returncode == 1
+    assert re.search(r"out is off by \S+ where \S+ is allowed: at \[", done.stdout) and "Traceback" not in done.stdout
+    assert "1 failed, 2 skipped, 1 xfailed" in done.stdout and "gradients not covered" in done.stdout
