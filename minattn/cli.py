@@ -31,6 +31,11 @@ COMMANDS = {
 
 def main(argv=None):
     """Run one command -> exit code: 0 done, 1 something is wrong with what was checked or trained, 2 bad input, 130 Ctrl-C."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:                     # closed by the caller: 2>&-
+            setattr(sys, name, open(os.devnull, "w"))
+    if sys.stdout.errors == "strict":                      # a terminal that lacks a letter shows its code instead
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         argv = sys.argv[1:] if argv is None else list(argv)
         parser = build_parser(argv[0] if argv else None)
@@ -125,7 +130,7 @@ def run_train(args):
         raise InputError(f"--threads must be at least 1; got {args.threads}.")
     try:
         if args.resume is not None:
-            if args.out or args.overwrite:
+            if args.out is not None or args.overwrite:
                 raise InputError("--resume continues a run in its own folder: leave out --out and --overwrite.")
             checks.choice("preset", args.preset or "nano", train.PRESETS)
             overrides = {**train.PRESETS.get(args.preset, {}), **given}
@@ -133,6 +138,8 @@ def run_train(args):
         else:
             preset = args.preset or "nano"
             settings, shape = train.settings_for(preset, given)
+            if args.out == "":
+                raise InputError("--out must name a folder.")
             run = train.start(settings, shape, args.out or f"runs/{preset}", overwrite=args.overwrite, **common)
     except train.Interrupted as stop:
         print(stop)
@@ -142,7 +149,8 @@ def run_train(args):
         return 1
     print(f"\n{(run.folder / 'sample.txt').read_text(encoding='utf-8').strip()}\n")
     print(f"done in {run.checkpoint.seconds:.0f} s: {run.folder}/ holds the checkpoint, metrics.jsonl, loss.png and this sample.txt")
-    print(f"more text: python -m minattn sample {run.folder} --prompt \"O, \" --tokens 300")
+    prompt = ' --prompt "O, "' if set("O, ") <= set(run.vocabulary) else ""
+    print(f"more text: python -m minattn sample {run.folder}{prompt} --tokens 300")
     return 0
 
 

@@ -229,7 +229,7 @@ def read_skips(path):
     """The lines of a skip file: [(glob, "skip" or "xfail", reason)]; # starts a comment."""
     try:
         with open(path, encoding="utf-8") as file:
-            lines = [line.split("#")[0].split(maxsplit=2) for line in file]
+            lines = [line.split("#")[0].strip().split(maxsplit=2) for line in file]
     except OSError as error:
         raise InputError(f"cannot read the skip file {path}: {error.strerror}.") from None
     for number, words in enumerate(lines, 1):

@@ -85,7 +85,7 @@ def generic(row, T):
                    quick=abs(amount) == 1e6)
     yield Plan("dominant_score", "seen", edit=dominant(1e4), quick=True)
     yield Plan("dominant_score", "hidden,1e4", causal, edit=dominant(1e4), quick=True)
-    yield Plan("dominant_score", "hidden,1e10", causal, edit=all_far_below_the_last(1e10), quick=True)
+    yield Plan("dominant_score", "hidden,1e10", causal, {"D": 16}, edit=all_far_below_the_last, quick=True)
     yield Plan("equal_scores", "q=0", causal, edit=scaled(0, "q"), quick=True)
     yield Plan("tiny_values", "scores", causal, edit=scaled(2.0**-100, "q", "k", "x"), quick=True)
     yield Plan("tiny_values", "values", causal, edit=scaled(2.0**-100, "v"))
@@ -152,15 +152,15 @@ def dominant(amount):
     return edit
 
 
-def all_far_below_the_last(amount):
-    """Every score is -amount but the last key's, 0: masked with any finite number above -amount, the last key wins."""
-    def edit(arrays, size):
-        if "q" not in arrays:
-            return False
-        a = math.sqrt(amount * math.sqrt(size["D"]))
-        arrays["q"][:] = arrays["k"][..., 0] = 0
-        arrays["q"][..., 0], arrays["k"][:, :, :-1, 0] = a, -a
-    return edit
+def all_far_below_the_last(arrays, size):
+    """Every score is -2^34 but the last key's, 0: masked with any finite number above that, the hidden keys win.
+
+    With D = 16 no product here needs rounding, so in any precision all these scores are equal.
+    """
+    if "q" not in arrays:
+        return False
+    arrays["q"][:] = arrays["k"][..., 0] = 0
+    arrays["q"][..., 0], arrays["k"][:, :, :-1, 0] = 2.0**18, -(2.0**18)
 
 
 def scaled(factor, *names):

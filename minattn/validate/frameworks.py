@@ -206,14 +206,15 @@ def stride(x, dtype, layout):
 def run(target, adapter, case, arrays, out_shape, wanted):
     """One forward and, for `wanted` gradients, one backward. Raises Problem where nothing can be compared."""
     row, findings = attention.MECHANISMS[case.mechanism], []
-    inputs = {n: adapter.array(x, case.layout, leaf=n in wanted) for n, x in arrays.items()}
-    options = {n: adapter.array(x, leaf=n in wanted) if isinstance(x, np.ndarray) else x for n, x in case.options.items()}
+    by_hand = target.backward is not None
+    leaf = lambda name: name in wanted and not by_hand       # noqa: E731
+    inputs = {n: adapter.array(x, case.layout, leaf(n)) for n, x in arrays.items()}
+    options = {n: adapter.array(x, leaf=leaf(n)) if isinstance(x, np.ndarray) else x for n, x in case.options.items()}
     args = [inputs[n] for n in row.arguments]
     kwargs = {**{n: x for n, x in inputs.items() if n not in row.arguments}, **options}
     fits_signature(target.forward, args, kwargs)
     given = {**inputs, **options}
     cotangent = adapter.array(case.cotangent)
-    by_hand = target.backward is not None
     leaves = {} if by_hand else {n: given[n] for n in wanted}
     result, differentiate = adapter.call(target.forward, args, kwargs, leaves, cotangent)
     out = result[0] if isinstance(result, (tuple, list)) and len(result) else result
@@ -251,16 +252,16 @@ def fits_signature(forward, args, kwargs):
         signature = inspect.signature(forward)
     except (ValueError, TypeError):
         return                                               # built-in functions do not tell
+    parameters = signature.parameters.values()
+    named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    any_name = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    refused = [] if any_name else sorted(set(kwargs) - named)
     try:
-        signature.bind(*args, **kwargs)
+        signature.bind(*args, **{n: x for n, x in kwargs.items() if n not in refused})
     except TypeError as error:
-        parameters = signature.parameters.values()
-        named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-        refused = sorted(set(kwargs) - named)
-        if refused and not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            says = f"does not take the option {refused[0]!r}; if that is meant, exclude {refused[0]!r}."
-            raise Problem("arguments", says) from None
         raise Problem("arguments", f"does not take the mechanism's arguments ({len(args)} arrays): {error}.") from None
+    if refused:
+        raise Problem("arguments", f"does not take the option {refused[0]!r}; if that is meant, exclude {refused[0]!r}.")
 
 
 def _looks_right(adapter, what, x, shape):

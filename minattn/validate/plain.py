@@ -164,14 +164,17 @@ def gaussian(f, a, o, dout):
     inv = head(f(np.exp(f(-2 * a["log_sigma"]))))
     half = f(f.sum(f(k * k), -1) / 2)[..., None, :]          # |key|^2 / 2: distances through products, as fast kernels must
     if o["early"]:
-        s = f(f.matmul(f(x * inv), T(k)) - f(half * inv))
+        s = f(f.matmul(f(x * inv), T(k)) - f(half * inv))    # without |x|^2, which a softmax does not feel
     else:
-        s = f(f(f.matmul(x, T(k)) - half) * inv)
+        mine = f(f.sum(f(x * x), -1) / 2)[..., None]
+        s = -f(f(f(mine + half) - f.matmul(x, T(k))) * inv)  # -|x - key|^2 / (2 sigma^2)
     P, _ = weights(f, s, visible(x, k, o), o)
     out = f.matmul(P, v)
     ds, grads, _ = weights_back(f, dout, out, P, v, o)
     ddot = f(ds * inv)
     dx = f.matmul(ddot, k)
+    if not o["early"]:
+        dx = f(dx - f(x * f.sum(ddot, -1, keepdims=True)))   # the sum is 0 but for rounding
     dk = f(f.matmul(T(ddot), x) - f(k * f.sum(ddot, -2)[..., None]))
     dv = grads.pop("v")
     if "values" in a:

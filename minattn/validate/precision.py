@@ -124,21 +124,32 @@ class Yardstick(NamedTuple):
     reason: str = ""        # why there is no yardstick in this precision; then the bounds are empty
 
 
-def truth(case):
-    """minattn's own float64 forward and backward -> {"out": ..., "dq": ..., ...}"""
+def truth(case, dtype=np.float64):
+    """minattn's own forward and backward, in float64 -> {"out": ..., "dq": ..., ...}"""
     module = attention.MECHANISMS[case.mechanism].module
-    out, cache = module.forward(**case.arrays, **case.options)[:2]
-    return {"out": out, **{"d" + n: x for n, x in module.backward(case.cotangent, cache).items()}}
+    cast = lambda x: x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype != bool else x    # noqa: E731
+    arrays, options = ({n: cast(x) for n, x in d.items()} for d in (case.arrays, case.options))
+    out, cache = module.forward(**arrays, **options)[:2]
+    return {"out": out, **{"d" + n: x for n, x in module.backward(cast(case.cotangent), cache).items()}}
 
 
-def nudged(case, dtype, rng):
-    """Where no plain formulation is written: the truth for numbers that are each off by up to one unit in the last place."""
-    eps = FORMATS[dtype].eps
-    nudge = lambda x: x if x.dtype == bool else x * (1 + eps * rng.uniform(-1, 1, x.shape))
-    options = {n: nudge(x) if isinstance(x, np.ndarray) else x for n, x in case.options.items()}
-    arrays = {n: nudge(x) for n, x in case.arrays.items()}
-    found = truth(case._replace(arrays=arrays, options=options, cotangent=nudge(case.cotangent)))
-    return {n: round_to(x, dtype) for n, x in found.items()}
+def stand_in(case, right, dtype, rng):
+    """Where no plain formulation is written: the truth, off by what two measurements say.
+
+    How far it moves when each number moves by up to one unit in the last place; and how wrong minattn's own float32 is
+    nearby, scaled to the precision asked for.
+    """
+    def nudged(eps):
+        nudge = lambda x: x * (1 + eps * rng.uniform(-1, 1, x.shape)) if getattr(x, "dtype", None) == np.float64 else x
+        arrays, options = ({n: nudge(x) for n, x in d.items()} for d in (case.arrays, case.options))
+        return case._replace(arrays=arrays, options=options, cotangent=nudge(case.cotangent))
+    eps, eps32 = FORMATS[dtype].eps, FORMATS["float32"].eps
+    moved = truth(nudged(eps))
+    near = nudged(eps32)
+    near = near._replace(arrays={n: round_to(x, "float32") for n, x in near.arrays.items()},
+                         cotangent=round_to(near.cotangent, "float32"))
+    exact, single = truth(near), truth(near, np.float32)
+    return {n: x + np.abs(moved[n] - x) + np.abs(single[n] - exact[n]) * (eps / eps32) for n, x in right.items()}
 
 
 def yardstick(case, dtype):
@@ -165,7 +176,7 @@ def _yardstick(case, dtype):
     if case.mechanism in PLAIN:
         runs = [plain(case, dtype), *(plain(case, dtype, rng=rng, draws=draws, early=early) for early in (True, False))]
     else:
-        runs = [nudged(case, dtype, rng) for _ in range(2 * DRAWS)]
+        runs = [stand_in(case, right, dtype, rng) for _ in range(2 * DRAWS)]
     fmt, bounds = FORMATS[dtype], {}
     underflow = fmt.tiny * fmt.eps
     if dtype != "float16":      # a machine may take what lies below the smallest normal number for zero, then multiply by q, k, v

@@ -3,7 +3,7 @@
        python -m minattn vectors header vectors.h
        cc -std=c99 -O2 -I. check_softmax.c -lm && ./a.out          (-DREAL=float for single precision)
 
-   One loop per sum, nothing clever: the shape of a kernel that somebody is about to make fast. */
+   One loop per sum, nothing clever: what a kernel looks like before somebody makes it fast. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,8 +59,8 @@ static void score(const vector_case *c, sizes n, int b, int h, int i, const REAL
 }
 
 /* one head: q (Tq, D), k (Tk, D), v (Tk, Dv) and dout (Tq, Dv) -> out, lse and the gradients, which it adds to */
-static void head(const vector_case *c, sizes n, int b, int h, const REAL *q, const REAL *k, const REAL *v, const REAL *dout,
-                 REAL *out, REAL *lse, REAL *dq, REAL *dk, REAL *dv)
+static void head(const vector_case *c, sizes n, int b, int h, const REAL *q, const REAL *k, const REAL *v,
+                 const REAL *dout, REAL *out, REAL *lse, REAL *dq, REAL *dk, REAL *dv)
 {
     REAL *P = malloc(sizeof(REAL) * n.Tk), *dP = malloc(sizeof(REAL) * n.Tk);
     for (int i = 0; i < n.Tq; i++) {
@@ -99,7 +99,7 @@ static int compare(const vector_case *c, const char *name, const REAL *x)
     double worst = 0, bound = sizeof(REAL) == sizeof(double) ? t->bound64 : t->bound32;
     for (int i = 0; i < count(t); i++) {
         double error = x[i] == t->data[i] ? 0 : fabs((double)x[i] - t->data[i]);
-        if (!(error <= worst)) worst = error;           /* NaN too */
+        if (!(error <= worst)) worst = error == error ? error : INFINITY;     /* NaN too */
     }
     printf("%-4s %-44s %-4s error %.1e, at most %.1e\n", worst <= bound ? "ok" : "BAD", c->id, name, worst, bound);
     return !(worst <= bound);
@@ -117,7 +117,8 @@ int main(void)
         for (int t = 0; t < 9; t++) x[t] = numbers(c, names[t], t > 3);
         for (int g = 0; g < n.B * n.H; g++) {
             int Q = g * n.Tq * n.D, K = g * n.Tk * n.D, V = g * n.Tk * n.Dv, O = g * n.Tq * n.Dv;
-            head(c, n, g / n.H, g % n.H, x[0] + Q, x[1] + K, x[2] + V, x[3] + O, x[4] + O, x[5] + g * n.Tq, x[6] + Q, x[7] + K, x[8] + V);
+            head(c, n, g / n.H, g % n.H, x[0] + Q, x[1] + K, x[2] + V, x[3] + O, x[4] + O, x[5] + g * n.Tq,
+                 x[6] + Q, x[7] + K, x[8] + V);
         }
         for (int t = 4; t < 9; t++) bad += compare(c, names[t], x[t]);
         for (int t = 0; t < 9; t++) free(x[t]);

@@ -1,0 +1,35 @@
+"""Memory grows with the number of tokens, not with its square: for every mechanism, forward and backward."""
+import tracemalloc
+
+import numpy as np
+import pytest
+from attention_cases import VARIANTS, cotangent, inputs
+
+from minattn.attention import core
+
+T = 1303
+SIZES = {"B": 1, "H": 2, "Tq": T, "Tk": T, "T": T, "D": 8, "Dv": 8, "Dv or 1": 8}
+LONG = {name: v for name, v in VARIANTS.items() if "-keys" not in name and "sigmoid" not in name and name != "gated-head"}
+
+
+def peak(variant, **options):
+    arrays = inputs(variant, dtype=np.float32, **SIZES)
+    tracemalloc.start()
+    try:
+        out, cache = variant.module.forward(**arrays, **variant.options, **options)
+        variant.module.backward(cotangent(out), cache)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {"window": 99, "prefix": 300}], ids=["causal", "window_prefix"])
+@pytest.mark.parametrize("name", LONG)
+def test_no_square_array(name, options, monkeypatch):
+    monkeypatch.setattr(core, "KEEP_BYTES", 0)
+    assert peak(LONG[name], **options) < T * T * 4          # what the scores of one head would take
+
+
+def test_short_sequences_keep_their_weights():
+    """The test above would notice: with the weights kept, they are there."""
+    assert peak(LONG["softmax"], causal=True) > T * T * 4
