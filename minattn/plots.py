@@ -43,3 +43,29 @@ def loss(rows, path, title="Loss while training"):
     ax.set(xlabel="step", ylabel="loss (nats per character)", title=title)
     ax.legend(frameon=False)
     save(fig, path)
+
+
+def scaling(rows, path):
+    """Time and memory of attention against the length of the sequence, from the rows of `bench --suite long`.
+
+    Each row: window (None for full), side, T, seconds {"q1", "median", "q3"}, extra_bytes.
+    """
+    fig, (left, right) = figure(10, 4.2, ncols=2)
+    sides = list(dict.fromkeys(row["side"] for row in rows))
+    for window, style in dict.fromkeys((row["window"], "-" if row["window"] is None else "--") for row in rows):
+        for side in sides:
+            mine = sorted((row for row in rows if row["side"] == side and row["window"] == window), key=lambda row: row["T"])
+            if mine:
+                T = [row["T"] for row in mine]
+                line = {"color": COLOURS[sides.index(side) % len(COLOURS)], "ls": style, "marker": "o", "ms": 4, "lw": 1.6,
+                        "label": f"{side}, {'full' if window is None else f'window {window}'}"}
+                left.plot(T, [row["seconds"]["median"] for row in mine], **line)
+                left.fill_between(T, *([row["seconds"][q] for row in mine] for q in ("q1", "q3")), color=line["color"], alpha=0.15, lw=0)
+                right.plot(T, [max(row["extra_bytes"], 1) / 1e6 for row in mine], **line)
+    ticks = sorted({row["T"] for row in rows})
+    for ax, what in ((left, "seconds, forward and backward"), (right, "MB beyond the inputs, at the peak")):
+        ax.set(xscale="log", yscale="log", xlabel="tokens in the sequence", ylabel=what)
+        ax.set_xticks(ticks, [str(T) for T in ticks])
+        ax.minorticks_off()
+    left.legend(frameon=False, fontsize=8)
+    save(fig, path)

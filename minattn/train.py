@@ -157,7 +157,7 @@ def _train(folder, config, settings, vocabulary, ids, state, *, threads, say):
     checks.number("threads", threads, 1, integer=True)
     train_ids, val_ids = _splits(ids, config, settings.corpus)
     val_x, val_y = data.blocks(val_ids, config.block_size)
-    some = np.unique(np.linspace(0, len(val_x) - 1, min(settings.eval_blocks, len(val_x))).astype(int))
+    some = evenly(len(val_x), settings.eval_blocks)
 
     p, params, decayed = optim.flatten(state.params, settings.decay)
     shapes = {name: a.shape for name, a in _in_memory_order(params)}
@@ -223,6 +223,11 @@ def _train(folder, config, settings, vocabulary, ids, state, *, threads, say):
     finally:
         metrics.close()
     return _finish(runs.load(folder), say)
+
+
+def evenly(n, most):
+    """At most `most` of the numbers below n, evenly spread: the validation windows of an evaluation on the way."""
+    return np.unique(np.linspace(0, n - 1, min(most, n)).astype(int))
 
 
 def _finish(run, say):

@@ -395,3 +395,33 @@ def test_mean_loss_does_not_depend_on_the_groups():
     with ThreadPoolExecutor(2) as pool:
         for group in (None, 1, 3, 7, 100):
             assert parallel.mean_loss(pool, params, {}, x, y, config, group) == pytest.approx(expected, rel=1e-13)
+
+
+def chunked(config, params, buffers, x, y, chunks, seed=None):
+    """-> loss, gradients, new buffers"""
+    out = {name: np.empty_like(a) for name, a in params.items()}
+    with ThreadPoolExecutor(2) as pool:
+        loss, new = parallel.loss_and_gradients(pool, params, buffers, x, y, config, chunks=chunks, out=out, seed=seed)
+    return loss, out, new
+
+
+def test_chunks_add_up_to_the_batch():
+    """Seven sequences in 1, 2, 3 and 7 parts: one loss, one gradient, and (in a first layer) one running mean."""
+    config = config_of("affine", n_layer=1, attention_options={"use": "before"})
+    given = inputs(config, batch=7)
+    loss, grads, new = chunked(config, *given, 1)
+    for chunks in (2, 3, 7, 9):
+        other = chunked(config, *given, chunks)
+        assert other[0] == pytest.approx(loss, rel=1e-13)
+        for ours, whole in ((other[1], grads), (other[2], new)):
+            assert all(np.abs(ours[name] - a).max() < 1e-12 * np.abs(a).max() for name, a in whole.items())
+
+
+def test_each_chunk_drops_its_own_entries():
+    """Twice the same sequence, one per chunk: with the same masks the loss would be that of one."""
+    config = config_of("softmax", dropout=0.3)
+    params, buffers, x, y = inputs(config, batch=1)
+    twice = [np.repeat(a, 2, axis=0) for a in (x, y)]
+    one, two, again, other = (chunked(config, params, buffers, *data, n, seed)[0] for data, n, seed in (
+        ((x, y), 1, (1, 2)), (twice, 2, (1, 2)), (twice, 2, (1, 2)), (twice, 2, (1, 3))))
+    assert two == again and abs(two - one) > 1e-3 and abs(two - other) > 1e-3

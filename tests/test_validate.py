@@ -16,8 +16,8 @@ from minattn import cli, masks
 from minattn.attention import MECHANISMS, describe, softmax
 from minattn.errors import InputError
 from minattn.validate import cases as kit
-from minattn.validate import check, families, precision, report
-from minattn.validate.check import check_case, prepare, read_skips, select
+from minattn.validate import check, precision, report
+from minattn.validate.check import check_case, prepare, read_skips
 from minattn.validate.frameworks import resolve
 
 ROOT = Path(__file__).parent.parent
@@ -41,9 +41,9 @@ def test_cases_are_the_families_of_the_specification(mechanism):
     found = kit.cases(mechanism)
     assert len({c.id for c in found}) == len(found)
     square = "x" in MECHANISMS[mechanism].arguments
-    generic = {"prime_sizes", "causal", "noncausal", "window", "prefix", "padding", "fully_masked_row", "tq_ne_tk", "long",
-               "odd_head_dim", "score_shift", "tiny_values", "large_values", "repeated_tokens", "identical_tokens",
-               "one_token", "batch_independence", "non_contiguous", "bias"}
+    generic = {"prime_sizes", "causal", "noncausal", "window", "prefix", "padding", "fully_masked_row", "tq_ne_tk",
+               "long", "odd_head_dim", "score_shift", "tiny_values", "large_values", "repeated_tokens",
+               "identical_tokens", "one_token", "batch_independence", "non_contiguous", "bias"}
     own = {"sink": {"sink_far_above", "sink_far_below"}, "gated": {"gate_saturated"}, "energy": {"gate_all_closed"},
            "affine": {"alpha_at_kinks", "alpha_ma"}, "gaussian": {"sigma_tiny", "sigma_huge"}}.get(mechanism, set())
     scores = set() if square else {"dominant_score", "equal_scores", "scale"}
@@ -56,8 +56,8 @@ def test_cases_are_the_families_of_the_specification(mechanism):
 def test_inputs_are_exact_in_bfloat16_and_float16(mechanism):
     beyond = {"tiny_values", "score_shift", "dominant_score", "large_values"}        # of float16's range
     for case in kit.cases(mechanism, seed=3):
-        numbers = [*case.arrays.values(), case.cotangent, *(x for x in case.options.values() if isinstance(x, np.ndarray))]
-        numbers = [x for x in numbers if x.dtype == np.float64]
+        numbers = [*case.arrays.values(), case.cotangent, *case.options.values()]
+        numbers = [x for x in numbers if isinstance(x, np.ndarray) and x.dtype == np.float64]
         assert precision.fits(numbers, "bfloat16") and precision.fits(numbers, "float32"), case.id
         assert precision.fits(numbers, "float16") or case.family in beyond, case.id
         assert not any(x.flags.writeable for x in numbers)
@@ -74,14 +74,15 @@ def test_cases_depend_on_the_seed_alone():
 def test_flags_say_what_a_case_asks_for():
     flags = {c.id: c.flags for c in kit.cases("energy")}
     assert flags["window/W=2,norm=prefix"] == {"causal", "causal=True", "window", "window=2", "norm", "norm=prefix"}
-    assert "empty_rows" in flags["tq_ne_tk/Tq=7,Tk=5,align=end"] and "empty_rows" not in flags["tq_ne_tk/Tq=7,Tk=5,align=start"]
+    assert "empty_rows" in flags["tq_ne_tk/Tq=7,Tk=5,align=end"]
+    assert "empty_rows" not in flags["tq_ne_tk/Tq=7,Tk=5,align=start"]
     assert "Tq!=Tk" in flags["prime_sizes/Tq=5,Tk=7"] and "strided" in flags["non_contiguous/strided"]
 
 
 def test_sizes_can_be_kept_to():
     found = {c.id: c for c in kit.cases("gated", sizes={"D": 16, "Dv": 16, "T": 8})}
     case = found["causal/T"]
-    assert case.arrays["k"].shape == (2, 3, 8, 16) and case.arrays["gate_logits"].shape == (2, 3, 8, 16) and not case.unmet
+    assert case.arrays["k"].shape == case.arrays["gate_logits"].shape == (2, 3, 8, 16) and not case.unmet
     assert "T=8" not in found and found["window/W=8"].options["window"] == 8
     assert "D = 59" in found["odd_head_dim/D=59"].unmet and "16" in found["odd_head_dim/D=59"].unmet
     result = check_case(found["odd_head_dim/D=59"], prepare("gated", MECHANISMS["gated"]))
@@ -101,7 +102,8 @@ def test_cases_refuse_what_they_do_not_know(kwargs):
 def test_rounding_is_that_of_the_hardware():
     rng = np.random.default_rng(0)
     x = rng.standard_normal(20000) * np.exp(rng.uniform(-110, 110, 20000))
-    x = np.concatenate([x, [0, -0.0, np.inf, -np.inf, np.nan, 65519.9, 65520, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 2.0**-140, 1e-45]])
+    special = [0, -0.0, np.inf, -np.inf, np.nan, 65519.9, 65520, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 2.0**-140, 1e-45]
+    x = np.concatenate([x, special])
     torch = pytest.importorskip("torch")
     for dtype in ("float16", "bfloat16", "float32"):
         # by way of float32, as PyTorch would: the numbers are first made to fit it
@@ -155,7 +157,7 @@ def test_a_new_mechanism_gets_the_generic_families_for_free(monkeypatch):
     module = SimpleNamespace(forward=forward, backward=backward, ARXIV="", SUMMARY="", __name__="warm",
                              ARGUMENTS={**MECHANISMS["softmax"].arguments, "temperature": "(H,)"})
     monkeypatch.setitem(MECHANISMS, "warm", describe("warm", module))
-    monkeypatch.setattr(kit, "draw", lambda name, shape, rng, draw=kit.draw: draw("alpha" if name == "temperature" else name, shape, rng))
+    monkeypatch.setitem(kit.CENTRES, "temperature", (2, 0.3))
     cases = ["causal", "window/W=2", "prime_sizes", "identical_tokens"]
     found = check("warm", module, cases=cases, show=False)
     assert found.ok, alarms(found)
@@ -168,15 +170,23 @@ def test_a_new_mechanism_gets_the_generic_families_for_free(monkeypatch):
 
 def torch_reference(mechanism):
     """The literal formula; for energy in its stable form, without the published clamp that gate_all_closed is about."""
+    import torch
+
     from minattn import torch_refs
+    torch.set_num_threads(1)                                 # small arrays: more threads only wait for one another
     names = {"energy": "energy_gated", "gaussian": "gaussian_kernel"}
     fn = getattr(torch_refs, f"{names.get(mechanism, mechanism)}_attention")
     return fn if mechanism != "energy" else lambda *a, **o: fn(*a, stable=True, **o)
 
 
 def alarms(report):
-    """What a check of a right implementation complains about."""
-    return [(r.id, f.message) for r in report.failed for f in r.findings]
+    """What a check of a right implementation complains about, but for one thing that is known and true.
+
+    Autograd's gradient of the first key's energy, (e - e) / sqrt(0 + 1e-8), is the difference of two numbers 1e4 times
+    too large: in the literal reference it is off by 1e-3 in float32, and as large as the gradient itself in bfloat16.
+    """
+    return [(r.id, f.message) for r in report.failed for f in r.findings
+            if report.framework != "torch" or not re.search(r"^denergy is off .* at \[\d+, \d+, 0\]", f.message)]
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
@@ -189,33 +199,35 @@ def test_numpy_float32_and_float64_pass(mechanism):
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_torch_references_pass(mechanism):
     pytest.importorskip("torch")
-    cases = ["causal", "noncausal", "tq_ne_tk", "window/W=2", "identical_tokens", "fully_masked_row", "bias", "non_contiguous",
-             *(f for f in kit.family_names(mechanism) if f.split("_")[0] in ("sink", "gate", "alpha", "sigma"))]
+    cases = ["causal", "noncausal", "tq_ne_tk", "window/W=2", "identical_tokens", "fully_masked_row", "bias",
+             "non_contiguous"]
+    cases += [f for f in kit.family_names(mechanism) if f.split("_")[0] in ("sink", "gate", "alpha", "sigma")]
     for dtype in ("float32", "bfloat16"):
         found = check(mechanism, torch_reference(mechanism), framework="torch", dtype=dtype, cases=cases, show=False)
-        assert found.ok, alarms(found)
+        assert not alarms(found) and found.results
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_no_false_alarm_in_20_runs(mechanism):
-    torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)
+    pytest.importorskip("torch")
     for seed in SEEDS:
         # the literal distances of all pairs would take gigabytes at T = 1025
         cases = None if mechanism != "gaussian" else [c for c in kit.cases(mechanism, seed=seed) if "1025" not in c.id]
         for framework, dtype in (("numpy", "float32"), ("torch", "float32"), ("torch", "bfloat16")):
             fn = MECHANISMS[mechanism] if framework == "numpy" else torch_reference(mechanism)
             found = check(mechanism, fn, framework=framework, dtype=dtype, cases=cases, seed=seed, show=False)
-            assert found.ok, (seed, framework, dtype, alarms(found))
+            assert not alarms(found) and found.results, (seed, framework, dtype, alarms(found))
 
 
 # ------------------------------------------------------------------------------------- what is wrong is found
 
 
-def plain_softmax(q, k, v, *, causal=False, window=None, prefix=0, allowed=None, align="end", bias=None, scale=None, bug=""):
+def plain_softmax(q, k, v, *, allowed=None, bias=None, scale=None, bug="", **rules):
     """A straightforward NumPy attention with switches that break it, and its backward."""
-    see = masks.visible(q.shape[2], k.shape[2], causal=causal, window=window and window + (bug == "window"), prefix=prefix, align=align)
+    if bug == "window" and "window" in rules:
+        rules["window"] += 1
+    see = masks.visible(q.shape[2], k.shape[2], **rules)
     see = see if allowed is None or bug == "allowed" else see & allowed
     scale = np.float32(1 / np.sqrt(q.shape[3]) if scale is None else scale)
     s = q @ k.swapaxes(2, 3) * scale + (0 if bias is None else bias)
@@ -243,8 +255,8 @@ def plain_softmax_backward(dout, cache):
 
 
 @pytest.mark.parametrize("bug, family", [
-    ("window", "window"), ("rowsum", "causal"), ("dq scale", "causal"), ("finite mask", "dominant_score"), ("allowed", "padding"),
-    ("running maximum", "score_shift"), ("float16 weights", "noncausal")])
+    ("window", "window"), ("rowsum", "causal"), ("dq scale", "causal"), ("finite mask", "dominant_score"),
+    ("allowed", "padding"), ("running maximum", "score_shift"), ("float16 weights", "noncausal")])
 def test_subtle_bugs_are_found_where_they_are(bug, family):
     def forward(*arrays, **options):
         return plain_softmax(*arrays, bug=bug, **options)
@@ -340,12 +352,10 @@ def test_a_refused_option_is_said_by_name_and_can_be_excluded():
 
 def test_samples_that_talk_to_each_other_are_found():
     def forward(q, k, v, **options):
-        return softmax.forward(q, k, v + np.float32(1e-12) * v[:1], **options)
+        return softmax.forward(q, k, v + np.float32(1e-7) * v[:1], **options)       # too little for any tolerance
     found = check("softmax", (forward, softmax.backward), cases=["causal", "batch_independence"], show=False)
-    assert "depends on batch" in kinds(by_id(found)["batch_independence/sample_0_changed"]) or not found.failed
-    loud = check("softmax", (lambda q, k, v, **o: softmax.forward(q, k, v + v[:1] * np.float32(1e-7), **o), softmax.backward),
-                 cases=["batch_independence"], show=False)
-    assert "depends on batch" in kinds(loud.results[0])
+    assert [r.status for r in found.results] == [report.PASSED, report.FAILED]
+    assert kinds(found.results[1]) == {"depends on batch"}
 
 
 def test_a_running_mean_takes_no_gradient():
@@ -374,11 +384,12 @@ def test_nothing_checked_is_not_all_good():
 def test_torch_gradients_cut_off_or_missing():
     pytest.importorskip("torch")
     fn = torch_reference("softmax")
-    cut = check("softmax", lambda q, k, v, **o: fn(q.detach(), k.detach(), v.detach(), **o), framework="torch", cases=["causal"], show=False)
+    how = {"framework": "torch", "cases": ["causal"], "show": False}
+    cut = check("softmax", lambda *a, **o: fn(*(x.detach() for x in a), **o), **how)
     assert "cut off from the inputs" in cut.results[0].findings[0].message
-    part = check("softmax", lambda q, k, v, **o: fn(q, k.detach(), v, **o), framework="torch", cases=["causal"], show=False)
+    part = check("softmax", lambda q, k, v, **o: fn(q, k.detach(), v, **o), **how)
     assert [f.message for f in part.results[0].findings] == ["the gradient of k is missing."]
-    wide = check("softmax", lambda *a, **o: fn(*(x.double() for x in a), **o), framework="torch", cases=["causal"], show=False)
+    wide = check("softmax", lambda *a, **o: fn(*(x.double() for x in a), **o), **how)
     assert "the output is float64; float32 came in" in wide.results[0].findings[0].message
 
 
@@ -416,9 +427,10 @@ def test_jax_functions_are_differentiated_by_jax():
 
 
 @pytest.mark.parametrize("kwargs, words", [
-    ({"mechanism": "sofmax"}, "Did you mean 'softmax'"), ({"fn": 3}, "callable"), ({"fn": (softmax.forward, 3)}, "callable"),
+    ({"mechanism": "sofmax"}, "Did you mean 'softmax'"), ({"fn": 3}, "callable"),
+    ({"fn": (softmax.forward, 3)}, "callable"), ({"cases": ["nothing"]}, "no case"),
     ({"framework": "nunpy"}, "numpy"), ({"dtype": "float8"}, "float"), ({"device": "cuda"}, "cpu"),
-    ({"exclude": ["windw"]}, "Did you mean 'window'"), ({"time_limit": 0}, "time_limit"), ({"cases": ["nothing"]}, "no case")])
+    ({"exclude": ["windw"]}, "Did you mean 'window'"), ({"time_limit": 0}, "time_limit")])
 def test_questions_without_an_answer(kwargs, words):
     with pytest.raises(InputError, match=words):
         check(**{"mechanism": "softmax", "fn": softmax, "show": False, **kwargs})
@@ -426,16 +438,18 @@ def test_questions_without_an_answer(kwargs, words):
 
 def test_skip_file(tmp_path):
     rules = tmp_path / "known.txt"
-    rules.write_text("# what we know\nwindow/*  skip  no windows yet\nsoftmax/causal/T xfail issue 12\nnoncausal/* xfail  long gone\n")
+    rules.write_text("# what we know\nwindow/*  skip  no windows yet\nsoftmax/causal/T xfail issue 12\n"
+                     "noncausal/* xfail  long gone\n")
 
     def forward(q, k, v, *, causal=False, **options):
         return softmax.forward(q, k, v, **options)
-    found = check("softmax", (forward, softmax.backward), cases=["causal", "window/W=2", "noncausal", "scale"], skip_file=rules, show=False)
+    found = check("softmax", (forward, softmax.backward), cases=["causal", "window/W=2", "noncausal", "bias"],
+                  skip_file=rules, show=False)
     status = {r.id: (r.status, r.reason) for r in found.results}
     assert status["window/W=2"] == (report.SKIPPED, "no windows yet")
     assert status["causal/T"] == (report.XFAILED, "issue 12")
     assert status["noncausal/T"] == (report.XPASSED, "long gone")
-    assert status["scale/0.75"][0] == report.FAILED and not found.ok
+    assert status["bias/full"][0] == report.FAILED and not found.ok
     rules.write_text("window/* ignore because")
     with pytest.raises(InputError, match="line 1"):
         read_skips(rules)
@@ -506,14 +520,16 @@ def kernels(tmp_path, monkeypatch):
 
 
 def test_command_says_all_good(kernels, capsys):
-    args = ["check", "kernels:energy", "--mechanism", "energy", "--case", "causal", "--case", "gate_all_closed", "--dtype", "float64"]
+    args = ["check", "kernels:energy", "--mechanism", "energy", "--dtype", "float64"]
+    args += ["--case", "causal", "--case", "gate*"]
     assert cli.main(args) == 0
     out = capsys.readouterr().out
     assert "all good: 7 passed" in out and "numpy float64" in out
 
 
 def test_command_says_what_is_wrong_and_writes_it_down(kernels, capsys):
-    args = ["check", "kernels.py:deaf", "--case", "window/W=[12]", "--case", "causal", "--json", "r.json", "--junit", "r.xml"]
+    args = ["check", "kernels.py:deaf", "--case", "window/W=[12]", "--case", "causal"]
+    args += ["--json", "r.json", "--junit", "r.xml"]
     assert cli.main(args) == 1
     assert "WRONG window/W=2" in capsys.readouterr().out
     assert json.loads((kernels / "r.json").read_text())["ok"] is False
@@ -528,7 +544,8 @@ def test_command_survives_a_crash(kernels, capsys):
 
 
 @pytest.mark.parametrize("args, words", [
-    (["kernels:nothing"], "kernels has nothing called 'nothing'"), (["broken:f"], "cannot import broken: ValueError: half written"),
+    (["kernels:nothing"], "kernels has nothing called 'nothing'"),
+    (["broken:f"], "cannot import broken: ValueError: half written"),
     (["kernels:number"], "callable")])
 def test_command_could_not_run(kernels, capsys, args, words):
     assert cli.main(["check", *args]) == 2
@@ -536,8 +553,8 @@ def test_command_could_not_run(kernels, capsys, args, words):
     assert words in error and error.startswith("error: ") and len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("args", [[], ["k:f", "--mechanism", "sofmax"], ["k:f", "--case", "nothing"], ["k:f", "--sizes", "D"],
-                                  ["k:f", "--time-limit", "0"], ["k:f", "--seed", "-1"]])
+@pytest.mark.parametrize("args", [[], ["k:f", "--mechanism", "sofmax"], ["k:f", "--case", "nothing"],
+                                  ["k:f", "--sizes", "D"], ["k:f", "--time-limit", "0"], ["k:f", "--seed", "-1"]])
 def test_command_refuses_before_it_starts(args, capsys):
     assert cli.main(["check", *args]) == 2
     assert capsys.readouterr().err.startswith("error: ")
@@ -567,10 +584,11 @@ def test_ten_line_example_of_the_plugin(tmp_path):
     example, = (b for b in blocks("python") if "pytest_plugin" in b)
     assert len(example.strip().splitlines()) <= 10
     (tmp_path / "test_kernel.py").write_text(example)
-    (tmp_path / "tiled.py").write_text("from minattn.attention.softmax import forward, backward\nattention = forward, backward\n")
+    (tmp_path / "tiled.py").write_text("from minattn.attention.softmax import *\nattention = forward, backward\n")
     example = example.replace('framework="torch"', 'framework="numpy"').replace('"bias"', '"scale"')
     (tmp_path / "test_kernel.py").write_text(example)
-    done = run_pytest(tmp_path, "-k", "W=2 or scale or causal-T or causal/T")
+    names = ("causal/T", "window/W=2", "scale/0.75")
+    done = run_pytest(tmp_path, *(f"test_kernel.py::TestTiled::test_case[{name}]" for name in names))
     assert done.returncode == 0, done.stdout
     assert "SKIPPED" in done.stdout and "you excluded" in done.stdout and re.search(r"PASSED .*causal/T", done.stdout)
 

@@ -18,6 +18,7 @@ from minattn.validate import families
 
 SIZES = {"B": 2, "H": 3, "Tq": 7, "Tk": 7, "D": 11, "Dv": 13}
 BITS = 8                                       # significant bits of every number: what bfloat16 holds
+CENTRES = {"alpha": (2, 0.3), "tau": (0, 0.3), "alpha_ma": (0.5, 0.2), "log_sigma": (0.6, 0.2)}     # mean, deviation
 
 
 class Case(NamedTuple):
@@ -38,8 +39,8 @@ class Case(NamedTuple):
 def cases(mechanism, *, seed=0, quick=False, only=None, sizes=None):
     """The cases of one mechanism, in a fixed order: a tuple of Case.
 
-    only: families or globs on the id ("window", "*/W=2*"), any of which may match. sizes: {"D": 64} for a kernel that knows only some
-    sizes; a case whose point is another size then says so in `unmet`. Raises InputError where nothing matches.
+    only: families or globs on the id ("window", "*/W=2*"), any of which may match. sizes: {"D": 64} for a kernel that
+    knows only some sizes; a case whose point is another size then says so in `unmet`. InputError where nothing matches.
     """
     row = attention.mechanism(mechanism)
     known = (*SIZES, "T")
@@ -73,7 +74,7 @@ def draw(name, shape, rng):
         x = np.where(rng.random(shape) < 0.25, 7 * np.sign(x), np.clip(2 * x, -4.5, 4.5))
     if name == "energy" and shape[-1] > 1:                   # the deviation of two equal energies is a sharp corner,
         x[..., 1] = x[..., 0] + 1                            # and identical_tokens visits it
-    offset, spread = {"alpha": (2, 0.3), "tau": (0, 0.3), "alpha_ma": (0.5, 0.2), "log_sigma": (0.6, 0.2)}.get(name, (0, 1))
+    offset, spread = CENTRES.get(name, (0, 1))
     x = offset + spread * x
     return exact(np.where(np.abs(x) < 2**-10, 0, x))         # nothing that float16 would lose
 
@@ -92,7 +93,8 @@ def _all(mechanism, module_id, seed, sizes):
 def _make(row, plan, seed, fixed):
     """Draw the numbers of a plan; None where it means nothing for this mechanism."""
     rng = np.random.default_rng([seed, zlib.crc32(f"{row.name}/{plan.family}/{plan.name}".encode())])
-    clash = [f"it needs {s} = {n}, but you fixed {s} at {fixed[s]}" for s, n in plan.sizes.items() if fixed.get(s, n) != n]
+    other = {s: n for s, n in plan.sizes.items() if fixed.get(s, n) != n}
+    clash = [f"it needs {s} = {n}, but you fixed {s} at {fixed[s]}" for s, n in other.items()]
     size = {**SIZES, **fixed, **plan.sizes}
     clash += ["it needs at least two samples"] * (plan.twin and size["B"] < 2)
     size = {"Dv or 1": size["Dv"], "T": size["Tk"], **size}
@@ -115,8 +117,9 @@ def _make(row, plan, seed, fixed):
     cotangent = draw("dout", out.shape, rng)
     for x in (*arrays.values(), *twin.values(), cotangent, *(o for o in options.values() if isinstance(o, np.ndarray))):
         x.flags.writeable = False
-    return Case(f"{plan.family}/{plan.name}", plan.family, row.name, arrays, options, cotangent, _flags(arrays, options, plan),
-                plan.quick, seed, plan.layout, twin if plan.twin else None, "".join(clash[:1]))
+    flags = _flags(arrays, options, plan)
+    return Case(f"{plan.family}/{plan.name}", plan.family, row.name, arrays, options, cotangent, flags, plan.quick,
+                seed, plan.layout, twin if plan.twin else None, "".join(clash[:1]))
 
 
 def _symbols(shape):

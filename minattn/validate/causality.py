@@ -263,8 +263,8 @@ def _kernel(fn, row, framework, options, backward, dtype, device, length, sizes)
         dout = np.zeros(shape)
         if i is not None:
             dout[:, :, i] = cases.draw("dout", shape[:2] + shape[3:], rng)
-        rules = {"causal": True, **options}
-        case = cases.Case("causality", "causality", row.name, x, rules, dout, frozenset(), False, 0)
+        case = cases.Case(id="causality", family="causality", mechanism=row.name, arrays=x, cotangent=dout,
+                          options={"causal": True, **options}, flags=frozenset(), quick=False, seed=0)
         done = frameworks.run(target, adapter, case, x, shape, tuple(axes) if i is not None else ())
         if done.findings:
             raise NotCovered(done.findings[0].message)
@@ -379,10 +379,13 @@ def _torch_gradient(torch, fn, tokens, i, mix):
 
     with torch.enable_grad(), Watch():
         out = fn(tokens)
-    if not leaves or not out.requires_grad:
+    grads = []
+    if leaves and out.requires_grad:
+        mixed = (out[0, i] * torch.as_tensor(mix).to(out)).sum()
+        grads = [g for g in torch.autograd.grad(mixed, leaves, allow_unused=True) if g is not None]
+    if not grads:
         raise NotCovered("no path of gradients from a look-up of the tokens to the logits (no_grad, detach, compiled?)")
-    grads = torch.autograd.grad((out[0, i] * torch.as_tensor(mix).to(out)).sum(), leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, grads)]
+    return grads
 
 
 def _windows(run, corpus, data_dir, rng):

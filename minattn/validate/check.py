@@ -9,6 +9,7 @@ import ctypes
 import fnmatch
 import threading
 import time
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from minattn.validate.frameworks import Finding, Problem
 from minattn.validate.report import FAILED, NOT_COVERED, PASSED, SKIPPED, XFAILED, XPASSED, Report, Result, Tensor
 
 HANGS = 3                 # after so many, the rest is not run: each costs its whole time limit
+GAVE_UP = f"not run, because {HANGS} cases hung before"
 SPECIAL = ("gradients", "repeat")
 
 
@@ -46,8 +48,8 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     """Run fn through the mechanism's cases -> Report; prints it unless show=False.
 
     fn          takes the mechanism's array arguments in their order (MECHANISMS[name].arguments), then its options by
-                name, and returns out (B, H, Tq, Dv), or a tuple that begins with it. Or a pair (forward, backward), or a
-                module with both: forward returns (out, cache), backward(dout, cache) a dict from argument to gradient.
+                name, and returns out (B, H, Tq, Dv), or a tuple that begins with it. Or a pair (forward, backward), or
+                a module with both: forward returns (out, cache), backward(dout, cache) a dict argument -> gradient.
     framework   whose arrays fn takes: "numpy", "torch" or "jax"; gradients by its own differentiation where no
                 backward is given. dtype: "float32", "float64", "float16" or "bfloat16", of inputs, outputs, gradients.
     cases       globs on case ids, or Case objects; all if None. quick: the selection that takes seconds.
@@ -72,7 +74,7 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
         if hangs < HANGS:
             results.append(with_rule(case, setup, rules))
         else:
-            results.append(Result(case.id, case.family, NOT_COVERED, reason=f"not run, because {HANGS} cases hung before"))
+            results.append(Result(case.id, case.family, NOT_COVERED, reason=GAVE_UP))
         hangs += any(f.kind == "hang" for f in results[-1].findings)
     report = Report(mechanism, setup.target.name, framework, dtype, device, seed, results, setup.no_gradients,
                     time.perf_counter() - start)
@@ -81,7 +83,8 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     return report
 
 
-def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", backward=None, exclude=(), time_limit=30.0):
+def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", backward=None, exclude=(),
+            time_limit=30.0):
     """Check the question -> Setup, with which check_case answers it for one case."""
     attention.mechanism(mechanism)
     target = frameworks.resolve(fn, backward)
@@ -89,10 +92,11 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
     checks.number("time_limit", time_limit, above=0)
     known = set(SPECIAL)
     for case in case_module.cases(mechanism):
-        known |= {case.family, *case.flags, *("d" + n for n in case.arrays), *(("dbias",) if "bias" in case.options else ())}
+        known |= {case.family, *case.flags, *("d" + n for n in (*case.arrays, "bias"))}
     for name in exclude:
         if name not in known:
-            raise InputError(f"no option, family or gradient of {mechanism} is called {name!r}.{checks.nearest(name, known)}")
+            near = checks.nearest(name, known)
+            raise InputError(f"no option, family or gradient of {mechanism} is called {name!r}.{near}")
     return Setup(target, adapter, frozenset(exclude), time_limit)
 
 
@@ -119,9 +123,9 @@ def check_case(case, setup):
     try:
         wanted = () if setup.no_gradients else [n[1:] for n in right.truth if n != "out" and n not in setup.exclude]
         shape = right.truth["out"].shape
-        again = [case.arrays, *([case.arrays] if "repeat" not in setup.exclude else []), *([case.twin] if case.twin else [])]
-        work = lambda: [frameworks.run(setup.target, setup.adapter, case, a, shape, wanted) for a in again]   # noqa: E731
-        first, *rest = limited(work, setup.time_limit)
+        calls = [case.arrays] * (1 if "repeat" in setup.exclude else 2) + [case.twin] * (case.twin is not None)
+        one = partial(frameworks.run, setup.target, setup.adapter, case, out_shape=shape, wanted=wanted)
+        first, *rest = limited(lambda: [one(arrays=x) for x in calls], setup.time_limit)
         tensors = [compare(n, x, right.truth[n], right.bounds[n]) for n, x in first.tensors.items()]
         findings += [*first.findings, *modified(case, first)]
         findings += [Finding("values" if np.isfinite(t.error) else "not finite", str(t)) for t in tensors if not t.ok]
@@ -177,7 +181,8 @@ def repeated(first, second):
 def independent(case, run, twin):
     """With sample 0 changed, is every other sample the same, bit for bit?"""
     for name, x in run.tensors.items():
-        if (name == "out" or case.arrays.get(name[1:], np.empty(0)).ndim > 1) and not np.array_equal(x[1:], twin.tensors[name][1:]):
+        per_sample = name == "out" or name[1:] in case.arrays and x.ndim > 1
+        if per_sample and not np.array_equal(x[1:], twin.tensors[name][1:]):
             yield Finding("depends on batch", f"{name} of sample 1 changes when only sample 0 of the batch is changed.")
 
 
@@ -214,7 +219,8 @@ def limited(work, seconds):
 
 def with_rule(case, setup, rules):
     """check_case, but for what the skip file says."""
-    rule = next((r for r in rules if any(fnmatch.fnmatchcase(i, r[0]) for i in (case.id, f"{case.mechanism}/{case.id}"))), None)
+    names = (case.id, f"{case.mechanism}/{case.id}")
+    rule = next((r for r in rules if any(fnmatch.fnmatchcase(name, r[0]) for name in names)), None)
     if rule is None:
         return check_case(case, setup)
     _, action, reason = rule
@@ -234,5 +240,6 @@ def read_skips(path):
         raise InputError(f"cannot read the skip file {path}: {error.strerror}.") from None
     for number, words in enumerate(lines, 1):
         if words and (len(words) < 3 or words[1] not in ("skip", "xfail")):
-            raise InputError(f"{path}, line {number}: expected 'case-id-glob skip|xfail reason'; got {' '.join(words)!r}.")
+            got = " ".join(words)
+            raise InputError(f"{path}, line {number}: expected 'case-id-glob skip|xfail reason'; got {got!r}.")
     return [tuple(words) for words in lines if words]

@@ -9,17 +9,22 @@ from minattn.errors import InputError
 
 
 def add_arguments(parser):
-    parser.add_argument("target", nargs="?", help="module:function, file.py:function, or a module with forward and backward")
-    parser.add_argument("--mechanism", default="softmax", help="what it should compute: a name from `minattn list` (default softmax)")
-    parser.add_argument("--framework", default="numpy", help="whose arrays it takes: numpy, torch or jax (default numpy)")
+    parser.add_argument("target", nargs="?",
+                        help="module:function, file.py:function, or a module with forward and backward")
+    parser.add_argument("--mechanism", default="softmax",
+                        help="what it should compute: a name from `minattn list` (default softmax)")
+    parser.add_argument("--framework", default="numpy",
+                        help="whose arrays it takes: numpy, torch or jax (default numpy)")
     parser.add_argument("--dtype", default="float32", help="float32 (default), float64, float16 or bfloat16")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--backward", help="module:function of its backward, if that is not part of the target")
     parser.add_argument("--quick", action="store_true", help="a selection of cases that takes seconds")
-    parser.add_argument("--case", action="append", metavar="GLOB", help="only these cases, for instance 'window/*'; may be repeated")
+    parser.add_argument("--case", action="append", metavar="GLOB",
+                        help="only these cases: a family, or for instance '*/W=2*'; may be repeated")
     parser.add_argument("--list", action="store_true", help="show the cases and stop")
     parser.add_argument("--exclude", action="append", default=[], metavar="NAME[,NAME]",
-                        help="what it does not do: an option, option=value, a family, dNAME, gradients, repeat; reported as not covered")
+                        help="what it does not do: an option, option=value, a family, dNAME, gradients, repeat; "
+                             "reported as not covered")
     parser.add_argument("--sizes", metavar="D=64,Dv=64", help="sizes to keep to, of B, H, Tq, Tk, T, D, Dv")
     parser.add_argument("--skip-file", metavar="FILE", help="lines: case-id-glob skip|xfail reason")
     parser.add_argument("--time-limit", type=float, default=30.0, metavar="S", help="seconds per case (default 30)")
@@ -40,9 +45,9 @@ def run(args):
     if args.target is None:
         raise InputError("name the function to check, as module:function (or --list to see the cases).")
     exclude = tuple(name for names in args.exclude for name in names.split(",") if name)
-    question = {"mechanism": args.mechanism, "target": args.target, "backward": args.backward, "framework": args.framework,
-                "dtype": args.dtype, "device": args.device, "exclude": exclude, "cases": args.case, "quick": args.quick,
-                "seed": args.seed, "sizes": sizes, "skip_file": args.skip_file, "time_limit": args.time_limit}
+    same = ("mechanism", "target", "backward", "framework", "dtype", "device", "quick", "seed", "skip_file",
+            "time_limit")
+    question = {"exclude": exclude, "cases": args.case, "sizes": sizes, **{name: getattr(args, name) for name in same}}
     report = isolate.check(question, progress=sys.stderr.isatty())
     print(report)
     for path, write in ((args.json, report.to_json), (args.junit, report.to_junit)):
@@ -68,6 +73,6 @@ def _sizes(text):
 def _list(chosen):
     """Each case with what it asks for: the words that --exclude knows."""
     for case in chosen:
-        asks = ", ".join(sorted(f for f in case.flags if "=" not in f or f == "Tq!=Tk" or f.split("=")[0] not in case.flags))
-        print(f"{case.id:<44}{'quick  ' if case.quick else '       '}{asks}")
+        asks = ", ".join(sorted(f for f in case.flags if f.split("=")[0] not in case.flags - {f}))
+        print(f"{case.id:<44}{'quick' if case.quick else '':<7}{asks}".rstrip())
     return 0

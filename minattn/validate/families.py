@@ -40,12 +40,13 @@ def generic(row, T):
     """The plans of the families that need to know nothing of the mechanism; T tokens unless a plan says otherwise."""
     causal = {"causal": True}
     prime = {"Tq": 5, "Tk": 7}
+    given = ("keys",) if row.name in EXTRA else ()           # keys of their own, where one array would give both
     for variant in ({}, *VARIANTS.get(row.name, ())):        # its own options meet every kind of mask
         own = {n: x for n, x in variant.items() if n in row.options}
         sizes = {n: x for n, x in variant.items() if n not in row.options}
         tag = "".join(f",{n.replace(' ', '_')}={x}" for n, x in variant.items())
-        square = [Plan("prime_sizes", "T=7" + tag, own, sizes)] if "x" in row.arguments else []
-        yield from square
+        if row.name in EXTRA:
+            yield Plan("prime_sizes", "T=7" + tag, own, sizes)
         yield Plan("prime_sizes", "Tq=5,Tk=7" + tag, own, {**prime, **sizes}, quick=True)
         yield Plan("causal", "T" + tag, {**causal, **own}, sizes, quick=True)
         yield Plan("noncausal", "T" + tag, own, sizes, quick=not tag)
@@ -54,10 +55,11 @@ def generic(row, T):
         yield Plan("padding", "keys,causal" + tag, {**causal, "allowed": padding, **own}, sizes, quick=not tag)
         yield Plan("fully_masked_row", "holes" + tag, {"allowed": holes, **own}, sizes, quick=not tag)
         for align in ("end", "start"):
-            yield Plan("tq_ne_tk", f"Tq=5,Tk=7,align={align}" + tag, {**causal, "align": align, **own}, {**prime, **sizes},
-                       extra=("keys",) if row.name in EXTRA else (), quick=not tag)
+            options = {**causal, "align": align, **own}
+            yield Plan("tq_ne_tk", f"Tq=5,Tk=7,align={align}" + tag, options, {**prime, **sizes}, extra=given,
+                       quick=not tag)
     for name in EXTRA.get(row.name, ()):
-        yield Plan("prime_sizes", name, extra=("keys", name) if name != "keys" else (name,), sizes=prime, quick=True)
+        yield Plan("prime_sizes", name, extra=tuple({"keys": 0, name: 0}), sizes=prime, quick=True)
     for W in (1, T - 1, T, T + 5):
         yield Plan("window", f"W={W}", {**causal, "window": W}, quick=W in (1, T))
     yield Plan("window", "W=3,implied", {"window": 3})
@@ -68,11 +70,12 @@ def generic(row, T):
     yield Plan("padding", "per_head", {"allowed": scattered})
     yield Plan("fully_masked_row", "sample", {"allowed": first_sample_hidden}, quick=True)
     yield Plan("fully_masked_row", "holes,causal", {**causal, "allowed": holes})
-    given = ("keys",) if row.name in EXTRA else ()
     for align in ("end", "start"):
         yield Plan("tq_ne_tk", f"Tq=1,Tk=7,align={align}", {**causal, "align": align}, {"Tq": 1, "Tk": 7}, extra=given)
-        yield Plan("tq_ne_tk", f"Tq=7,Tk=5,align={align}", {**causal, "align": align}, {"Tq": 7, "Tk": 5}, extra=given)
-        yield Plan("tq_ne_tk", f"Tq=5,Tk=7,W=3,align={align}", {**causal, "window": 3, "align": align}, prime, extra=given)
+        yield Plan("tq_ne_tk", f"Tq=7,Tk=5,align={align}", {**causal, "align": align}, {"Tq": 7, "Tk": 5}, extra=given,
+                   quick=align == "end")
+        options = {**causal, "window": 3, "align": align}
+        yield Plan("tq_ne_tk", f"Tq=5,Tk=7,W=3,align={align}", options, prime, extra=given)
     for n in (97, 1025):
         size = {"B": 1, "H": 2 if n == 97 else 1, "Tq": n, "Tk": n}
         yield Plan("long", f"T={n},causal", causal, size, quick=n == 97)
@@ -130,7 +133,7 @@ def bias(*symbols):
 
 
 def shift(amount):
-    """Raise every score by about `amount`, which changes no weight: a channel of q and k that is the same everywhere."""
+    """Raise every score by about `amount`, which changes no weight: one channel of q and k is the same everywhere."""
     def edit(arrays, size):
         a = math.sqrt(abs(amount) * math.sqrt(size["D"]))
         if "q" in arrays:
@@ -210,14 +213,16 @@ def _gated():
 def _affine():
     kinks = [-5, 5, 4.96875, -4.96875, 0, 5.03125, -5.03125, 20, -20]
     for phi in ("linear_clip", "sigmoid"):
-        yield Plan("alpha_at_kinks", phi, {"causal": True, "phi": phi}, edit=setting(alpha_logits=kinks), quick=phi != "sigmoid")
+        options = {"causal": True, "phi": phi}
+        yield Plan("alpha_at_kinks", phi, options, edit=setting(alpha_logits=kinks), quick=phi != "sigmoid")
     for level in (0, 0.5, 1):
         yield Plan("alpha_ma", f"{level:g}", {"causal": True}, edit=setting(alpha_ma=level), quick=level == 0.5)
 
 
 def _energy():
     for norm in ("key", "prefix", "none"):                   # gates of about exp(-80): their ratios are all that counts
-        yield Plan("gate_all_closed", norm, {"causal": True, "norm": norm}, edit=setting(tau=40, alpha=2), quick=norm == "key")
+        options = {"causal": True, "norm": norm}
+        yield Plan("gate_all_closed", norm, options, edit=setting(tau=40, alpha=2), quick=norm == "key")
 
 
 def _gaussian():

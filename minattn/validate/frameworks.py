@@ -53,12 +53,13 @@ def resolve(fn, backward=None):
     if isinstance(fn, (tuple, list)) and len(fn) == 2:
         fn, backward = fn[0], fn[1] if backward is None else backward
         name = getattr(fn, "__name__", type(fn).__name__)
-    elif not callable(fn) and callable(getattr(fn, "forward", None)):      # a module or object with forward and backward
+    elif not callable(fn) and callable(getattr(fn, "forward", None)):      # a module with forward and backward
         fn, backward = fn.forward, getattr(fn, "backward", None) if backward is None else backward
-    elif backward is None and not hasattr(fn, "parameters"):               # (a torch.nn.Module has no backward of its own)
+    elif backward is None and not hasattr(fn, "parameters"):               # (torch.nn.Module: autograd)
         backward = getattr(fn, "backward", None)
     if not callable(fn):
-        raise InputError(f"the function to check must be callable, or have forward and backward; got {type(fn).__name__}.")
+        kind = type(fn).__name__
+        raise InputError(f"the function to check must be callable, or have forward and backward; got {kind}.")
     if backward is not None and not callable(backward):
         raise InputError(f"backward must be callable; got {type(backward).__name__}.")
     return Target(fn, backward, name)
@@ -146,7 +147,7 @@ class TorchAdapter(NumpyAdapter):
 
             def grads(out):
                 if not out.requires_grad:
-                    raise Problem("gradient", "no gradient at all: the output is cut off from the inputs (detach? no_grad?)")
+                    raise Problem("gradient", "no gradient at all: the output is cut off from the inputs (detach?)")
                 found = self.torch.autograd.grad(out, list(leaves.values()), cotangent, allow_unused=True)
                 return dict(zip(leaves, found))
             return result, grads
@@ -222,14 +223,17 @@ def run(target, adapter, case, arrays, out_shape, wanted):
     grads = {}
     if by_hand and wanted:
         if not isinstance(result, (tuple, list)) or len(result) < 2:
-            raise Problem("gradient", "with a backward of its own, forward must return (out, cache); it returned one thing.")
+            says = "with a backward of its own, forward must return (out, cache); it returned one thing."
+            raise Problem("gradient", says)
         with np.errstate(all="ignore"):
             grads = target.backward(cotangent, result[1])
         if not isinstance(grads, dict):
-            raise Problem("gradient", f"backward must return a dict from argument to gradient; got {type(grads).__name__}.")
+            kind = type(grads).__name__
+            raise Problem("gradient", f"backward must return a dict from argument to gradient; got {kind}.")
         for name in row.buffers:
             if grads.get(name) is not None and np.any(adapter.numbers(grads[name])):
-                findings.append(Finding("gradient", f"d{name} is not zero, but {name} is a running mean that takes no gradient."))
+                says = f"d{name} is not zero, but {name} is a running mean that takes no gradient."
+                findings.append(Finding("gradient", says))
     elif wanted and differentiate is not None:
         grads = differentiate(out)
     tensors = {"out": adapter.numbers(out)}
@@ -238,7 +242,7 @@ def run(target, adapter, case, arrays, out_shape, wanted):
             findings.append(Finding("gradient", f"the gradient of {name} is missing."))
             continue
         try:
-            _looks_right(adapter, f"d{name}", grads[name], np.shape(arrays[name] if name in arrays else case.options[name]))
+            _looks_right(adapter, f"d{name}", grads[name], {**case.options, **arrays}[name].shape)
             tensors["d" + name] = adapter.numbers(grads[name])
         except Problem as problem:
             findings.append(problem.finding)
@@ -261,7 +265,8 @@ def fits_signature(forward, args, kwargs):
     except TypeError as error:
         raise Problem("arguments", f"does not take the mechanism's arguments ({len(args)} arrays): {error}.") from None
     if refused:
-        raise Problem("arguments", f"does not take the option {refused[0]!r}; if that is meant, exclude {refused[0]!r}.")
+        says = f"does not take the option {refused[0]!r}; if that is meant, exclude {refused[0]!r}."
+        raise Problem("arguments", says)
 
 
 def _looks_right(adapter, what, x, shape):

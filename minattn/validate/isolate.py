@@ -1,4 +1,4 @@
-"""A check in a process of its own, so that a function that crashes, or never lets go of the interpreter, ends only itself.
+"""A check in a process of its own: a function that crashes, or never lets go of the interpreter, ends only itself.
 
 The command line runs every check this way. The child imports the function and reports case by case; when it dies or
 falls silent, the case at hand has a finding, and a new child goes on with the next one.
@@ -57,9 +57,9 @@ def load(spec):
 
 def check(question, *, progress=False):
     """question: the arguments of check by name, but with "target" and "backward" as text for `load` -> Report"""
-    from minattn.validate.check import HANGS, select
+    from minattn.validate.check import GAVE_UP, HANGS
     start = time.perf_counter()
-    chosen = select(question["mechanism"], question["cases"], quick=question["quick"], seed=question["seed"], sizes=question["sizes"])
+    chosen = _cases(question)
     bar = None
     if progress:
         from tqdm import tqdm
@@ -84,15 +84,21 @@ def check(question, *, progress=False):
     finally:
         if bar:
             bar.close()
-    results += [Result(c.id, c.family, NOT_COVERED, reason=f"not run, because {HANGS} cases hung before") for c in chosen[len(results):]]
-    return Report(question["mechanism"], name, question["framework"], question["dtype"], question["device"], question["seed"],
-                  results, gradients, time.perf_counter() - start)
+    results += [Result(c.id, c.family, NOT_COVERED, reason=GAVE_UP) for c in chosen[len(results):]]
+    about = [question[n] for n in ("framework", "dtype", "device", "seed")]
+    return Report(question["mechanism"], name, *about, results, gradients, time.perf_counter() - start)
+
+
+def _cases(question):
+    from minattn.validate.check import select
+    return select(question["mechanism"], question["cases"], **{n: question[n] for n in ("quick", "seed", "sizes")})
 
 
 def _child(question, first, patience):
     """What one child says: ("ready", ...), then ("done", Result) per case; ("lost", ...) ends it early."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    child = subprocess.Popen([sys.executable, "-m", "minattn.validate.isolate"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    command = [sys.executable, "-m", "minattn.validate.isolate"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
     said = queue.Queue()
 
     def listen():
@@ -137,8 +143,8 @@ def _how(code):
 
 
 def main():
-    """The child: answer one question on what was the standard output; whatever the function prints goes to the error output."""
-    from minattn.validate.check import prepare, read_skips, select, with_rule
+    """The child: answers on what was the standard output; whatever the function prints goes to the error output."""
+    from minattn.validate.check import prepare, read_skips, with_rule
     from minattn.validate.precision import yardstick
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -149,7 +155,7 @@ def main():
         keep = ("framework", "dtype", "device", "exclude", "time_limit")
         setup = prepare(question["mechanism"], target, backward=backward, **{n: question[n] for n in keep})
         rules = read_skips(question["skip_file"]) if question["skip_file"] else []
-        chosen = select(question["mechanism"], question["cases"], quick=question["quick"], seed=question["seed"], sizes=question["sizes"])
+        chosen = _cases(question)
     except InputError as error:
         say("refused", str(error))
         return

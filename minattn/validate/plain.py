@@ -133,7 +133,7 @@ def energy(f, a, o, dout):
     rstd = np.where((n > 1) | (norm == "sequence"), rstd, 0)
     if norm == "none":
         mean, rstd = np.zeros_like(mean), np.ones_like(rstd)
-    of = T if norm in ("key", "none") else lambda x: x                          # beside (query, key): by key, by query, or one
+    of = T if norm in ("key", "none") else lambda x: x                          # as (query, key): by key, query, or one
     distance = f(e - of(mean))
     z = f(distance * of(rstd))                                                  # (B, H, 1 or Tq, Tk)
     u = f(alpha * f(z - tau))
@@ -162,7 +162,7 @@ def gaussian(f, a, o, dout):
     k = a.get("keys", x)
     v = a.get("values", k)
     inv = head(f(np.exp(f(-2 * a["log_sigma"]))))
-    half = f(f.sum(f(k * k), -1) / 2)[..., None, :]          # |key|^2 / 2: distances through products, as fast kernels must
+    half = f(f.sum(f(k * k), -1) / 2)[..., None, :]          # |key|^2 / 2: distances by products, as in fast kernels
     if o["early"]:
         s = f(f.matmul(f(x * inv), T(k)) - f(half * inv))    # without |x|^2, which a softmax does not feel
     else:

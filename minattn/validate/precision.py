@@ -36,8 +36,8 @@ FORMATS = {
     "float32": Format(23, float(np.finfo(np.float32).max), 2.0**-126, "float32"),
     "float64": Format(52, float(np.finfo(np.float64).max), 2.0**-1022, "float64"),
 }
-DRAWS = 16              # runs with random rounding, twice (see plain): fewer where their score matrices together pass ...
-WORK = 1 << 18
+DRAWS = 16              # runs with random rounding, twice (see `early` in plain) ...
+WORK = 1 << 18          # ... but fewer where all their scores together would be more than this
 SLACK = 2
 
 
@@ -110,7 +110,8 @@ def plain(case, dtype, *, rng=None, draws=1, early=False):
     terms cancel, their errors differ much.
     """
     again = (lambda x: x) if rng is None else lambda x: np.broadcast_to(x, (draws, *x.shape))
-    options = {"scale": None, "bias": None, "early": early, **attention.MECHANISMS[case.mechanism].options, **case.options}
+    defaults = attention.MECHANISMS[case.mechanism].options
+    options = {"scale": None, "bias": None, "early": early, **defaults, **case.options}
     arrays = {n: again(x) for n, x in case.arrays.items()}
     with np.errstate(all="ignore"):
         grads = PLAIN[case.mechanism](Arithmetic(dtype, rng), arrays, options, again(case.cotangent))
@@ -179,7 +180,7 @@ def _yardstick(case, dtype):
         runs = [stand_in(case, right, dtype, rng) for _ in range(2 * DRAWS)]
     fmt, bounds = FORMATS[dtype], {}
     underflow = fmt.tiny * fmt.eps
-    if dtype != "float16":      # a machine may take what lies below the smallest normal number for zero, then multiply by q, k, v
+    if dtype != "float16":      # a machine may take what is below the smallest normal number for 0, then multiply it
         underflow = fmt.tiny * max(1.0, *(float(np.abs(x).max(initial=0)) for x in numbers)) ** 2
     for name, x in right.items():
         error = max(float(np.abs(run[name] - x).max(initial=0)) for run in runs)

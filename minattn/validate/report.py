@@ -14,7 +14,7 @@ class Tensor(NamedTuple):
     name: str             # "out", "dq", ...
     error: float          # largest absolute error; inf where the result is not finite
     bound: float
-    rms_ratio: float      # RMS(error) / RMS(truth)
+    rms_ratio: float      # RMS(error) / RMS(truth): 1 where all is zero, about 1.4 where nothing is related
     index: tuple          # of the worst element
     expected: float       # there
     actual: float
@@ -33,7 +33,7 @@ class Tensor(NamedTuple):
         if not math.isfinite(self.error):
             return f"{self.name} is not finite: {where}."
         return (f"{self.name} is off by {self.error:.2g} where {self.bound:.2g} is allowed: {where} "
-                f"(RMS error / RMS truth: {self.rms_ratio:.2g}).")
+                f"(RMS ratio {self.rms_ratio:.2g}).")
 
 
 class Result(NamedTuple):
@@ -51,8 +51,8 @@ class Report:
     """The results of one check. `.ok` is True if something was checked and nothing was found."""
 
     def __init__(self, mechanism, target, framework, dtype, device, seed, results, gradients="", seconds=0.0):
-        self.mechanism, self.target, self.framework, self.dtype, self.device = mechanism, target, framework, dtype, device
-        self.seed, self.results, self.seconds = seed, tuple(results), seconds
+        self.mechanism, self.target, self.framework, self.dtype = mechanism, target, framework, dtype
+        self.device, self.seed, self.results, self.seconds = device, seed, tuple(results), seconds
         self.gradients = gradients          # why no gradient was checked; empty if they were
 
     @property
@@ -75,13 +75,15 @@ class Report:
         return families
 
     def __str__(self):
-        what = f"{self.target} as {self.mechanism} attention, {self.framework} {self.dtype} on {self.device}, seed {self.seed}"
-        lines = [what, "", f"{'family':<20}{'cases':>6}  {'worst':<14}{'error':>9}{'bound':>9}{'ratio':>9}{'RMS':>9}  verdict"]
+        how = f"{self.framework} {self.dtype} on {self.device}, seed {self.seed}"
+        head = f"{'family':<20}{'cases':>6}  {'worst':<14}{'error':>9}{'bound':>9}{'ratio':>9}{'RMS':>9}  verdict"
+        lines = [f"{self.target} as {self.mechanism} attention, {how}", "", head]
         lines += [_row(family, results, self.gradients) for family, results in self.families().items()]
         lines += ["", *self._findings(), *self._not_covered()]
         if self.gradients:
             lines.append(f"gradients not covered: {self.gradients}")
-        counts = [f"{self.count(s)} {s}" for s in (PASSED, FAILED, XFAILED, XPASSED, SKIPPED, NOT_COVERED) if self.count(s)]
+        statuses = (PASSED, FAILED, XFAILED, XPASSED, SKIPPED, NOT_COVERED)
+        counts = [f"{self.count(s)} {s}" for s in statuses if self.count(s)]
         verdict = "all good" if self.ok else "something is wrong" if self.failed else "nothing was checked"
         return "\n".join([*lines, f"{verdict}: {', '.join(counts)} in {self.seconds:.1f} s"])
 
@@ -121,12 +123,12 @@ class Report:
         root = ElementTree.Element("testsuites", name=f"minattn check {self.mechanism}")
         for family, results in self.families().items():
             skipped = (NOT_COVERED, SKIPPED, XFAILED)
-            suite = ElementTree.SubElement(root, "testsuite", name=f"{self.mechanism}.{family}", tests=str(len(results)),
-                                           failures=str(sum(r.status == FAILED for r in results)), errors="0",
-                                           skipped=str(sum(r.status in skipped for r in results)))
+            name = f"{self.mechanism}.{family}"
+            failures, left = (sum(r.status in s for r in results) for s in ((FAILED,), skipped))
+            suite = ElementTree.SubElement(root, "testsuite", name=name, tests=str(len(results)), errors="0",
+                                           failures=str(failures), skipped=str(left))
             for r in results:
-                case = ElementTree.SubElement(suite, "testcase", classname=f"{self.mechanism}.{family}", name=r.id,
-                                              time=f"{r.seconds:.4f}")
+                case = ElementTree.SubElement(suite, "testcase", classname=name, name=r.id, time=f"{r.seconds:.4f}")
                 if r.status == FAILED:
                     node = ElementTree.SubElement(case, "failure", message=_clean(r.findings[0].message))
                     node.text = _clean("\n".join(f.message for f in r.findings))
@@ -153,8 +155,8 @@ def _row(family, results, forward_only):
 def _plain(r):
     """A result as JSON can hold it."""
     number = lambda x: x if math.isfinite(x) else str(x)       # noqa: E731
-    tensors = [{"name": t.name, "ok": t.ok, "error": number(t.error), "bound": t.bound, "rms_ratio": number(t.rms_ratio),
-                "index": list(t.index), "expected": number(t.expected), "actual": number(t.actual), "largest": t.largest}
+    tensors = [{"name": t.name, "ok": t.ok, "index": list(t.index),
+                **{n: number(getattr(t, n)) for n in ("error", "bound", "rms_ratio", "expected", "actual", "largest")}}
                for t in r.tensors]
     return {"id": r.id, "family": r.family, "status": r.status, "reason": r.reason, "seconds": round(r.seconds, 4),
             "findings": [f._asdict() for f in r.findings], "tensors": tensors}

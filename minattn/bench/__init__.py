@@ -1,0 +1,107 @@
+"""How fast is it here? Training steps, attention over long sequences and generation, beside PyTorch where it is installed.
+
+    python -m minattn bench --preset laptop --attention softmax,energy
+
+Every comparison is between equals: the same weights, the same batch, the same number of threads, float32, dropout 0, and
+PyTorch in its fastest correct form (minattn.torch_refs.fast), eager and compiled. The sides take turns, A B C A B C ...,
+each turn a few steps long, each side in its own process (minattn.bench.sides says why); what they compute is compared
+before anything is timed. Times are medians over all steps, with quartiles; ratios are medians over the turns of the
+ratio within a turn, so that a machine that slows down for a while slows both sides.
+"""
+import os
+
+SUITES = ("step", "long", "sample", "run", "all")
+TORCH = "pip install torch==2.13.0"
+
+
+def add_arguments(parser):
+    """The options of `python -m minattn bench`."""
+    parser.add_argument("--suite", default="step", choices=SUITES, help="training steps, long sequences, generation, whole runs; all: the first three (default %(default)s)")
+    parser.add_argument("--preset", default="nano,laptop,paper", help="sizes of the step and run suites (default %(default)s)")
+    parser.add_argument("--attention", help="mechanisms, comma-separated, options after a colon: energy:norm=prefix (default all)")
+    parser.add_argument("--position", help="positions, comma-separated (default learned; rope and morlet with softmax)")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="for every side (default %(default)s)")
+    parser.add_argument("--repeat", type=int, default=9, help="turns that each side takes (default %(default)s)")
+    parser.add_argument("--longest", type=int, default=16384, help="last length of the long suite (default %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write every number")
+    parser.add_argument("--picture", metavar="FILE", help="draw time and memory against length (long suite)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time")
+
+
+def run(args):
+    """Measure and print -> exit code: 0, or 1 if the sides did not compute the same."""
+    import importlib.util
+    import json
+    import sys
+    from pathlib import Path
+
+    from minattn import checks
+    from minattn.bench import long, sample, step, whole
+    from minattn.errors import InputError
+
+    checks.choice("--suite", args.suite, SUITES)
+    suites = SUITES[:3] if args.suite == "all" else (args.suite,)
+    for name in ("threads", "repeat"):
+        checks.number(f"--{name}", getattr(args, name), 1, integer=True)
+    checks.number("--longest", args.longest, long.LENGTHS[0], integer=True)
+    if args.picture and "long" not in suites:
+        raise InputError("--picture draws the long suite: add --suite long.")
+    for file in filter(None, (args.json, args.picture)):
+        if not Path(file).absolute().parent.is_dir() or Path(file).is_dir():
+            raise InputError(f"cannot write {file!r}: not a file in a folder that exists.")
+    cells = step.cells(args.preset, args.attention, args.position)
+
+    torch = importlib.util.find_spec("torch") is not None
+    result, problems = {"machine": machine(args.threads)}, []
+    print(describe(result["machine"]))
+    if not torch:
+        print(f"PyTorch is not installed: these are NumPy's times alone. For the comparison: {TORCH}")
+    if "step" in suites:
+        result["step"] = step.suite(cells, args, torch, problems)
+    if "long" in suites:
+        result["long"] = long.suite(args, torch, problems)
+    if "sample" in suites:
+        result["sample"] = sample.suite(args, torch, problems)
+    if "run" in suites:
+        result["run"] = whole.suite(args, torch, problems)
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    if args.json:
+        Path(args.json).write_text(json.dumps({**result, "problems": problems}, indent=1), encoding="utf-8")
+    if args.picture:
+        from minattn import plots
+        plots.scaling(result["long"]["rows"], args.picture)
+    return 1 if any("differ" in problem for problem in problems) else 0
+
+
+def machine(threads):
+    """What the numbers depend on, as a dict."""
+    import importlib.metadata
+    import platform
+
+    import numpy as np
+    from threadpoolctl import threadpool_info
+
+    from minattn import __version__
+
+    blas = [f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info() if pool["user_api"] == "blas"]
+    try:
+        torch = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        torch = None
+    try:
+        with open("/proc/cpuinfo") as info:
+            cpu = next(line.partition(":")[2].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        cpu = platform.processor() or platform.machine()
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "load": load, "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(), "numpy": np.__version__, "blas": ", ".join(dict.fromkeys(blas)), "torch": torch,
+            "minattn": __version__}
+
+
+def describe(about):
+    """One sentence of it."""
+    return (f"{about['cpu']}, {about['cores']} cores ({about['system']}), {about['threads']} threads used; Python {about['python']}, "
+            f"NumPy {about['numpy']} ({about['blas']}), " + (f"PyTorch {about['torch']}, " if about["torch"] else "")
+            + f"minattn {about['minattn']}; load when it began: {about['load']}")

@@ -1,0 +1,88 @@
+"""Attention alone over long sequences, forward and backward: time and memory against T, and how fast they grow."""
+import math
+
+import numpy as np
+
+from minattn.bench.sides import compare, milliseconds, prepare, print_table, progress, ratio, sides, spread, take_turns
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+HEADS, HEAD_SIZE = 4, 32
+WINDOWS = (None, 256)
+MASK_UP_TO = 4096                  # tokens up to which PyTorch's window as a (T, T) mask is tried too
+FIT_FROM = 2048                    # shorter ones are mostly overhead
+
+
+def suite(args, torch, problems):
+    """-> {"rows": [...], "exponents": [...]}; prints a table for full and for windowed attention."""
+    rows, exponents = [], []
+    for window in WINDOWS:
+        lengths = [T for T in LENGTHS if T <= args.longest]
+        part = _window(window, lengths, args, torch, problems)
+        fits = [{"window": window, "side": side, "time": exponent(part, side, "seconds"), "memory": exponent(part, side, "extra_bytes")}
+                for side in dict.fromkeys(row["side"] for row in part)]
+        _print(window, lengths, part, fits, args)
+        rows += part
+        exponents += fits
+    return {"rows": rows, "exponents": exponents}
+
+
+def _jobs(window, T, torch):
+    """label -> (module, job) of every side that takes part at this length"""
+    spec = {"T": T, "H": HEADS, "D": HEAD_SIZE, "window": window}
+    jobs = {"minattn": ("numpy_jobs", ("attention", spec, 1))}
+    for form in () if not torch else ("fused",) if window is None else ("blocks", "mask"):
+        if form != "mask" or T <= MASK_UP_TO:
+            label = "PyTorch" if form == "fused" else f"PyTorch {form}"
+            jobs[label] = ("torch_jobs", ("attention", {**spec, "form": form}, 1))
+    return jobs
+
+
+def _window(window, lengths, args, torch, problems):
+    """The rows of one kind of attention: each side at each length."""
+    rows, wanted = [], {label: (module, args.threads) for label, (module, _) in _jobs(window, lengths[0], torch).items()}
+    with sides(wanted) as group:
+        for T in lengths:
+            progress(f"attention over {T} tokens, {_kind(window)}: time")
+            jobs = _jobs(window, T, torch)
+            answers = prepare(group, {label: job for label, (_, job) in jobs.items()}, problems)
+            compare(f"attention, {_kind(window)}, T = {T}", answers, 1e-3, problems)
+            times = take_turns({label: group[label] for label in answers}, args.repeat, most=30)
+            rows += [{"window": window, "side": label, "T": T, "seconds": spread(turns), "turns": turns,
+                      "ratio": ratio(times["minattn"], turns)} for label, turns in times.items()]
+    progress(f"{_kind(window)}: memory")
+    with sides(wanted, trace=True) as group:                    # fresh processes, one length after the other
+        for row in sorted(rows, key=lambda row: row["T"]):
+            side, (_, job) = group[row["side"]], _jobs(window, row["T"], torch)[row["side"]]
+            held, memory = side("job", *job)["held"], side("memory")
+            row["resident_bytes"] = max(0, memory["peak"] - memory["base"] - held)
+            row["array_bytes"] = max(0, memory["traced"] - held) if row["side"] == "minattn" else None
+            row["extra_bytes"] = row["resident_bytes"] if row["array_bytes"] is None else row["array_bytes"]
+    return rows
+
+
+def exponent(rows, side, key):
+    """The p of c T^p that fits best, in logarithms, over the lengths from FIT_FROM on; None for fewer than two."""
+    points = [(row["T"], row["seconds"]["median"] if key == "seconds" else row[key]) for row in rows
+              if row["side"] == side and row["T"] >= FIT_FROM]
+    points = [(T, value) for T, value in points if value > 0]
+    return float(np.polyfit(*np.log(points).T, 1)[0]) if len(points) > 1 else None
+
+
+def _kind(window):
+    return "full causal" if window is None else f"window {window}"
+
+
+def _print(window, lengths, rows, fits, args):
+    print(f"\nattention, {_kind(window)}: forward and backward, {HEADS} heads of {HEAD_SIZE} channels, float32, {args.threads} threads")
+    labels = list(dict.fromkeys(row["side"] for row in rows))
+    table = [("T", "", *(f"{label} ms" for label in labels), "/best", *(f"{label} MB" for label in labels))]
+    for T in lengths:
+        here = {row["side"]: row for row in rows if row["T"] == T}
+        others = [row["ratio"] for label, row in here.items() if label != "minattn"]
+        table.append((str(T), "", *(milliseconds(here[label]["seconds"]) if label in here else "-" for label in labels),
+                      f"{max(others):.2f}" if others else "-",
+                      *(f"{here[label]['extra_bytes'] / 1e6:.1f}" if label in here else "-" for label in labels)))
+    print_table(table)
+    print(f"MB: what forward and backward take beyond q, k, v and dout, at their peak. Growth from T = {FIT_FROM}: "
+          + "; ".join(f"{fit['side']} time ~ T^{fit['time']:.2f}" + (f", memory ~ T^{fit['memory']:.2f}" if fit["memory"] else "")
+                      for fit in fits if fit["time"] and math.isfinite(fit["time"])) + ".")

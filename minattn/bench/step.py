@@ -1,0 +1,119 @@
+"""One whole training step: forward, loss, backward, clipping, AdamW."""
+import statistics
+
+from minattn import masks, model, train
+from minattn.attention import MECHANISMS
+from minattn.attention_layer import plan
+from minattn.bench.numpy_jobs import MATMUL
+from minattn.bench.sides import compare, flat, milliseconds, prepare, print_table, progress, ratio, sides, spread, take_turns
+
+BATCH = {"paper": 16}              # the preset's 64 only repeats the same work four times
+CASES = [*((name, "learned") for name in MECHANISMS), ("energy:norm=prefix", "learned"), ("softmax", "rope"), ("softmax", "morlet")]
+PLAIN_UP_TO = 128                  # tokens up to which PyTorch's unfused form is tried too
+TOLERANCE = 2e-3                   # relative, of three steps' losses and gradient norms in float32
+
+
+def cells(presets, attention, position):
+    """What to measure, from the command line's lists: (preset, attention, position, spec of the job, spec of plain softmax)."""
+    if attention or position:
+        cases = [(a, p) for a in _split(attention or "softmax") for p in _split(position or "learned")]
+    else:
+        cases = CASES
+    return [(preset, a, p, spec(preset, a, p), spec(preset)) for preset in _split(presets) for a, p in cases]
+
+
+def _split(text):
+    return [part.strip() for part in text.split(",")]
+
+
+def spec(preset, attention="softmax", position="learned"):
+    """Everything that defines a training step, as plain values."""
+    name, _, options = attention.partition(":")
+    pairs = [pair.partition("=") for pair in options.split(":") if pair]
+    values = {key: int(value) if value.isdigit() else {"true": True, "false": False}.get(value, value) for key, _, value in pairs}
+    settings, shape = train.settings_for(preset, {"attention": name, "attention_options": values, "position": position, "dropout": 0.0})
+    config = model.Config(**shape)
+    return {"config": model.to_dict(config), "batch": BATCH.get(preset, settings.batch_size), "betas": (settings.beta1, settings.beta2),
+            **{key: getattr(settings, key) for key in ("chunks", "lr", "weight_decay", "eps", "clip", "decay", "seed")}}
+
+
+def flops(job):
+    """Floating-point operations of the matrix products of one training step, forward and backward.
+
+    A product of (n, k) and (k, m) takes 2nkm. The backward of each product is two products of the same size, so a step
+    is three times its forward. Attention is counted by the pairs of query and key that its mask leaves visible: half a
+    square when causal. Everything else (norms, GELU, softmax, optimiser, what is computed twice) is not counted.
+    """
+    config = model.Config(**job["config"])
+    tokens = job["batch"] * config.block_size
+    weights = sum(shape[0] * shape[1] for name, (shape, _) in model.parameter_shapes(config).items()
+                  if len(shape) == 2 and not name.startswith("position."))
+    pairs = sum(int(masks.visible(config.block_size, config.block_size, causal=True, window=layer.window).sum()) for layer in plan(config))
+    return 3 * (2 * tokens * weights + 2 * 2 * job["batch"] * pairs * config.n_embd)
+
+
+def suite(cells, args, torch, problems):
+    """Every cell -> a list of rows; prints a table for each preset."""
+    rows = []
+    for n, (preset, attention, position, job, softmax) in enumerate(cells):
+        what = f"{preset}, {attention}, {position}"
+        progress(f"[{n + 1}/{len(cells)}] {what}")
+        jobs = {"minattn": ("numpy_jobs", ("step", job, 3)), "rate": ("numpy_jobs", ("matmul", {}, 1))}
+        if job["config"] != softmax["config"]:
+            jobs["minattn softmax"] = ("numpy_jobs", ("step", softmax, 1))
+        for fused in (True, False) if torch else ():
+            if fused or job["config"]["block_size"] <= PLAIN_UP_TO:
+                for compiled in (False,) if args.no_compile else (False, True):
+                    label = ("compile" if compiled else "eager") + " plain" * (not fused)
+                    jobs[label] = ("torch_jobs", ("step", {**job, "fused": fused, "compile": compiled}, 3))
+        with sides({label: (module, args.threads) for label, (module, _) in jobs.items()}) as group:
+            answers = prepare(group, {label: work for label, (_, work) in jobs.items()}, problems)
+            compared = {label: answer for label, answer in answers.items() if label not in ("rate", "minattn softmax")}
+            compare(what, compared, TOLERANCE, problems)
+            times = take_turns(group, args.repeat)
+            peaks = {label: side("memory")["peak"] for label, side in group.items()}
+        row = {"preset": preset, "attention": attention, "position": position, "job": job, "threads": args.threads, "peak_bytes": peaks,
+               "turns": times, "checks": {label: answer["checks"] for label, answer in compared.items()}}
+        rows.append({**row, **summary(row)})
+        if n + 1 == len(cells) or cells[n + 1][0] != preset:
+            _print([row for row in rows if row["preset"] == preset])
+    return rows
+
+
+def summary(row):
+    """Medians, ratios and shares from the times of a row."""
+    times, work = row["turns"], flops(row["job"])
+    rates = [[2 * row["threads"] * MATMUL**3 / t for t in turn] for turn in times["rate"]]
+    done = [[work / t for t in turn] for turn in times["minattn"]]
+    torch = [label for label in times if label.startswith(("eager", "compile"))]
+    ratios = {label: ratio(times["minattn"], times[label]) for label in torch}
+    best = {kind: max((label for label in torch if label.startswith(kind)), key=ratios.get, default=None) for kind in ("eager", "compile")}
+    return {"flops": work, "rate": statistics.median(flat(rates)), "share": ratio(done, rates), "ratios": ratios,
+            "best": best,                                      # of PyTorch's fused and plain form, the one that is harder to beat
+            "overhead": ratio(times["minattn"], times.get("minattn softmax", times["minattn"])),
+            "seconds": {label: spread(turns) for label, turns in times.items()}}
+
+
+def _print(rows):
+    job, threads = rows[0]["job"], rows[0]["threads"]
+    shape = job["config"]
+    print(f"\n{rows[0]['preset']}: {shape['n_layer']} layers, {shape['n_head']} heads, {shape['n_embd']} channels, batch {job['batch']} x "
+          f"{shape['block_size']} tokens in {job['chunks']} chunks; one training step, {threads} threads, float32, dropout 0")
+    table = [("attention", "position", "minattn ms", "eager ms", "compile ms", "/eager", "/best", "matmul share", "over softmax", "peak MB")]
+    plain = []
+    for row in rows:
+        eager, compiled = row["best"]["eager"], row["best"]["compile"]
+        ratios = [row["ratios"][label] for label in (eager, compiled) if label]
+        memory = " / ".join(f"{row['peak_bytes'][label] / 1e6:.0f}" for label in ("minattn", eager, compiled) if label)
+        table.append((row["attention"], row["position"], *(milliseconds(row["seconds"].get(label)) for label in ("minattn", eager, compiled)),
+                      f"{row['ratios'][eager]:.2f}" if eager else "-", f"{max(ratios):.2f}" if ratios else "-",
+                      f"{row['share']:.2f}", f"{row['overhead']:.2f}", memory))
+        plain += [f"{row['attention']} {row['position']} ({label.split()[0]})" for label in (eager, compiled) if label and "plain" in label]
+    print_table(table)
+    rate = statistics.median(row["rate"] for row in rows)
+    print(f"ms: median (quartiles). /eager and /best: our time by that of PyTorch, eager and the faster of both; below 1, minattn is faster.\n"
+          f"matmul share: the step's matrix products ({rows[0]['flops'] / 1e9:.3g} GFLOP in the first row, causal attention counted as half)"
+          f" per second,\nby the {rate / 1e9:.0f} GFLOP/s that {threads} threads reach here on {MATMUL} x {MATMUL} matrices. "
+          "over softmax: by our own softmax step.\npeak MB: the whole process, libraries and compiler included: minattn"
+          + "".join(f" / {kind}" for kind, label in rows[0]["best"].items() if label) + "."
+          + (f"\nPyTorch's unfused form was the faster one for {', '.join(plain)}." if plain else ""))
