@@ -12,7 +12,7 @@ TINY = dict(n_layer=1, n_head=2, n_embd=16, block_size=8, batch_size=5, steps=30
             eval_blocks=3, checkpoint_interval=7)
 CASES = {
     "softmax": {},
-    "affine": dict(attention="affine+gated", chunks=3),                    # has buffers
+    "affine": dict(attention="affine+gated", chunks=3, dropout=0.1),       # has buffers
     "dropout": dict(attention="energy", dropout=0.2, position="rope", bias=True),
 }
 

@@ -112,6 +112,14 @@ def test_a_user_s_numpy_kernel(fn, suffix, prefix, words):
     assert re.search(words, said(certificate, "suffix")), str(certificate)
 
 
+def test_a_finite_mask_is_found_with_any_seed():
+    def fn(q, k, v, causal):
+        return weights(q, k, causal, -1e9) @ v
+
+    found = [causality(fn, mechanism="softmax", forms=("suffix",), sizes={"H": 1}, seed=seed).ok for seed in range(8)]
+    assert not any(found)
+
+
 def wrong_backward(how):
     def backward(dout, cache):
         return how(softmax.backward(dout, cache), dout)
@@ -122,9 +130,14 @@ def every_token(grads, dout):
     return {**grads, "v": grads["v"] + dout.sum(axis=2, keepdims=True)}
 
 
+def next_token(grads, dout):
+    return {**grads, "v": grads["v"] + np.roll(dout, 1, axis=2)}
+
+
 BACKWARDS = [
     (lambda grads, dout: grads, "pass", "exactly 0 at every later input"),
     (every_token, "fail", r"with respect to input \d+ \(v\) is .*, not 0"),
+    (next_token, "fail", r"the gradient of output 0 with respect to input 1 \(v\) is"),
     (lambda grads, dout: {name: 0 * g for name, g in grads.items()}, "fail", "it does not arrive"),
     (lambda grads, dout: {**grads, "k": grads["k"] * np.where(np.arange(67) > 65, np.nan, 1)[:, None]}, "fail", "nan"),
     (lambda grads, dout: {"q": grads["q"]}, "not covered", "the gradient of k is missing"),

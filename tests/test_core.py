@@ -287,7 +287,7 @@ def test_tiles_group(together, groups, monkeypatch):
     assert_close(small, result(*args, bias=bias, allowed=padding(5, H, TQ, TK) | (np.arange(TK) == 0)), 1e-12)
 
 
-def test_a_window_is_computed_in_a_band(monkeypatch):
+def test_a_window_is_computed_in_a_band():
     T = 512
     cells = sum((t.rows.stop - t.rows.start) * (t.keys.stop - t.keys.start)
                 for t in core._tiles(1, 1, T, T, masks.make(window=16)))

@@ -14,7 +14,7 @@ from minattn.validate.report import FAILED, PASSED
 pytestmark = pytest.mark.slow
 
 SQUARE_HEADS = {"D": 16, "Dv": 16}          # what kernels want that allow no value of another width
-LSE = "its backward makes the weights again as exp(score - log-sum-exp): the rounding of a large log-sum-exp goes into each"
+LSE = "its backward makes the weights again as exp(score - log-sum-exp), and a large log-sum-exp is rounded"
 AVERAGE = "masked scores are a finite number, so a row that sees nothing averages all values instead of giving 0"
 
 
@@ -46,7 +46,7 @@ def visible(xp, Tq, Tk, causal=False, window=None, prefix=0, allowed=None, align
     return see.reshape((1,) * (4 - see.ndim) + tuple(see.shape))
 
 
-# ----------------------------------------------------------------------------------- PyTorch: scaled_dot_product_attention
+# ------------------------------------------------------------------------------ PyTorch: scaled_dot_product_attention
 
 
 @pytest.fixture
@@ -121,11 +121,11 @@ def flex(torch):
     return attend
 
 
-def with_sink(torch, flex, q, k, v, sink, *, bias=None, allowed=None, align="end", causal=False, window=None, prefix=0):
+def with_sink(torch, flex, q, k, v, sink, *, bias=None, **mask):
     """The sink is one more key, last, without a value: its score is the logit, whatever the query."""
     B, H, Tq, Tk = *q.shape[:3], k.shape[2]
     more = lambda x: torch.cat([x, torch.zeros_like(x[:, :, :1])], dim=2)
-    see = visible(torch, Tq, Tk, causal, window, prefix, allowed, align)
+    see = visible(torch, Tq, Tk, **mask)
     see = torch.ones(1, 1, 1, 1, dtype=torch.bool) if see is None else see
     see = torch.cat([see.expand(B, H, Tq, Tk), torch.ones(B, H, Tq, 1, dtype=torch.bool)], dim=3)
     bias = torch.zeros(B, H, Tq, Tk, dtype=q.dtype) if bias is None else bias.expand(B, H, Tq, Tk)
@@ -156,7 +156,8 @@ def test_flex_decay(passes, torch, flex):
     """ALiBi as a score edit, against the same bias as an array."""
     slopes = np.array([0.5, 0.25, 0.125])
     chosen = []
-    for c in cases.cases("softmax", only=["causal/T", "window/W=3,implied", "tq_ne_tk/Tq=5,Tk=7,align=*", "prime_sizes/*"]):
+    globs = ["causal/T", "window/W=3,implied", "tq_ne_tk/Tq=5,Tk=7,align=*", "prime_sizes/*"]
+    for c in cases.cases("softmax", only=globs):
         Tq, Tk = c.arrays["q"].shape[2], c.arrays["k"].shape[2]
         p = np.arange(Tq) + (Tk - Tq if c.options.get("align", "end") == "end" else 0)
         bias = -slopes[:, None, None] * (p[:, None] - np.arange(Tk))
@@ -199,7 +200,8 @@ def test_flex_gaussian_kernel(passes, torch, flex):
         k = x if keys is None else keys
         inv = torch.exp(-2 * log_sigma)[:, None, None]
         bias = -0.5 * (k * k).sum(3) * inv[..., 0]                                   # (B, H, Tk)
-        return flex(x * inv, k, k if values is None else values, lambda s, b, h, i, j: s + bias[b, h, j], scale=1.0, **options)
+        v = k if values is None else values
+        return flex(x * inv, k, v, lambda s, b, h, i, j: s + bias[b, h, j], scale=1.0, **options)
     passes("gaussian", fn, framework="torch", exclude=["gradients"])
 
 
@@ -217,8 +219,8 @@ def jax_attention(jax):
         turn = lambda x: x.swapaxes(1, 2)                                            # it has (B, T, H, D)
         how = {}
         if not {"prefix", "allowed"} & mask.keys() and (Tq == Tk or mask.get("align") == "start"):
-            window = mask.get("window")
-            how = {"is_causal": bool(mask.get("causal")), "local_window_size": None if window is None else (window - 1, 0)}
+            back = None if mask.get("window") is None else (mask["window"] - 1, 0)
+            how = {"is_causal": bool(mask.get("causal")), "local_window_size": back}
         else:
             how = {"mask": visible(jax.numpy, Tq, Tk, **mask)}
         if bias is not None:
@@ -257,10 +259,10 @@ def onnx_attention():
         key = (names, mask_type, *attributes.items())
         if key not in sessions:
             kind, value = onnx.TensorProto, onnx.helper.make_tensor_value_info
-            types = {"mask": kind.BOOL if mask_type == bool else kind.FLOAT}
+            types = {"mask": kind.BOOL if mask_type == "bool" else kind.FLOAT}
             inputs = [value(n, types.get(n, kind.FLOAT), [None] * 4) for n in names if n]
-            node = onnx.helper.make_node("Attention", names, ["out", "present_k", "present_v"] if "past_k" in names else ["out"],
-                                         **attributes)
+            outputs = ["out", "present_k", "present_v"] if "past_k" in names else ["out"]
+            node = onnx.helper.make_node("Attention", names, outputs, **attributes)
             graph = onnx.helper.make_graph([node], "attention", inputs, [value("out", kind.FLOAT, [None] * 4)])
             model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10)
             sessions[key] = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -276,7 +278,7 @@ def onnx_attention():
         names = tuple(names if past else names[:4] if mask is not None else names[:3])
         attributes = {"is_causal": int(is_causal), **({} if scale is None else {"scale": float(scale)})}
         arrays = {n: np.ascontiguousarray(x) for n, x in given.items()}
-        return session(names, None if mask is None else mask.dtype, **attributes).run(["out"], arrays)[0]
+        return session(names, None if mask is None else str(mask.dtype), **attributes).run(["out"], arrays)[0]
     return attend
 
 

@@ -111,7 +111,7 @@ def test_the_index_keeps_to_its_schema(folder):
     schema = json.loads((folder / vectors.SCHEMA).read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     index = json.loads((folder / vectors.INDEX).read_text())
-    jsonschema.validate({**index, "cases": index["cases"][::5] + index["cases"][-8:]}, schema)
+    jsonschema.validate({**index, "cases": index["cases"][::25] + index["cases"][-8:]}, schema)
     index["cases"] = index["cases"][:1]
     index["cases"][0]["tensors"]["out"]["role"] = "guess"
     with pytest.raises(jsonschema.ValidationError):

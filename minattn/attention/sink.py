@@ -5,6 +5,7 @@
 Softmax must spend a full unit on some key; with a sink a head may spend less. sink = 0 is off-by-one softmax,
 sink -> -infinity is plain softmax.
 """
+from minattn import checks
 from minattn.attention.core import attend, attend_backward
 
 ARXIV = "2602.23057"
@@ -19,6 +20,7 @@ def forward(q, k, v, sink, **options):
     q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv), sink (H,) -> out (B, H, Tq, Dv), cache [, weights]
     A row that sees no key gives 0. Options and errors: minattn.attention.core.attend.
     """
+    checks.arrays(q=(q, "B H Tq D"), sink=(sink, "H"))
     # 1. the row maximum that keeps exp finite is max(max_j s_ij, sink); the sink adds exp(sink - max) to the denominator
     return attend(q, k, v, sink=sink, **options)
 

@@ -135,7 +135,7 @@ def take_turns(group, turns, most=math.inf):
     first = {label: side("time", 1)[0] for label, side in group.items()}
     steps = {label: max(1, min(20, round(TURN / seconds))) for label, seconds in first.items()}
     turn = sum(seconds * (1 + steps[label]) for label, seconds in first.items())
-    turns = min(turns, max(3, int(most / turn)))
+    turns = int(min(turns, max(3, most / turn)))
     times = {label: [] for label in group}
     for _ in range(turns):
         for label, side in group.items():

@@ -169,8 +169,9 @@ def standard_energy(energy, Tq, *, norm="key", eps=1e-8, align="end"):
         variance = (centred ** 2).mean(-1, keepdim=True)
         return (centred / variance.clamp(min=1e-16).sqrt())[..., None, :]     # under the root: max(std, 1e-8)
     if norm == "key":
-        mean, variance, _ = _running_statistics(energy, torch.arange(Tk, device=energy.device))
-        return ((energy - mean) / torch.sqrt(variance + eps))[..., None, :]
+        mean, variance, count = _running_statistics(energy, torch.arange(Tk, device=energy.device))
+        z = (energy - mean) / torch.sqrt(variance + eps)
+        return torch.where(count > 1, z, 0)[..., None, :]
     if norm == "prefix":
         p = torch.arange(Tq, device=energy.device) + (Tk - Tq if align == "end" else 0)
         mean, variance, count = _running_statistics(energy, p)                       # (B, H, Tq) twice, (Tq,)

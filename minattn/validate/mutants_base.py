@@ -24,7 +24,7 @@ def visible(Tq, Tk, causal=False, window=None, prefix=0, align="end", allowed=Tr
 
 
 def attend(q, k, v, *, scale=None, bias=None, sink=None, gate=0, **mask):
-    """q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv) -> out (B, H, Tq, Dv), cache. `gate` is a mechanism's own bias."""
+    """q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv) -> out (B, H, Tq, Dv), cache; gate: a mechanism's bias"""
     B, H, Tq, D = q.shape
     Tk = k.shape[2]
     shape = (B, H, Tq, Tk)
@@ -55,7 +55,7 @@ def attend(q, k, v, *, scale=None, bias=None, sink=None, gate=0, **mask):
 
 
 def attend_backward(dout, c):
-    """dout (B, H, Tq, Dv) -> {"q", "k", "v"} and, where given, {"bias", "sink"}; beside it the gradient of the scores"""
+    """dout (B, H, Tq, Dv) -> {"q", "k", "v"} and, where given, {"bias", "sink"}; then the scores' gradient"""
     q, k, v = c.q, c.k, c.v
     P = c.P
     dv = P.swapaxes(2, 3) @ dout

@@ -5,8 +5,9 @@
     python -m minattn validate-self --show missing_scale
 
 Per family it counts the mutants that it kills, and those that it alone kills: a family without any of the latter could
-go and no mutant known here would notice, so KEPT says why it stays. The three forms of the causality certificate that
-apply to a kernel count as families of their own.
+go and no mutant known here would notice, so KEPT says why it stays. The causality certificate is another tool with the
+same purpose, so its three forms that apply to a kernel are counted beside the families, not among them: "alone" means
+that no family of cases finds it, or for a form that nothing else does.
 """
 import fnmatch
 import json
@@ -17,18 +18,19 @@ from typing import NamedTuple
 from minattn import checks
 from minattn.attention import MECHANISMS
 from minattn.errors import InputError
-from minattn.validate import families, mutants
+from minattn.validate import cases, families, mutants
 
 # families that no mutant needs, and why they stay
 KEPT = {
-    "causal": "the plain statement of what most kernels are for: the first case to read when everything else fails too",
-    "noncausal": "all that is left for a kernel without masks, and the only case without an option of any kind",
-    "identical_tokens": "deviations and distances of exactly 0; one_token meets them too, but has no second row to break",
+    "causal": "the plain statement of what most kernels are for: the first case to read when all of them fail",
+    "noncausal": "what is left for a kernel without any mask, and the only case without an option",
     "repeated_tokens": "ties inside a causal row: sorting, caching by content and top-k go wrong here first",
-    "causality/suffix": "needs no right answer to compare with: it serves whole models, where no family of cases applies",
-    "causality/gradient": "finds a leak through the backward alone, for whole models too",
-    "causality/prefix": "finds what depends on the length of the sequence, for whole models too",
+    "identical_tokens": "deviations and distances of exactly 0 for whole rows; one_token has them too, but one key each",
+    "causality/suffix": "needs no right answer to compare with: serves whole models, to which no family applies",
+    "causality/gradient": "as causality/suffix, for a leak through the backward alone",
+    "causality/prefix": "as causality/suffix, for what depends on the length of the sequence",
 }
+FORMS = ("causality/suffix", "causality/gradient", "causality/prefix")
 
 
 class Verdict(NamedTuple):
@@ -74,7 +76,16 @@ def _causality(mechanism, module):
 class Score(NamedTuple):
     """The kit against its mutants."""
     verdicts: tuple
+    bases: tuple = ()         # of the implementation without a mutation: whatever kills one of these is a false alarm
     seconds: float = 0.0
+
+    @property
+    def ok(self):
+        return not self.survivors and not self.alarms
+
+    @property
+    def alarms(self):
+        return tuple(f"{v.mutant.mechanism}: {what}" for v in self.bases for what in v.killed.values())
 
     @property
     def survivors(self):
@@ -82,15 +93,15 @@ class Score(NamedTuple):
 
     def families(self):
         """family -> (mutants that it kills, those of them that it alone kills)"""
-        counts = {}
+        mechanisms = dict.fromkeys(v.mutant.mechanism for v in self.verdicts)
+        counts = {f: ([], []) for f in [*(f for name in mechanisms for f in cases.family_names(name)), *FORMS]}
         for v in self.verdicts:
+            of_cases = [f for f in v.killed if f not in FORMS]
             for family in v.killed:
-                both = counts.setdefault(family, ([], []))
-                both[0].append(v.mutant.name)
-                if len(v.killed) == 1:
-                    both[1].append(v.mutant.name)
-        order = [f for name in MECHANISMS for f in _families(name)]
-        return {f: counts.get(f, ([], [])) for f in dict.fromkeys([*order, *counts])}
+                counts[family][0].append(v.mutant.name)
+                if [family] == (of_cases or list(v.killed)):
+                    counts[family][1].append(v.mutant.name)
+        return counts
 
     def __str__(self):
         lines = [f"{'mutant':<30}{'mechanism':<12}{'in the':<10}killed by"]
@@ -101,31 +112,34 @@ class Score(NamedTuple):
             named = ", ".join(alone[:3]) + (f" and {len(alone) - 3} more" if len(alone) > 3 else "")
             lines.append(f"{family:<22}{len(kills):>6}{len(alone):>7}  {named}".rstrip())
             unneeded += [family] * (not alone)
-        if unneeded:
+        if unneeded and len(self.verdicts) == len(mutants.MUTANTS):
             lines += ["", "families that find nothing alone, and why they stay:"]
-            lines += [f"  {f:<20}{KEPT.get(f, 'NO REASON GIVEN: remove it, or say why in self_check.KEPT')}" for f in unneeded]
+            lines += [f"  {f:<20}{KEPT.get(f, 'NO REASON GIVEN: remove it, or say why in KEPT')}" for f in unneeded]
         for v in self.survivors:
             lines += ["", f"SURVIVES {v.mutant.name} ({v.mutant.mechanism}): {v.mutant.wrong}",
-                      *(f"    {line}" for line in v.mutant.diff().splitlines())]
+                      *(f"    {line}" for line in v.mutant.change.splitlines())]
+        lines += ["", *(f"FALSE ALARM, nothing is wrong with {alarm}" for alarm in self.alarms)] if self.alarms else []
         dead = len(self.verdicts) - len(self.survivors)
         return "\n".join([*lines, "", f"{dead} of {len(self.verdicts)} mutants killed in {self.seconds:.0f} s"])
 
     def to_json(self):
-        return {"mutants": len(self.verdicts), "killed": len(self.verdicts) - len(self.survivors),
-                "seconds": round(self.seconds, 1),
-                "families": {f: {"kills": len(kills), "alone": alone} for f, (kills, alone) in self.families().items()},
-                "verdicts": [{"name": v.mutant.name, "mechanism": v.mutant.mechanism, "backward": v.mutant.backward,
-                              "wrong": v.mutant.wrong, "bug": v.mutant.bug, "killed": v.killed} for v in self.verdicts]}
+        plain = [{**v.mutant._asdict(), "killed": v.killed, "seconds": round(v.seconds, 3)} for v in self.verdicts]
+        return {"ok": self.ok, "mutants": len(self.verdicts), "survivors": [v.mutant.name for v in self.survivors],
+                "alarms": self.alarms, "seconds": round(self.seconds, 1), "verdicts": plain,
+                "families": {f: {"kills": len(kills), "alone": alone} for f, (kills, alone) in self.families().items()}}
 
 
 def score(chosen=None, *, progress=False):
-    """Judge the mutants (all if None) -> Score"""
+    """Judge the mutants (all if None), and first the base of each of their mechanisms -> Score"""
     start = time.perf_counter()
     chosen = list(mutants.MUTANTS.values() if chosen is None else chosen)
+    bases = [mutants.none(name) for name in dict.fromkeys(m.mechanism for m in chosen)]
+    queue = [*bases, *chosen]
     if progress:
         from tqdm import tqdm
-        chosen = tqdm(chosen, unit="mutant", leave=False)
-    return Score(tuple(judge(m) for m in chosen), time.perf_counter() - start)
+        queue = tqdm(queue, unit="mutant", leave=False)
+    verdicts = tuple(judge(m) for m in queue)
+    return Score(verdicts[len(bases):], verdicts[:len(bases)], time.perf_counter() - start)
 
 
 def select(globs=None, mechanism=None):
@@ -134,17 +148,13 @@ def select(globs=None, mechanism=None):
         checks.choice("--mechanism", mechanism, MECHANISMS)
     for glob in globs or ():
         if not fnmatch.filter(mutants.MUTANTS, glob):
-            raise InputError(f"no mutant is called {glob!r}; --list shows them all.{checks.nearest(glob, mutants.MUTANTS)}")
+            near = checks.nearest(glob, mutants.MUTANTS)
+            raise InputError(f"no mutant is called {glob!r}; --list shows them all.{near}")
     chosen = [m for m in mutants.MUTANTS.values() if mechanism in (None, m.mechanism)
               and (not globs or any(fnmatch.fnmatchcase(m.name, glob) for glob in globs))]
     if not chosen:
-        raise InputError(f"no mutant of {mechanism} is called {' or '.join(repr(g) for g in globs)}; --list shows them all.")
+        raise InputError(f"no mutant of {mechanism} is called {' or '.join(globs)}; --list shows them all.")
     return chosen
-
-
-def _families(mechanism):
-    from minattn.validate.cases import family_names
-    return (*family_names(mechanism), "causality/suffix", "causality/gradient", "causality/prefix")
 
 
 def _line(verdict):
@@ -165,11 +175,11 @@ def add_arguments(parser):
 
 
 def run(args):
-    """Answer what the arguments ask -> exit code: 0 every mutant was found, 1 one survived or the clean base did not pass."""
+    """Answer what the arguments ask -> exit code: 0 every mutant was found; 1 one was not, or the base was accused."""
     if args.show is not None:
         checks.choice("--show", args.show, mutants.MUTANTS)
         m = mutants.MUTANTS[args.show]
-        print(f"{m.name} ({m.mechanism}): {m.wrong}" + f" ({m.bug})" * bool(m.bug) + f"\n{m.diff()}")
+        print(f"{m.name} ({m.mechanism}): {m.wrong}" + f" ({m.bug})" * bool(m.bug) + f"\n{m.change}")
         return 0
     chosen = select(args.mutant, args.mechanism)
     if args.list:
@@ -177,14 +187,12 @@ def run(args):
             print(f"{m.name:<30}{m.mechanism:<12}{'backward' if m.backward else 'forward':<10}{m.wrong}"
                   + f" ({m.bug})" * bool(m.bug))
         return 0
-    clean = [judge(mutants.none(name)) for name in dict.fromkeys(m.mechanism for m in chosen)]
-    alarms = [f"FALSE ALARM: {v.mutant.mechanism} without any mutation fails {what}" for v in clean for what in v.killed.values()]
     found = score(chosen, progress=sys.stderr.isatty())
-    print("\n".join([str(found), *alarms]))
+    print(found)
     if args.json is not None:
         try:
             with open(args.json, "w", encoding="utf-8") as file:
                 json.dump(found.to_json(), file, indent=1)
         except OSError as error:
             raise InputError(f"cannot write {args.json}: {error.strerror}.") from None
-    return 1 if found.survivors or alarms else 0
+    return 0 if found.ok else 1

@@ -1,0 +1,159 @@
+"""The kit's own test: wrong implementations must be found, and by the family that is there for them."""
+import argparse
+import json
+
+import numpy as np
+import pytest
+
+from minattn.attention import MECHANISMS
+from minattn.errors import InputError
+from minattn.validate import check, mutants, self_check
+from minattn.validate.mutants import MUTANTS
+
+# a mutant -> cases that find it, from the one family that is there for it; "!" marks families that nothing else replaces
+FOUND_BY = {
+    "keys_reversed": "prime_sizes/*", "softmax_over_queries": "prime_sizes/*", "dv_not_transposed": "causal/T",
+    "causal_sees_next": "causal/T", "causal_on_fast_path_only": "causal/T", "mask_ignored_backward": "causal/T",
+    "causal_always": "noncausal/*", "rowsum_dropped": "noncausal/*", "rowsum_of_out": "noncausal/*",
+    "window_plus_one": "window/W=2", "window_sees_future": "window/*implied", "wide_window_no_mask": "window/W=12",
+    "prefix_ignored": "prefix/K=3", "prefix_beats_window": "prefix/K=4,W=3", "allowed_flipped": "padding/*",
+    "mask_of_first_key": "padding/keys", "nan_behind_empty_rows": "fully_masked_row/sample",
+    "mask_smallest_number": "fully_masked_row/sample", "always_aligned_at_start": "tq_ne_tk/Tq=5,Tk=7,align=end",
+    "old_maximum_kept": "long/T=97", "dk_of_last_block": "long/T=97", "channels_beyond_64": "odd_head_dim/D=111",
+    "maximum_from_minus_1e4": "score_shift/-1e6", "scores_clamped": "score_shift/-1e6",
+    "mask_minus_1e4": "dominant_score/hidden,1e10", "mask_minus_1e9": "dominant_score/hidden,1e10",
+    "zero_query_divided": "equal_scores/*", "small_values_flushed": "tiny_values/values",
+    "output_saturates": "large_values/values", "repeated_keys_once": "repeated_tokens/*",
+    "reads_as_contiguous": "non_contiguous/*", "writes_into_q": "noncausal/*", "dv_kept_between_calls": "noncausal/*",
+    "bias_gradient_of_one_query": "bias/per_key", "scale_ignored": "scale/*", "one_nan": "noncausal/*",
+    "all_zeros": "noncausal/*", "noise": "noncausal/*", "float16_weights": "noncausal/*", "float64_out": "noncausal/*",
+    "sink_gradient_zero": "causal/T", "sink_clamped_above": "sink_far_above/20", "one_token_shortcut": "one_token/*",
+    "sink_weight_by_subtraction": "sink_far_below/-20", "one_after_maximum": "causal/T",
+    "zero_key_shifts_mask": "causal/T", "gate_cut_off": "gate_saturated/closed", "gate_derivative_halved": "causal/T",
+    "beta_on_masked_keys": "causal/T", "ma_differentiated": "causal/T", "slope_at_kinks": "alpha_at_kinks/linear_clip",
+    "beta_not_before_ma": "alpha_ma/0", "nothing_visible": "fully_masked_row/*visible",
+    "statistics_of_the_future": "causal/T,norm=prefix", "renormaliser_clamped": "gate_all_closed/key",
+    "kernel_without_half": "causal/T", "sigma_clamped": "sigma_huge/*", "tiny_sigma_is_identity": "sigma_tiny/-6",
+    "value_role_forgotten": "causal/T", "values_have_no_gradient": "prime_sizes/values",
+}
+
+
+def test_every_mutant_is_a_change_of_the_base():
+    assert len(MUTANTS) >= 140
+    seen = set()
+    for m in MUTANTS.values():
+        text = m.source()
+        compile(text, m.name, "exec")
+        assert text not in ("\n".join(mutants.base()), *()) and (m.mechanism, text) not in seen, m.name
+        seen.add((m.mechanism, text))
+    for name in MECHANISMS:
+        both = {m.backward for m in MUTANTS.values() if m.mechanism == name}
+        assert both == {False, True}, f"{name} lacks a mutant of its forward or its backward"
+    assert sum(bool(m.bug) for m in MUTANTS.values()) >= 12
+
+
+def test_an_edit_whose_line_is_gone_is_refused():
+    gone = mutants.Mutant("gone", "softmax", "nothing", "- out = Q @ v\n+ out = 0")
+    with pytest.raises(InputError, match="'out = Q @ v' 0 times"):
+        gone.source()
+    twice = mutants.Mutant("twice", "softmax", "nothing", "- grads, ds = attend_backward(dout, c.core)\n+ pass")
+    with pytest.raises(InputError, match="2 times, not once"):
+        twice.source()
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_base_is_right(mechanism):
+    """In float64 on one causal and one masked case, and through the kit in float32; the slow run takes every case."""
+    report = check(mechanism, mutants.none(mechanism).load(), cases=["causal/*", "padding/*"], dtype="float64", show=False)
+    assert report.ok, str(report)
+    report = check(mechanism, mutants.none(mechanism).load(), cases=["causal/*", "padding/*", "window/*"], show=False)
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("name", FOUND_BY)
+def test_mutant_is_found(name):
+    m = MUTANTS[name]
+    report = check(m.mechanism, m.load(), cases=[FOUND_BY[name]], show=False)
+    assert report.failed, f"{name} ({m.wrong}) passes {FOUND_BY[name]}"
+
+
+def test_backward_mutants_have_a_right_forward():
+    x = np.random.default_rng(0)
+    for m in MUTANTS.values():
+        if m.backward and m.mechanism == "softmax":
+            q, k, v = (x.standard_normal((2, 3, 5, d)) for d in (7, 7, 11))
+            right = mutants.none("softmax").load().forward(q, k, v, causal=True)[0]
+            np.testing.assert_array_equal(m.load().forward(q, k, v, causal=True)[0], right)
+
+
+def test_causality_certificate_counts():
+    verdict = self_check.judge(MUTANTS["trace_of_the_future"])
+    assert {"causality/suffix", "causality/gradient", "causality/prefix"} <= verdict.killed.keys()
+    assert "changed when only token" in verdict.killed["causality/suffix"]
+
+
+# ------------------------------------------------------------------------------------------------------ validate-self
+
+
+def command(*words):
+    parser = argparse.ArgumentParser()
+    self_check.add_arguments(parser)
+    return self_check.run(parser.parse_args(words))
+
+
+def test_command_on_a_few(capsys, tmp_path):
+    path = tmp_path / "score.json"
+    assert command("--mutant", "scale_*", "--json", str(path)) == 0
+    out = capsys.readouterr().out
+    assert "2 of 2 mutants killed" in out and "scale_ignored" in out and "FALSE ALARM" not in out
+    assert "families that find nothing alone" not in out              # says nothing about a few mutants
+    score = json.loads(path.read_text(encoding="utf-8"))
+    assert score["ok"] and score["mutants"] == 2 and score["families"]["scale"]["alone"] == ["scale_ignored"]
+
+
+def test_command_fails_when_a_mutant_survives(capsys, monkeypatch):
+    harmless = mutants.Mutant("harmless", "softmax", "nothing", "- s = scale * dots\n+ s = dots * scale")
+    monkeypatch.setattr(mutants, "MUTANTS", {"harmless": harmless})
+    assert command("--mutant", "harmless") == 1
+    out = capsys.readouterr().out
+    assert "SURVIVES harmless (softmax): nothing" in out and "+ s = dots * scale" in out and "0 of 1 mutants" in out
+
+
+def test_command_fails_on_a_false_alarm(capsys, monkeypatch):
+    broken = mutants.Mutant("none", "softmax", "nothing", "- out = P @ v\n+ out = P @ v + 1")
+    monkeypatch.setattr(mutants, "none", lambda mechanism: broken)
+    assert command("--mutant", "scale_ignored") == 1
+    assert "FALSE ALARM, nothing is wrong with softmax" in capsys.readouterr().out
+
+
+def test_command_shows_and_lists(capsys):
+    assert command("--show", "maximum_from_minus_1e4") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "maximum_from_minus_1e4 (softmax): the running maximum starts at -1e4 (llm.c)",
+        "- m = s.max(axis=3, keepdims=True)", "+ m = np.maximum(s.max(axis=3, keepdims=True), -1e4)"]
+    assert command("--list", "--mechanism", "gated") == 0
+    assert len(capsys.readouterr().out.splitlines()) == sum(m.mechanism == "gated" for m in MUTANTS.values())
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--mutant", "sink_ignord"], "Did you mean 'sink_ignored'"),
+    (["--mechanism", "softmx"], "Did you mean 'softmax'"),
+    (["--show", "nothing_visibl"], "Did you mean 'nothing_visible'"),
+    (["--mutant", "sink_*", "--mechanism", "gated"], "no mutant of gated is called"),
+    (["--mutant", "scale_ignored", "--json", "no/such/folder/score.json"], "cannot write"),
+])
+def test_bad_input_is_one_sentence(words, message):
+    with pytest.raises(InputError, match=message):
+        command(*words)
+
+
+@pytest.mark.slow
+def test_every_mutant_is_killed():
+    score = self_check.score()
+    assert not score.alarms, score.alarms
+    assert not score.survivors, [v.mutant.name for v in score.survivors]
+    only_causality = [v.mutant.name for v in score.verdicts if not v.killed.keys() - set(self_check.FORMS)]
+    assert not only_causality
+    unneeded = {family for family, (_, alone) in score.families().items() if not alone}
+    assert unneeded <= self_check.KEPT.keys(), f"say in KEPT why these stay: {unneeded - self_check.KEPT.keys()}"
+    assert self_check.KEPT.keys() <= unneeded, f"these need no excuse: {self_check.KEPT.keys() - unneeded}"
