@@ -36,8 +36,9 @@ FORMATS = {
     "float32": Format(23, float(np.finfo(np.float32).max), 2.0**-126, "float32"),
     "float64": Format(52, float(np.finfo(np.float64).max), 2.0**-1022, "float64"),
 }
-DRAWS = 16              # runs with random rounding, twice (see `early` in plain) ...
-WORK = 1 << 18          # ... but fewer where all their scores together would be more than this
+DRAWS = 16              # runs with random rounding, twice (see `early` in plain); fewer, but at least ...
+FEW = 4                 # ... so many, where all their scores together would be more than ...
+WORK = 1 << 18
 SLACK = 2
 
 
@@ -52,19 +53,30 @@ def round_to(x, dtype, rng=None):
     if rng is None:                                          # half a unit, ties to even
         y = u + ((u >> np.uint64(drop)) & np.uint64(1)) + np.uint64((1 << drop - 1) - 1)
     else:                                                    # anything below a unit: exact numbers stay as they are
-        noise = np.frombuffer(rng.bytes(4 * x.size), np.uint32).astype(np.uint64).reshape(x.shape)
-        y = u + (noise << np.uint64(drop - 32) if drop >= 32 else noise >> np.uint64(32 - drop))
+        y = u + _noise(drop, x.size, rng).reshape(x.shape)
     y &= np.uint64((1 << 64) - (1 << drop))
     y = y.view(np.float64)
     size = np.abs(y)
-    if (size > fmt.largest).any():
+    if size.max(initial=0) > fmt.largest:
         y = np.where(size > fmt.largest, np.copysign(np.inf, y), y)
-    if ((size < fmt.tiny) & (x != 0)).any():                 # below the smallest normal number the steps are equal
-        step = fmt.tiny * fmt.eps
+    if size.min(initial=np.inf) < fmt.tiny and ((size < fmt.tiny) & (x != 0)).any():
+        step = fmt.tiny * fmt.eps                            # below the smallest normal number the steps are equal
         steps = x / step
         small = (np.rint(steps) if rng is None else np.floor(steps + rng.random(x.shape))) * step
         y = np.where(np.abs(x) < fmt.tiny, small, y)
     return y
+
+
+def _noise(bits, n, rng):
+    """n random integers of so many bits: a window, at a random place, of a list drawn once."""
+    if len(_pool.get(bits, ())) < n + WINDOWS:
+        _pool[bits] = np.random.default_rng(0).integers(0, 1 << bits, n + WINDOWS, dtype=np.uint64)
+    start = int(rng.integers(WINDOWS))
+    return _pool[bits][start:start + n]
+
+
+_pool: dict = {}
+WINDOWS = 1 << 16
 
 
 def fits(arrays, dtype):
@@ -172,10 +184,11 @@ def _yardstick(case, dtype):
     if not fits((x for x in numbers if x.dtype == np.float64), dtype):
         return Yardstick(right, {}, f"its inputs lie outside the range of {dtype}")
     scores = right["out"][..., 0].size * max(x.shape[2] for x in case.arrays.values() if x.ndim > 2)
-    draws = min(max(WORK // scores, 1), DRAWS)
+    draws = min(WORK // scores, DRAWS)                       # at once; large ones FEW times, one by one
     rng = np.random.default_rng([case.seed, zlib.crc32(f"{case.mechanism}/{case.id}/{dtype}".encode())])
     if case.mechanism in PLAIN:
-        runs = [plain(case, dtype), *(plain(case, dtype, rng=rng, draws=draws, early=early) for early in (True, False))]
+        again = [False, True] * (1 if draws else FEW)
+        runs = [plain(case, dtype), *(plain(case, dtype, rng=rng, draws=draws or 1, early=early) for early in again)]
     else:
         runs = [stand_in(case, right, dtype, rng) for _ in range(2 * DRAWS)]
     fmt, bounds = FORMATS[dtype], {}

@@ -13,6 +13,7 @@ import fnmatch
 import json
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 from minattn import checks
@@ -25,7 +26,7 @@ KEPT = {
     "causal": "the plain statement of what most kernels are for: the first case to read when all of them fail",
     "noncausal": "what is left for a kernel without any mask, and the only case without an option",
     "repeated_tokens": "ties inside a causal row: sorting, caching by content and top-k go wrong here first",
-    "identical_tokens": "deviations and distances of exactly 0 for whole rows; one_token has them too, but one key each",
+    "identical_tokens": "deviations and distances of exactly 0 in whole rows; one_token has them with a single key",
     "causality/suffix": "needs no right answer to compare with: serves whole models, to which no family applies",
     "causality/gradient": "as causality/suffix, for a leak through the backward alone",
     "causality/prefix": "as causality/suffix, for what depends on the length of the sequence",
@@ -51,11 +52,11 @@ def judge(mutant):
     killed = {}
     for result in check(mutant.mechanism, module, show=False).failed:
         killed.setdefault(result.family, f"{result.id}: {result.findings[0].message}")
-    return Verdict(mutant, {**killed, **_causality(mutant.mechanism, module)}, time.perf_counter() - start)
+    return Verdict(mutant, {**killed, **causality_forms(mutant.mechanism, module)}, time.perf_counter() - start)
 
 
-def _causality(mechanism, module):
-    """The forms of the certificate that this kernel fails and should not."""
+def causality_forms(mechanism, module):
+    """The forms of the certificate that this kernel fails and should not: {"causality/suffix": what was found, ...}"""
     from minattn.validate.causality import causality
     row, failed = MECHANISMS[mechanism], {}
     for variant in ({}, *families.VARIANTS.get(mechanism, ())):
@@ -182,6 +183,8 @@ def run(args):
         print(f"{m.name} ({m.mechanism}): {m.wrong}" + f" ({m.bug})" * bool(m.bug) + f"\n{m.change}")
         return 0
     chosen = select(args.mutant, args.mechanism)
+    if args.json is not None and not Path(args.json).parent.is_dir():
+        raise InputError(f"cannot write {args.json}: there is no folder {Path(args.json).parent}.")
     if args.list:
         for m in chosen:
             print(f"{m.name:<30}{m.mechanism:<12}{'backward' if m.backward else 'forward':<10}{m.wrong}"
