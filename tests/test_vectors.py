@@ -238,6 +238,14 @@ def test_what_is_missing_is_not_covered_and_never_passed(folder, own):
     assert report.ok and len(report.having("passed")) == len(forward)
     assert {row.tensor for row in report.having("not covered") if row.case == "softmax-causal-T"} >= {"dq", "dv", "lse"}
     assert not vectors.check(folder, {"softmax-causal-T/rejected": np.zeros(0), **forward}).ok
+    assert not vectors.check(folder, {}).ok
+
+
+def test_a_wrong_shape_is_said(folder, own):
+    key = "softmax-causal-T/dv"
+    for x in (own[key].swapaxes(1, 2), own[key][:1]):
+        assert "its shape must be (2, 3, 7, 5); got" in str(vectors.check(folder, {key: x}))
+    assert vectors.check(folder, {key: own[key].ravel()}).ok                    # as a raw file brings it
 
 
 @pytest.mark.parametrize("code", ["f64", "f32", "f16", "bf16"])

@@ -43,20 +43,20 @@ def _window(window, lengths, args, torch, problems):
     with sides(wanted) as group:
         for T in lengths:
             progress(f"attention over {T} tokens, {_kind(window)}: time")
-            jobs = _jobs(window, T, torch)
-            answers = prepare(group, {label: job for label, (_, job) in jobs.items()}, problems)
+            answers = prepare(group, {label: job for label, (_, job) in _jobs(window, T, torch).items() if label in group}, problems)
             compare(f"attention, {_kind(window)}, T = {T}", answers, 1e-3, problems)
-            times = take_turns({label: group[label] for label in answers}, args.repeat, most=30)
+            times = take_turns(group, answers, args.repeat, problems, most=30)
             rows += [{"window": window, "side": label, "T": T, "seconds": spread(turns), "turns": turns,
                       "ratio": ratio(times["minattn"], turns)} for label, turns in times.items()]
     progress(f"{_kind(window)}: memory")
     with sides(wanted, trace=True) as group:                    # fresh processes, one length after the other
+        tiny = {label: job for label, (_, job) in _jobs(window, 64, torch).items()}
+        before = {label: side("job", *tiny[label]) and side("memory") for label, side in group.items()}
         for row in sorted(rows, key=lambda row: row["T"]):
-            side, (_, job) = group[row["side"]], _jobs(window, row["T"], torch)[row["side"]]
-            held, memory = side("job", *job)["held"], side("memory")
-            row["resident_bytes"] = max(0, memory["peak"] - memory["base"] - held)
-            row["array_bytes"] = max(0, memory["traced"] - held) if row["side"] == "minattn" else None
-            row["extra_bytes"] = row["resident_bytes"] if row["array_bytes"] is None else row["array_bytes"]
+            label, (_, job) = row["side"], _jobs(window, row["T"], torch)[row["side"]]
+            held, memory = group[label]("job", *job)["held"], group[label]("memory")
+            row["resident_bytes"], row["array_bytes"] = (max(0, memory[key] - before[label][key] - held) for key in ("resident", "arrays"))
+            row["extra_bytes"] = row["array_bytes"] if label == "minattn" else row["resident_bytes"]
     return rows
 
 

@@ -19,7 +19,7 @@ def suite(args, torch, problems):
     with sides(wanted) as group:
         answers = prepare(group, {label: ("sample", spec, 1) for label in wanted}, problems)
         compare("generation", answers, 0, problems)
-        times = take_turns(group, args.repeat)
+        times = take_turns(group, answers, args.repeat, problems)
     rows = {label: {"tokens_per_second": tokens / spread(turns)["median"], "seconds": spread(turns), "turns": turns,
                     "speedup": 1 / ratio(times["minattn"], turns)} for label, turns in times.items()}
     print(f"\ngeneration, {PRESET}: {tokens} tokens from one, batch 1, greedy, key-value cache, float32")

@@ -40,7 +40,8 @@ class Side:
         try:
             done, value = self.pipe.recv()
         except EOFError:
-            raise SideFailed(f"{self.label}: its process ended unexpectedly") from None
+            self.process.join(5)
+            raise SideFailed(f"{self.label}: its process ended unexpectedly, with code {self.process.exitcode}") from None
         if not done:
             raise SideFailed(f"{self.label}: {value}")
         return value
@@ -64,7 +65,6 @@ def _serve(pipe, module, threads, trace):
         if trace:
             tracemalloc.start()
         with module.session(threads) as session:
-            base = peak_rss(), tracemalloc.get_traced_memory()[1]
             while True:
                 command, *arguments = pipe.recv()
                 if command == "job":
@@ -76,7 +76,7 @@ def _serve(pipe, module, threads, trace):
                     work()
                     answer = [_seconds(work) for _ in range(arguments[0])]
                 else:
-                    answer = {"peak": peak_rss(), "base": base[0], "traced": tracemalloc.get_traced_memory()[1] - base[1]}
+                    answer = {"resident": peak_rss(), "arrays": tracemalloc.get_traced_memory()[1]}
                 pipe.send((True, answer))
     except EOFError:
         pass
@@ -112,35 +112,39 @@ def sides(wanted, trace=False):
 
 
 def prepare(group, jobs, problems):
-    """Give each side its job, (name, spec, how often to do it as a check), all at the same time -> label -> its answer.
-
-    A side of PyTorch's that cannot (no compiler, say) is dropped, and noted.
-    """
+    """Give each side its job, (name, spec, how often to do it as a check), all at the same time -> label -> its answer."""
     for label, job in jobs.items():
         group[label].ask("job", *job)
-    answers = {}
-    for label in jobs:
-        try:
-            answers[label] = group[label].answer()
-        except SideFailed as failure:
-            if label.startswith("minattn"):
-                raise
-            problems.append(f"left out: {failure}")
-            group.pop(label).close()
-    return answers
+    return {label: answer for label in jobs if (answer := _answer(group, label, problems)) is not None}
 
 
-def take_turns(group, turns, most=math.inf):
-    """Time all sides in turn -> label -> a list of seconds for each turn; after 3 turns no more than fit into `most` seconds."""
-    first = {label: side("time", 1)[0] for label, side in group.items()}
+def _answer(group, label, problems):
+    """What a side has to say. One of PyTorch's that cannot (no compiler, say) leaves the group, and that is noted."""
+    try:
+        return group[label].answer()
+    except SideFailed as failure:
+        if label.startswith("minattn"):
+            raise
+        problems.append(f"left out: {failure}")
+        group.pop(label).close()
+        return None
+
+
+def take_turns(group, labels, turns, problems, most=math.inf):
+    """Time these sides in turn -> label -> a list of seconds for each turn; after 3 turns no more than fit into `most` seconds."""
+    def one(label, steps):
+        group[label].ask("time", steps)
+        return _answer(group, label, problems)
+
+    first = {label: seconds[0] for label in labels if (seconds := one(label, 1)) is not None}
     steps = {label: max(1, min(20, round(TURN / seconds))) for label, seconds in first.items()}
     turn = sum(seconds * (1 + steps[label]) for label, seconds in first.items())
-    turns = int(min(turns, max(3, most / turn)))
-    times = {label: [] for label in group}
-    for _ in range(turns):
-        for label, side in group.items():
-            times[label].append(side("time", steps[label]))
-    return times
+    times = {label: [] for label in first}
+    for _ in range(int(min(turns, max(3, most / turn)))):
+        for label in times:
+            if label in group:
+                times[label].append(one(label, steps[label]))
+    return {label: times[label] for label in times if label in group}
 
 
 def spread(turns):

@@ -70,8 +70,8 @@ def suite(cells, args, torch, problems):
             answers = prepare(group, {label: work for label, (_, work) in jobs.items()}, problems)
             compared = {label: answer for label, answer in answers.items() if label not in ("rate", "minattn softmax")}
             compare(what, compared, TOLERANCE, problems)
-            times = take_turns(group, args.repeat)
-            peaks = {label: side("memory")["peak"] for label, side in group.items()}
+            times = take_turns(group, answers, args.repeat, problems)
+            peaks = {label: side("memory")["resident"] for label, side in group.items()}
         row = {"preset": preset, "attention": attention, "position": position, "job": job, "threads": args.threads, "peak_bytes": peaks,
                "turns": times, "checks": {label: answer["checks"] for label, answer in compared.items()}}
         rows.append({**row, **summary(row)})

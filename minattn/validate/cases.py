@@ -112,7 +112,8 @@ def _make(row, plan, seed, fixed):
         arrays = {name: exact(x) for name, x in arrays.items()}
     options = {n: value(size, rng) if callable(value) else value for n, value in plan.options.items()}
     options = {n: exact(x) if isinstance(x, np.ndarray) and x.dtype != bool else x for n, x in options.items()}
-    twin = {n: np.concatenate([draw(n, (1, *x.shape[1:]), rng), x[1:]]) if x.ndim > 1 else x for n, x in arrays.items()}
+    other = {n: 8 * draw(n, (1, *x.shape[1:]), rng) for n, x in arrays.items() if x.ndim > 1}     # its maxima move too
+    twin = {n: np.concatenate([other[n], x[1:]]) if n in other else x for n, x in arrays.items()}
     out = row.module.forward(**arrays, **options)[0]
     cotangent = draw("dout", out.shape, rng)
     for x in (*arrays.values(), *twin.values(), cotangent, *(o for o in options.values() if isinstance(o, np.ndarray))):

@@ -58,6 +58,7 @@ def generic(row, T):
             options = {**causal, "align": align, **own}
             yield Plan("tq_ne_tk", f"Tq=5,Tk=7,align={align}" + tag, options, {**prime, **sizes}, extra=given,
                        quick=not tag)
+        yield Plan("identical_tokens", "T" + tag, own, sizes, edit=alike, quick=not tag)
     for name in EXTRA.get(row.name, ()):
         yield Plan("prime_sizes", name, extra=tuple({"keys": 0, name: 0}), sizes=prime, quick=True)
     for W in (1, T - 1, T, T + 5):
@@ -95,7 +96,6 @@ def generic(row, T):
     yield Plan("large_values", "scores", causal, edit=scaled(64, "q", "k", "x"), quick=True)
     yield Plan("large_values", "values", causal, edit=scaled(4096, "v"))
     yield Plan("repeated_tokens", "pairs", causal, edit=pairs, quick=True)
-    yield Plan("identical_tokens", "T", {}, edit=alike, quick=True)
     yield Plan("one_token", "T=1", {}, {"Tq": 1, "Tk": 1})
     yield Plan("one_token", "T=1,causal", causal, {"Tq": 1, "Tk": 1}, quick=True)
     yield Plan("batch_independence", "sample_0_changed", causal, twin=True, quick=True)
@@ -223,13 +223,20 @@ def _energy():
     for norm in ("key", "prefix", "none"):                   # gates of about exp(-80): their ratios are all that counts
         options = {"causal": True, "norm": norm}
         yield Plan("gate_all_closed", norm, options, edit=setting(tau=40, alpha=2), quick=norm == "key")
+    def far_from_zero(arrays, size):
+        arrays["energy"] += 64                               # mean(e^2) - mean(e)^2 would lose what deviation there is
+    for norm in ("key", "prefix", "sequence"):
+        yield Plan("large_values", f"energy,norm={norm}", {"norm": norm}, edit=far_from_zero, quick=norm == "key")
 
 
 def _gaussian():
     def tiny(arrays, size):
         setting(log_sigma=-6)(arrays, size)
         pairs(arrays, size)                                  # tokens that are alike share, however small sigma is
+    def others(size, rng):
+        return ~np.eye(size["Tk"], dtype=bool)[None, None]   # without itself every distance is large: no 0 / 0
     yield Plan("sigma_tiny", "-6", {"causal": True}, edit=tiny, quick=True)
+    yield Plan("sigma_tiny", "-6,others", {"allowed": others}, edit=setting(log_sigma=-6))
     yield Plan("sigma_huge", "6", {"causal": True}, edit=setting(log_sigma=6), quick=True)
 
 

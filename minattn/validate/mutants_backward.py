@@ -38,7 +38,7 @@ window_ignored_backward: the backward makes the weights again without the window
 + if c.mask.get('window') is not None:
 +     P = np.exp(c.raw - c.lse) * visible(c.Tq, c.Tk, **{**c.mask, 'window': None})
 
-nan_behind_empty_rows: the forward guards empty rows, the backward divides 0 by 0 (seen in pytorch #41508, flash-attention #443)
+nan_behind_empty_rows: only the forward guards empty rows (seen in pytorch #41508, flash-attention #443)
 - P = c.P
 + P = c.e / c.e.sum(axis=3, keepdims=True)
 

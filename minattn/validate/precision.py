@@ -57,9 +57,9 @@ def round_to(x, dtype, rng=None):
     y &= np.uint64((1 << 64) - (1 << drop))
     y = y.view(np.float64)
     size = np.abs(y)
-    if size.max(initial=0) > fmt.largest:
+    if not size.max(initial=0) <= fmt.largest:               # (nan compares as neither)
         y = np.where(size > fmt.largest, np.copysign(np.inf, y), y)
-    if size.min(initial=np.inf) < fmt.tiny and ((size < fmt.tiny) & (x != 0)).any():
+    if not size.min(initial=np.inf) >= fmt.tiny and ((size < fmt.tiny) & (x != 0)).any():
         step = fmt.tiny * fmt.eps                            # below the smallest normal number the steps are equal
         steps = x / step
         small = (np.rint(steps) if rng is None else np.floor(steps + rng.random(x.shape))) * step
@@ -184,11 +184,12 @@ def _yardstick(case, dtype):
     if not fits((x for x in numbers if x.dtype == np.float64), dtype):
         return Yardstick(right, {}, f"its inputs lie outside the range of {dtype}")
     scores = right["out"][..., 0].size * max(x.shape[2] for x in case.arrays.values() if x.ndim > 2)
-    draws = min(WORK // scores, DRAWS)                       # at once; large ones FEW times, one by one
+    draws = min(WORK // scores, DRAWS)                       # at once, or one by one where the scores are many
+    draws, repeats = (draws, 1) if draws >= FEW else (1, FEW)
     rng = np.random.default_rng([case.seed, zlib.crc32(f"{case.mechanism}/{case.id}/{dtype}".encode())])
     if case.mechanism in PLAIN:
-        again = [False, True] * (1 if draws else FEW)
-        runs = [plain(case, dtype), *(plain(case, dtype, rng=rng, draws=draws or 1, early=early) for early in again)]
+        orders = [False, True] * repeats
+        runs = [plain(case, dtype), *(plain(case, dtype, rng=rng, draws=draws, early=early) for early in orders)]
     else:
         runs = [stand_in(case, right, dtype, rng) for _ in range(2 * DRAWS)]
     fmt, bounds = FORMATS[dtype], {}
