@@ -165,7 +165,7 @@ def read_config(folder):
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
     except InputError as error:
         raise InputError(f"{path} describes no model: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); the run cannot be read without it.") from None
 
 
@@ -212,6 +212,8 @@ def read_checkpoint(path, config):
 
 
 def _previous_good(folder, config):
+    if not (folder / CHECKPOINT).exists() and not (folder / PREVIOUS).exists():
+        return " The run stopped before its first checkpoint: begin again with --overwrite."
     try:
         step = read_checkpoint(folder / PREVIOUS, config).step
     except InputError:

@@ -126,7 +126,7 @@ def _resume(where, run, which, overrides, threads, data_dir, say):
         raise InputError(f"--resume {where}: {folder / runs.CONFIG} has no usable settings: {error}") from None
     came = run.checkpoint.params["wte.weight"].dtype
     if came != settings.dtype:
-        raise InputError(f"--resume {where}: the checkpoint is from other settings: {came}, where {runs.CONFIG} has {settings.dtype}.")
+        raise InputError(f"--resume {where}: the checkpoint is from other settings: {came}, not {settings.dtype}.")
     wanted = run.corpus["name"]
     corpus = data.load_corpus(wanted, data_dir=data_dir, say=say, download=wanted == "tinyshakespeare")
     if hashlib.sha256(corpus.text.encode()).hexdigest() != run.corpus["sha256"]:
@@ -185,7 +185,9 @@ def _train(folder, config, settings, vocabulary, ids, state, *, threads, say):
                 try:
                     loss, new_buffers = parallel.loss_and_gradients(pool, params, buffers, x, y, config, chunks=settings.chunks,
                                                                     out=grads, seed=(settings.seed, step, 1))
-                except InputError as error:                        # a layer noticed first: "alpha_ma must be finite ..."
+                except InputError as error:
+                    if "must be finite" not in str(error):         # a layer noticed first: "alpha_ma must be finite ..."
+                        raise
                     raise _diverged(step + 1, folder, str(error).split()[0]) from None
                 norm = optim.global_norm(grads)
                 if not math.isfinite(loss):

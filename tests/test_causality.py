@@ -398,8 +398,8 @@ def test_the_command_s_exit_codes(capsys):
 
 @pytest.mark.parametrize("target, options, message", [
     ("sotfmax", {}, "neither a run folder, nor module:function.*Did you mean 'softmax'"),
-    ("nowhere:f", {}, "cannot import nowhere:f"),
-    ("minattn.model:nothing", {}, "cannot import minattn.model:nothing"),
+    ("nowhere:f", {}, "cannot import nowhere: ModuleNotFoundError"),
+    ("minattn.model:nothing", {}, "minattn.model has nothing called 'nothing'"),
     (3, {}, "must be callable; got int"),
     (3, {"mechanism": "softmax"}, "must be callable"),
     (plain, {"mechanism": "sotfmax"}, "Did you mean 'softmax'"),

@@ -17,7 +17,7 @@ def lively(case, **others):
     config = config_of(case, **others)
     params, buffers, _, _ = inputs(config, seed=4)
     louder = {"c_proj": 6, "c_attn": 3}
-    return config, {name: a * louder.get(name.split(".")[-2], 1) for name, a in params.items() if "." in name}, buffers
+    return config, {name: a * louder.get(name.split(".")[-2], 1) for name, a in params.items()}, buffers
 
 
 def tokens(case, n=30, prompt=(3, 1, 4), size=8, **options):

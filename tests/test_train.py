@@ -286,7 +286,7 @@ def test_resume_of_a_finished_run_changes_no_number(finished, tmp_path, capsys):
     (dict(lr=1e30), "step 2: the loss is not finite; no checkpoint had been written yet"),
     (dict(lr=1e30, checkpoint_interval=1), "step 2: the loss is not finite; the last good checkpoint is"),
     (dict(lr=1e6, clip=0, warmup=0), "step 3: the gradient of wte.weight is not finite"),
-    (dict(lr=3e38, warmup=0), "step 1: the parameter wte.weight is not finite"),
+    (dict(lr=1e39, warmup=0), "step 1: the parameter wte.weight is not finite"),
     (dict(lr=1e10, attention="affine", n_layer=3), "step 2: alpha_ma is not finite"),
 ])
 def test_divergence(fields, message, corpus, tmp_path, capsys):
@@ -387,6 +387,14 @@ def test_damaged_checkpoint(how, stopped, finished, tmp_path, capsys):
     assert cli.main(["train", "--resume", str(folder)]) == 0 and outcome(folder) == outcome(finished())
 
 
+def test_killed_before_the_first_checkpoint(corpus, tmp_path, capsys):
+    folder = tmp_path / "run"
+    process("batch", 3, "train", *flags(**TINY, preset="nano", corpus=corpus, out=folder), code=KILLED)
+    assert cli.main(["train", "--resume", str(folder)]) == 2
+    assert "stopped before its first checkpoint: begin again with --overwrite" in capsys.readouterr().err
+    assert train(folder, corpus, overwrite=True) == 0
+
+
 def test_both_checkpoints_damaged(stopped, tmp_path, capsys):
     folder = copy(stopped, tmp_path / "run")
     cut(folder / runs.CHECKPOINT)
@@ -439,7 +447,7 @@ def test_edited_config(how, stopped, tmp_path, capsys):
     assert said.startswith("error: ") and said.count("\n") == 1 and contents(folder) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b'"x"', b"\xff\xfe", b"3"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b'"x"', b"\xff\xfe", b"3", b"[" * 10**6])
 def test_damaged_config(content, stopped, tmp_path, capsys):
     folder = copy(stopped, tmp_path / "run")
     (folder / runs.CONFIG).write_bytes(content)

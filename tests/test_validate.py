@@ -180,13 +180,8 @@ def torch_reference(mechanism):
 
 
 def alarms(report):
-    """What a check of a right implementation complains about, but for one thing that is known and true.
-
-    Autograd's gradient of the first key's energy, (e - e) / sqrt(0 + 1e-8), is the difference of two numbers 1e4 times
-    too large: in the literal reference it is off by 1e-3 in float32, and as large as the gradient itself in bfloat16.
-    """
-    return [(r.id, f.message) for r in report.failed for f in r.findings
-            if report.framework != "torch" or not re.search(r"^denergy is off .* at \[\d+, \d+, 0\]", f.message)]
+    """What a check of a right implementation complains about."""
+    return [(r.id, f.message) for r in report.failed for f in r.findings]
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
@@ -204,7 +199,7 @@ def test_torch_references_pass(mechanism):
     cases += [f for f in kit.family_names(mechanism) if f.split("_")[0] in ("sink", "gate", "alpha", "sigma")]
     for dtype in ("float32", "bfloat16"):
         found = check(mechanism, torch_reference(mechanism), framework="torch", dtype=dtype, cases=cases, show=False)
-        assert not alarms(found) and found.results
+        assert found.ok, alarms(found)
 
 
 @pytest.mark.slow
@@ -212,12 +207,13 @@ def test_torch_references_pass(mechanism):
 def test_no_false_alarm_in_20_runs(mechanism):
     pytest.importorskip("torch")
     for seed in SEEDS:
-        # the literal distances of all pairs would take gigabytes at T = 1025
-        cases = None if mechanism != "gaussian" else [c for c in kit.cases(mechanism, seed=seed) if "1025" not in c.id]
+        # T = 1025 takes most of the time (and the literal distances of all its pairs gigabytes): twice is enough
+        long = mechanism != "gaussian" and seed < 2
+        cases = [c for c in kit.cases(mechanism, seed=seed) if long or "1025" not in c.id]
         for framework, dtype in (("numpy", "float32"), ("torch", "float32"), ("torch", "bfloat16")):
             fn = MECHANISMS[mechanism] if framework == "numpy" else torch_reference(mechanism)
             found = check(mechanism, fn, framework=framework, dtype=dtype, cases=cases, seed=seed, show=False)
-            assert not alarms(found) and found.results, (seed, framework, dtype, alarms(found))
+            assert found.ok, (seed, framework, dtype, alarms(found))
 
 
 # ------------------------------------------------------------------------------------- what is wrong is found
@@ -429,6 +425,7 @@ def test_jax_functions_are_differentiated_by_jax():
 @pytest.mark.parametrize("kwargs, words", [
     ({"mechanism": "sofmax"}, "Did you mean 'softmax'"), ({"fn": 3}, "callable"),
     ({"fn": (softmax.forward, 3)}, "callable"), ({"cases": ["nothing"]}, "no case"),
+    ({"cases": []}, "no cases"), ({"cases": kit.cases("sink")}, "must be one of softmax"),
     ({"framework": "nunpy"}, "numpy"), ({"dtype": "float8"}, "float"), ({"device": "cuda"}, "cpu"),
     ({"exclude": ["windw"]}, "Did you mean 'window'"), ({"time_limit": 0}, "time_limit")])
 def test_questions_without_an_answer(kwargs, words):
@@ -605,3 +602,25 @@ def test_plugin_fails_in_plain_words(tmp_path):
     assert done.returncode == 1
     assert re.search(r"out is off by \S+ where \S+ is allowed: at \[", done.stdout) and "Traceback" not in done.stdout
     assert "1 failed, 2 skipped, 1 xfailed" in done.stdout and "gradients not covered" in done.stdout
+
+
+def test_the_guide_finds_its_bugs_and_its_repair_is_right(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    kernel, = (b for b in blocks("python") if "def attention" in b)
+    diff, = blocks("diff")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    (tmp_path / "tiled.py").write_text(kernel)
+    command = re.search(r"python -m minattn (check .*--quick.*)", GUIDE.read_text(encoding="utf-8"))[1].split()
+    assert cli.main(command) == 1
+    out = capsys.readouterr().out
+    told = [line for line in blocks("text")[0].splitlines() if line.startswith(("WRONG", "not covered"))]
+    assert len(told) > 2 and [line for line in out.splitlines() if line.startswith(("WRONG", "not covered"))] == told
+
+    lines = [line for line in diff.splitlines() if line]
+    for old, new in re.findall(r"((?:^-.*\n)+)((?:^\+.*\n)+)", "\n".join(lines) + "\n", re.MULTILINE):
+        old, new = (re.sub("^[-+]", "", text, flags=re.MULTILINE) for text in (old, new))
+        assert kernel.count(old) == 1
+        kernel = kernel.replace(old, new)
+    (tmp_path / "tiled.py").write_text(kernel)
+    assert cli.main(command) == 0

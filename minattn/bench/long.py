@@ -55,7 +55,7 @@ def _window(window, lengths, args, torch, problems):
         for row in sorted(rows, key=lambda row: row["T"]):
             label, (_, job) = row["side"], _jobs(window, row["T"], torch)[row["side"]]
             held, memory = group[label]("job", *job)["held"], group[label]("memory")
-            row["resident_bytes"], row["array_bytes"] = (max(0, memory[key] - before[label][key] - held) for key in ("resident", "arrays"))
+            row["resident_bytes"], row["array_bytes"] = (max(0, memory[key] - before[label][key] - held) for key in ("peak", "arrays"))
             row["extra_bytes"] = row["array_bytes"] if label == "minattn" else row["resident_bytes"]
     return rows
 

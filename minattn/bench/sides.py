@@ -76,7 +76,7 @@ def _serve(pipe, module, threads, trace):
                     work()
                     answer = [_seconds(work) for _ in range(arguments[0])]
                 else:
-                    answer = {"resident": peak_rss(), "arrays": tracemalloc.get_traced_memory()[1]}
+                    answer = {"peak": peak_rss(), "arrays": tracemalloc.get_traced_memory()[1]}
                 pipe.send((True, answer))
     except EOFError:
         pass

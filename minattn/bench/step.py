@@ -71,7 +71,7 @@ def suite(cells, args, torch, problems):
             compared = {label: answer for label, answer in answers.items() if label not in ("rate", "minattn softmax")}
             compare(what, compared, TOLERANCE, problems)
             times = take_turns(group, answers, args.repeat, problems)
-            peaks = {label: side("memory")["resident"] for label, side in group.items()}
+            peaks = {label: side("memory")["peak"] for label, side in group.items()}
         row = {"preset": preset, "attention": attention, "position": position, "job": job, "threads": args.threads, "peak_bytes": peaks,
                "turns": times, "checks": {label: answer["checks"] for label, answer in compared.items()}}
         rows.append({**row, **summary(row)})

@@ -31,7 +31,7 @@ flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_back
 
 
 class SinkAttention(torch.autograd.Function):
-    """softmax attention whose rows share their unit with a sink; q, k, v (B, H, T, D), sink (H,) -> (B, H, T, D)"""
+    """Softmax attention whose rows share their unit with a sink; q, k, v (B, H, T, D), sink (H,) -> (B, H, T, D)"""
 
     @staticmethod
     def forward(ctx, q, k, v, sink, scale, mask):
@@ -45,7 +45,8 @@ class SinkAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout):
         q, k, v, sink, out, total = ctx.saved_tensors
-        dq, dk, dv = flash_backward(dout, q, k, v, out, total, 0.0, ctx.mask is None, attn_mask=ctx.mask, scale=ctx.scale)
+        options = {"attn_mask": ctx.mask, "scale": ctx.scale}
+        dq, dk, dv = flash_backward(dout, q, k, v, out, total, 0.0, ctx.mask is None, **options)
         dsink = -(torch.exp(sink[:, None] - total) * (dout * out).sum(-1)).sum((0, 2))
         return dq, dk, dv, dsink, None, None
 
@@ -144,10 +145,12 @@ class GPT(gpt.GPT):
             decay = pos.decay_bias(T, T, pos.alibi_slopes(H))[None].to(like) if "decay" in self.positions else 0
             self.masks = [mask(window) + decay for window in self.windows]
         if "rope" in self.positions:
-            angle = pos._angles(T, C // H // 2, base=o["base"], start=o["start"])
-            pair = (lambda a, b: torch.cat([a, b], -1)) if o["pairs"] == "half" else (lambda a, b: torch.stack([a, b], -1).flatten(1))
-            self.cos = pair(angle.cos(), angle.cos()).to(like)
-            self.sin = pair(-angle.sin(), angle.sin()).to(like)
+            def both(a, b):
+                return torch.cat([a, b], -1) if o["pairs"] == "half" else torch.stack([a, b], -1).flatten(1)
+
+            angle = pos._angles(T, C // H // 2, base=o["base"], start=o["start"])          # (T, D/2)
+            self.cos = both(angle.cos(), angle.cos()).to(like)                             # (T, D)
+            self.sin = both(-angle.sin(), angle.sin()).to(like)
         if "sinusoidal" in self.positions:
             self.waves = pos.sinusoidal(T, C, base=o["base"], start=o["start"]).to(like)
 
@@ -162,7 +165,7 @@ class GPT(gpt.GPT):
             x = x + self.waves[:T]
         if "morlet" in self.positions:
             arrays = {name: self._get("position.morlet." + name) for name in ("log_omega", "log_sigma", "centre")}
-            x = x + pos.morlet(T, **arrays, admissible=self.position_options["admissible"], start=self.position_options["start"])
+            x = x + pos.morlet(T, **arrays, **{name: self.position_options[name] for name in ("admissible", "start")})
         return x
 
     def _rope(self, x, start=0):
@@ -182,7 +185,8 @@ class GPT(gpt.GPT):
         if (self.training and self.config["dropout"]) or (base == "gaussian" and o["eps"]):
             return super()._attention(i, x)
         mask = self.masks[i]
-        options = {"fused": self.fused, "causal": self.causal[:T, :T], "mask": None if mask is None else mask[..., :T, :T]}
+        mask = None if mask is None else mask[..., :T, :T]
+        options = {"fused": self.fused, "causal": self.causal[:T, :T], "mask": mask}
         if base == "gaussian":
             y = self._gaussian(x, self._get(a + "log_sigma"), options)
         else:
@@ -208,17 +212,19 @@ class GPT(gpt.GPT):
             u = F.rms_norm(u, u.shape[-1:], eps=1e-6)
         keys = self._rope(u)
         inverse = torch.exp(-2 * log_sigma)[:, None]                                       # (H, 1)
+        values = keys if self.options["rope_values"] else u
         # after the norm |x_j|^2 is D for every key, up to the norm's eps of 1e-6: in float32 that is rounding, and cancels
         constant = self.options["qk_norm"] and x.dtype == torch.float32
         key_bias = None if constant else (keys * keys).sum(-1) * (-0.5 * inverse)          # (B, H, T)
-        return attend(keys * inverse[..., None], keys, keys if self.options["rope_values"] else u, scale=1.0, key_bias=key_bias, **options)
+        return attend(keys * inverse[..., None], keys, values, scale=1.0, key_bias=key_bias, **options)
 
     def _affine(self, i, x, y, v):
         """alpha y + beta (sum of the visible v), y (B, H, T, D)"""
         o, a, T, window = self.options, f"h.{i}.attn.", x.shape[1], self.windows[i]
         logits = self._linear(x, a + "alpha_logits").transpose(1, 2)                       # (B, T, H) -> (B, H, T)
         alpha = torch.sigmoid(logits) if o["phi"] == "sigmoid" else F.hardtanh(0.1 * logits + 0.5, 0.0, 1.0)
-        count = {"total": T, "visible": torch.arange(1, T + 1, device=x.device).clamp(max=window or T)}.get(o["length"], o["length"])
+        counts = {"total": T, "visible": torch.arange(1, T + 1, device=x.device).clamp(max=window or T)}
+        count = counts.get(o["length"], o["length"])
         beta = (self._alpha_ma(a + "alpha_ma", logits)[:, None] - alpha) / count
         total = v.cumsum(2)
         if window is not None and window < T:
@@ -249,8 +255,8 @@ def generate(gpt, prompt, n_tokens, *, temperature=1.0, top_k=None, seed=0):
     Softmax attention without windows, embedded positions or RoPE, and no more than block_size tokens in view.
     """
     c, (B, T) = gpt.config, prompt.shape
-    fits = set(gpt.mechanisms) == {("softmax", False)} and not any(gpt.windows) and set(gpt.positions) <= {"none", "learned", "sinusoidal", "rope"}
-    if not fits or T + n_tokens > c["block_size"] + 1:
+    plain = set(gpt.mechanisms) == {("softmax", False)} and not any(gpt.windows) and "decay" not in gpt.positions
+    if not plain or T + n_tokens > c["block_size"] + 1:
         raise ValueError("generate: softmax attention without windows, and at most block_size tokens in view")
     H, D, wte = c["n_head"], c["n_embd"] // c["n_head"], gpt._get("wte.weight")
     codes = gpt._embed(prompt.new_zeros(1, c["block_size"]))[0] - wte[0]                   # (block_size, C)
@@ -263,7 +269,8 @@ def generate(gpt, prompt, n_tokens, *, temperature=1.0, top_k=None, seed=0):
         for i, (keys, values) in enumerate(past):
             q, k, v = gpt._qkv(i, gpt._norm(x, f"h.{i}.ln_1"))
             keys[:, :, start:end], values[:, :, start:end] = gpt._rope(k, start), v
-            y = F.scaled_dot_product_attention(gpt._rope(q, start), keys[:, :, :end], values[:, :, :end], is_causal=start == 0)
+            q, k, v = gpt._rope(q, start), keys[:, :, :end], values[:, :, :end]
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=start == 0)
             x = x + gpt._linear(y.transpose(1, 2).flatten(2), f"h.{i}.attn.c_proj")
             x = x + gpt._mlp(i, gpt._norm(x, f"h.{i}.ln_2"))
         logits = gpt._norm(x[:, -1:], "ln_f")[:, 0] @ wte.t()                              # (B, V)

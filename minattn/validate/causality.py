@@ -15,7 +15,6 @@ sequence's length only 3 and 4. Positions count from 0.
 """
 import dataclasses
 import hashlib
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 
 from minattn import attention, checks, data, model, ops, runs
 from minattn.errors import InputError
-from minattn.validate import cases, frameworks
+from minattn.validate import cases, frameworks, isolate
 
 FORMS = {"suffix": "change what follows: does what came before stay?",
          "gradient": "does the gradient reach no later input?",
@@ -78,7 +77,8 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
 
     target      a mechanism's name; a function with a mechanism's arguments (name the mechanism), as for
                 minattn.validate.check, called with causal=True and `options`; a run folder; (params, buffers, config);
-                or a function of tokens, (B, T) integers -> logits (B, T, V). "module:function" is imported
+                or a function of tokens, (B, T) integers -> logits (B, T, V). "module:function" and "file.py:function"
+                are imported
     framework   whose arrays the function takes, and who differentiates: "numpy" (a kernel's own backward), "torch" or
                 "jax". A function of tokens is differentiated by their embeddings: in torch each look-up of the tokens
                 in a table is noticed; in jax give the function attributes embed(tokens) and from_embeddings(embedded)
@@ -103,7 +103,10 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
         parts = run.checkpoint.params, run.checkpoint.buffers, run.config
         tokens = tokens or _windows(run, corpus, data_dir, rng)
     elif isinstance(target, (str, Path)):
-        target = load(target)
+        if ":" not in name:
+            raise InputError(f"{name!r} is neither a run folder, nor module:function, nor one of "
+                             f"{', '.join(attention.MECHANISMS)}.{checks.nearest(name, attention.MECHANISMS)}")
+        target = isolate.load(name)
     try:
         if parts is not None:
             parts = _float64(*parts)
@@ -437,21 +440,6 @@ def _few(sentences):
 
 def _said(error):
     return (error.finding if isinstance(error, frameworks.Problem) else frameworks.raised(error)).message
-
-
-def load(name):
-    """module:function -> the function; InputError says what is missing."""
-    place, colon, attribute = str(name).partition(":")
-    if not place or not attribute:
-        raise InputError(f"{str(name)!r} is neither a run folder, nor module:function, nor one of "
-                         f"{', '.join(attention.MECHANISMS)}.{checks.nearest(name, attention.MECHANISMS)}")
-    try:
-        found = importlib.import_module(place)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-        return found
-    except Exception as error:  # noqa: BLE001  importing runs somebody else's code
-        raise InputError(f"cannot import {name}: {type(error).__name__}: {error}") from None
 
 
 # -------------------------------------------------------------------------------------------------------------- command

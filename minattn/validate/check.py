@@ -104,8 +104,11 @@ def select(mechanism, cases=None, *, quick=False, seed=0, sizes=None):
     """The cases to run: a tuple of Case."""
     if cases is not None and not isinstance(cases, str):
         cases = tuple(cases)
+        if not cases:
+            raise InputError("no cases were chosen; leave `cases` out for all of them.")
         if all(isinstance(c, case_module.Case) for c in cases):
-            return cases or case_module.cases(mechanism, seed=seed, quick=quick, sizes=sizes)
+            checks.choice("the mechanism of these cases", cases[0].mechanism, (mechanism,))
+            return cases
     only = (cases,) if isinstance(cases, str) else cases
     return case_module.cases(mechanism, seed=seed, quick=quick and only is None, only=only, sizes=sizes)
 
@@ -210,8 +213,8 @@ def limited(work, seconds):
         thread.join(1)
         raise Problem("hang", f"did not come back within {seconds:g} s.")
     value, error = box[0]
-    if isinstance(error, SystemExit):
-        raise Problem("raised", f"tried to end the program: SystemExit({error.code!r}).")
+    if error is not None and not isinstance(error, Exception):
+        raise Problem("raised", f"tried to end the program: {error!r}.")
     if error is not None:
         raise error
     return value

@@ -128,7 +128,7 @@ class TorchAdapter(NumpyAdapter):
 
     def _convert(self, t, layout):
         if layout == "contiguous":
-            return t.to(self.device, self.type)
+            return t.to(self.type).to(self.device)
         wide = self.torch.empty(t.shape[:-1] + (2 * t.shape[-1],), dtype=self.type, device=self.device)[..., ::2]
         return wide.copy_(t)
 

@@ -26,7 +26,6 @@ KEPT = {
     "causal": "the plain statement of what most kernels are for: the first case to read when all of them fail",
     "noncausal": "what is left for a kernel without any mask, and the only case without an option",
     "repeated_tokens": "ties inside a causal row: sorting, caching by content and top-k go wrong here first",
-    "identical_tokens": "deviations and distances of exactly 0 in whole rows; one_token has them with a single key",
     "causality/suffix": "needs no right answer to compare with: serves whole models, to which no family applies",
     "causality/gradient": "as causality/suffix, for a leak through the backward alone",
     "causality/prefix": "as causality/suffix, for what depends on the length of the sequence",

@@ -193,15 +193,14 @@ def _energy_gate(e, alpha, tau, norm, p, ar):
     """log sigmoid(alpha (z - tau)) of (B, H, 1 or Tq, Tk), and the function that takes its gradient back."""
     Tk, alpha, tau = e.shape[-1], alpha[:, None, None], tau[:, None, None]
     z = e[..., None, :]
-    if norm != "none":                                                           # statistics: never below float32
-        st = ar if ar.name == "float64" else ar._replace(name="float32")
+    if norm != "none":
         last = {"key": np.arange(Tk), "prefix": p, "sequence": np.array([Tk - 1])}[norm]
         member = (np.arange(Tk) <= last[:, None]).astype(float)                  # (Q, Tk) whose statistics hold whom
         n = (last + 1.0)[:, None]
-        mean = st.round(st.dot(z, member.T)[..., 0, :, None] / n)                # (B, H, Q, 1)
-        c = st.round(z - mean)
-        std = np.sqrt(st.round(st.sum(member * c * c)[..., None] / n) + (0 if norm == "sequence" else 1e-8))
-        rstd = st.round(1 / np.maximum(std, 1e-8) if norm == "sequence" else np.where(n > 1, 1 / std, 0))
+        mean = ar.round(ar.dot(z, member.T)[..., 0, :, None] / n)                # (B, H, Q, 1)
+        c = ar.round(z - mean)
+        std = np.sqrt(ar.round(ar.sum(member * c * c)[..., None] / n) + (0 if norm == "sequence" else 1e-8))
+        rstd = ar.round(1 / np.maximum(std, 1e-8) if norm == "sequence" else np.where(n > 1, 1 / std, 0))
         z = ar.round(c * rstd)                                                   # (B, H, Q, Tk)
         if norm == "key":
             z = np.diagonal(z, axis1=-2, axis2=-1)[..., None, :]
@@ -215,11 +214,11 @@ def _energy_gate(e, alpha, tau, norm, p, ar):
         if norm == "none":
             return {"energy": dz[..., 0, :], **grads}
         dz = dz * np.eye(Tk) if norm == "key" else dz                            # (B, H, Q, Tk)
-        dc = st.round(dz * rstd)
-        dvar = -0.5 * rstd * rstd * rstd * st.sum(dz * c)[..., None]
+        dc = ar.round(dz * rstd)
+        dvar = ar.round(-0.5 * rstd * rstd * rstd * ar.sum(dz * c)[..., None])
         dvar = np.where(std < 1e-8, 0, dvar) if norm == "sequence" else dvar
-        de = dc + member / n * st.round(2 * dvar * c - st.sum(dc)[..., None])
-        return {"energy": ar.round(st.sum(_T(de))), **grads}
+        de = dc + member / n * ar.round(2 * dvar * c - ar.sum(dc)[..., None])
+        return {"energy": ar.sum(_T(de)), **grads}
 
     return ar.log_sigmoid(u), backward
 
