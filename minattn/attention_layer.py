@@ -4,7 +4,7 @@ Any mechanism of the registry works here without being named: an argument is a p
 parameter per head, or a buffer, as its row says. Only two shapes of input exist: q, k, v from one projection, or
 (Gaussian kernel) the channels themselves.
 """
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,8 @@ class Layer(NamedTuple):
     gate: str                  # "", "channel" or "head": a gate on top of the mechanism's output
     kernel: dict               # options of the mechanism's forward
     options: dict              # options of this layer
-    window: Optional[int]
-    rope: Optional[dict]       # options of rotary.forward
+    window: int | None
+    rope: dict | None       # options of rotary.forward
     decay: bool
 
     def reads(self, shape):

@@ -8,7 +8,7 @@ A query at position p sees key j when every rule that is on agrees:
 Query i sits at position p = i + Tk - Tq under align="end" (the last query sees the last key: what a key-value cache
 needs, and the default), or p = i under align="start". Libraries disagree; say which you mean when Tq != Tk.
 """
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from minattn.errors import InputError
 class Mask(NamedTuple):
     """The rules that depend on positions only; `allowed` is applied apart."""
     causal: bool = False
-    window: Optional[int] = None
+    window: int | None = None
     prefix: int = 0
     align: str = "end"
 
@@ -85,7 +85,7 @@ class Seen(NamedTuple):
     lo: np.ndarray                    # (Tq,)
     hi: np.ndarray                    # (Tq,)
     Tk: int
-    allowed: Optional[np.ndarray]     # broadcastable to (B, H, Tq, Tk)
+    allowed: np.ndarray | None     # broadcastable to (B, H, Tq, Tk)
 
 
 def seen(Tq, Tk, mask, allowed=None):

@@ -10,12 +10,12 @@ remembered but not learned, are a second dict. Neither is changed here.
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minattn import checks, ops
-from minattn.attention_layer import (attention_backward, attention_forward, attention_parameters, embeddings_of, plan)
+from minattn.attention_layer import attention_backward, attention_forward, attention_parameters, embeddings_of, plan
 from minattn.errors import InputError
 from minattn.positions import POSITIONS, morlet
 
@@ -37,7 +37,7 @@ class Config:
     attention_options: dict = field(default_factory=dict)
     position: str = "learned"        # "learned+rope" uses both
     position_options: dict = field(default_factory=dict)
-    window: Optional[int] = None     # keys that a query sees, itself included; None: all before it
+    window: int | None = None     # keys that a query sees, itself included; None: all before it
     window_pattern: str = ""         # by layer, S = block_size / 2 and L = all: "SSSL"; the last layer is always L
 
     def __post_init__(self):

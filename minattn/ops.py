@@ -5,7 +5,7 @@ gradient of a scalar with respect to y and the cache, and returns a dict keyed b
 float32 in gives float32 out, float64 gives float64. Nothing here remembers anything between calls.
 """
 import math
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
@@ -170,7 +170,7 @@ def _gelu_tanh(x, y, slope):
 
 
 def _gelu_exact(x, y, slope):
-    from scipy.special import erf                 # here and not above: NumPy has no erf, and only this form needs it
+    from scipy.special import erf  # here and not above: NumPy has no erf, and only this form needs it
     phi = (erf(x / math.sqrt(2)) + 1) / 2         # 1. Phi(x)
     np.multiply(x, phi, out=y)                    # 2. y = x Phi(x)
     slope[:] = phi + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
@@ -209,7 +209,7 @@ def embedding_backward(dy, cache):
 
 
 class DropoutCache(NamedTuple):
-    keep: Optional[np.ndarray]   # 0 or 1 / (1 - p); None where nothing is dropped
+    keep: np.ndarray | None   # 0 or 1 / (1 - p); None where nothing is dropped
 
 
 def keep_mask(shape, p, rng, dtype):

@@ -8,7 +8,7 @@ mask hides is never computed. Up to KEEP_BYTES the weights are kept for the back
 from the row's log-sum-exp, and no (Tq, Tk) array ever exists: memory grows with T, not with its square.
 """
 import math
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,14 +27,14 @@ class Cache(NamedTuple):
     v: np.ndarray                 # (B, H, Tk, Dv)
     out: np.ndarray               # (B, H, Tq, Dv)  the sink's gradient needs it
     lse: np.ndarray               # (B, H, Tq)      log of each row's denominator, sink included; -inf if it sees nothing
-    kept: Optional[list]          # per tile (P, dropout mask or None); None: made again from lse
+    kept: list | None          # per tile (P, dropout mask or None); None: made again from lse
     scale: float
     biases: tuple                 # arrays (4 axes) or objects with .tile / .gradient / .tile_backward
     bias_shapes: tuple            # the shapes in which array biases came (None for an object)
     bare: bool                    # one array, not in a tuple
-    sink: Optional[np.ndarray]    # (H,)
+    sink: np.ndarray | None    # (H,)
     mask: masks.Mask
-    allowed: Optional[np.ndarray]
+    allowed: np.ndarray | None
 
 
 class Tile(NamedTuple):

@@ -14,7 +14,7 @@ output at every position, depends on later tokens: not causal. The causal forms:
     "prefix"  statistics over the keys 1..i of the query: what sampling would compute; the gate depends on (i, j)
     "none"    z = e
 """
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,7 @@ EPS = 1e-8                                  # floor of the deviation ("sequence"
 class Cache(NamedTuple):
     attention: Any
     z: np.ndarray                 # (B, H, Tk)  normalised energy; for "prefix" e_j - e_1
-    closed: Optional[np.ndarray]  # (B, H, Tk)  1 - g
+    closed: np.ndarray | None  # (B, H, Tk)  1 - g
     stats: Any                    # what the normalisation needs to undo itself
     alpha: np.ndarray
     tau: np.ndarray

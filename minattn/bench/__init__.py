@@ -1,12 +1,15 @@
-"""How fast is it here? Training steps, attention over long sequences and generation, beside PyTorch where it is installed.
+"""How fast is it here? Training steps, long sequences, generation and whole runs, beside PyTorch where it is installed.
 
     python -m minattn bench --preset laptop --attention softmax,energy
 
-Every comparison is between equals: the same weights, the same batch, the same number of threads, float32, dropout 0, and
-PyTorch in its fastest correct form (minattn.torch_refs.fast), eager and compiled. The sides take turns, A B C A B C ...,
-each turn a few steps long, each side in its own process (minattn.bench.sides says why); what they compute is compared
-before anything is timed. Times are medians over all steps, with quartiles; ratios are medians over the turns of the
-ratio within a turn, so that a machine that slows down for a while slows both sides.
+Every comparison is between equals: the same weights, the same batch, the same number of threads, float32, dropout 0,
+and PyTorch in its fastest correct form (minattn.torch_refs.fast), eager and compiled. The sides take turns,
+A B C A B C ..., each turn a few steps long, each side in its own process (minattn.bench.sides says why); what they
+compute is compared before anything is timed. Times are medians over all steps, with quartiles; ratios are medians over
+the turns of the ratio within a turn, so that a machine that slows down for a while slows both sides.
+
+Run it on a machine that does nothing else: PyTorch's threads wait for each other at every operation, so a busy core
+costs it more than it costs a thread that has a chunk of its own, and the ratios flatter us.
 """
 import os
 
@@ -16,13 +19,15 @@ TORCH = "pip install torch==2.13.0"
 
 def add_arguments(parser):
     """The options of `python -m minattn bench`."""
-    parser.add_argument("--suite", default="step", choices=SUITES, help="training steps, long sequences, generation, whole runs; all: the first three (default %(default)s)")
-    parser.add_argument("--preset", default="nano,laptop,paper", help="sizes of the step and run suites (default %(default)s)")
-    parser.add_argument("--attention", help="mechanisms, comma-separated, options after a colon: energy:norm=prefix (default all)")
-    parser.add_argument("--position", help="positions, comma-separated (default learned; rope and morlet with softmax)")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="for every side (default %(default)s)")
-    parser.add_argument("--repeat", type=int, default=9, help="turns that each side takes (default %(default)s)")
-    parser.add_argument("--longest", type=int, default=16384, help="last length of the long suite (default %(default)s)")
+    default = " (default %(default)s)"
+    parser.add_argument("--suite", default="step", choices=SUITES,
+                        help="training steps, long sequences, generation, whole runs; all: the first three" + default)
+    parser.add_argument("--preset", default="nano,laptop,paper", help="sizes of the step and run suites" + default)
+    parser.add_argument("--attention", help="mechanisms with commas, options with colons: softmax,energy:norm=prefix (default all)")
+    parser.add_argument("--position", help="positions with commas (default learned; rope and morlet with softmax)")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="for every side" + default)
+    parser.add_argument("--repeat", type=int, default=9, help="turns that each side takes" + default)
+    parser.add_argument("--longest", type=int, default=16384, help="last length of the long suite" + default)
     parser.add_argument("--json", metavar="FILE", help="write every number")
     parser.add_argument("--picture", metavar="FILE", help="draw time and memory against length (long suite)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time")
@@ -54,6 +59,8 @@ def run(args):
     torch = importlib.util.find_spec("torch") is not None
     result, problems = {"machine": machine(args.threads)}, []
     print(describe(result["machine"]))
+    if result["machine"]["load"] > 0.5:
+        print("This machine is busy: that costs PyTorch more than it costs us, so wait for a quiet moment.")
     if not torch:
         print(f"PyTorch is not installed: these are NumPy's times alone. For the comparison: {TORCH}")
     if "step" in suites:
@@ -94,14 +101,15 @@ def machine(threads):
             cpu = next(line.partition(":")[2].strip() for line in info if line.startswith("model name"))
     except (OSError, StopIteration):
         cpu = platform.processor() or platform.machine()
-    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "load": load, "system": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(), "numpy": np.__version__, "blas": ", ".join(dict.fromkeys(blas)), "torch": torch,
-            "minattn": __version__}
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "load": load,
+            "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
+            "numpy": np.__version__, "blas": ", ".join(dict.fromkeys(blas)), "torch": torch, "minattn": __version__}
 
 
 def describe(about):
     """One sentence of it."""
-    return (f"{about['cpu']}, {about['cores']} cores ({about['system']}), {about['threads']} threads used; Python {about['python']}, "
-            f"NumPy {about['numpy']} ({about['blas']}), " + (f"PyTorch {about['torch']}, " if about["torch"] else "")
+    return (f"{about['cpu']}, {about['cores']} cores ({about['system']}), {about['threads']} threads used; "
+            f"Python {about['python']}, NumPy {about['numpy']} ({about['blas']}), "
+            + (f"PyTorch {about['torch']}, " if about["torch"] else "")
             + f"minattn {about['minattn']}; load when it began: {about['load']}")

@@ -1,6 +1,4 @@
 """Attention alone over long sequences, forward and backward: time and memory against T, and how fast they grow."""
-import math
-
 import numpy as np
 
 from minattn.bench.sides import compare, milliseconds, prepare, print_table, progress, ratio, sides, spread, take_turns
@@ -18,7 +16,8 @@ def suite(args, torch, problems):
     for window in WINDOWS:
         lengths = [T for T in LENGTHS if T <= args.longest]
         part = _window(window, lengths, args, torch, problems)
-        fits = [{"window": window, "side": side, "time": exponent(part, side, "seconds"), "memory": exponent(part, side, "extra_bytes")}
+        fits = [{"window": window, "side": side, "time": exponent(part, side, lambda row: row["seconds"]["median"]),
+                 "memory": exponent(part, side, lambda row: row["extra_bytes"])}
                 for side in dict.fromkeys(row["side"] for row in part)]
         _print(window, lengths, part, fits, args)
         rows += part
@@ -39,11 +38,13 @@ def _jobs(window, T, torch):
 
 def _window(window, lengths, args, torch, problems):
     """The rows of one kind of attention: each side at each length."""
-    rows, wanted = [], {label: (module, args.threads) for label, (module, _) in _jobs(window, lengths[0], torch).items()}
+    rows = []
+    wanted = {label: (module, args.threads) for label, (module, _) in _jobs(window, lengths[0], torch).items()}
     with sides(wanted) as group:
         for T in lengths:
             progress(f"attention over {T} tokens, {_kind(window)}: time")
-            answers = prepare(group, {label: job for label, (_, job) in _jobs(window, T, torch).items() if label in group}, problems)
+            jobs = {label: job for label, (_, job) in _jobs(window, T, torch).items() if label in group}
+            answers = prepare(group, jobs, problems)
             compare(f"attention, {_kind(window)}, T = {T}", answers, 1e-3, problems)
             times = take_turns(group, answers, args.repeat, problems, most=30)
             rows += [{"window": window, "side": label, "T": T, "seconds": spread(turns), "turns": turns,
@@ -55,16 +56,15 @@ def _window(window, lengths, args, torch, problems):
         for row in sorted(rows, key=lambda row: row["T"]):
             label, (_, job) = row["side"], _jobs(window, row["T"], torch)[row["side"]]
             held, memory = group[label]("job", *job)["held"], group[label]("memory")
-            row["resident_bytes"], row["array_bytes"] = (max(0, memory[key] - before[label][key] - held) for key in ("peak", "arrays"))
+            row["resident_bytes"] = max(0, memory["peak"] - before[label]["peak"] - held)
+            row["array_bytes"] = max(0, memory["arrays"] - before[label]["arrays"] - held)
             row["extra_bytes"] = row["array_bytes"] if label == "minattn" else row["resident_bytes"]
     return rows
 
 
-def exponent(rows, side, key):
+def exponent(rows, side, measure):
     """The p of c T^p that fits best, in logarithms, over the lengths from FIT_FROM on; None for fewer than two."""
-    points = [(row["T"], row["seconds"]["median"] if key == "seconds" else row[key]) for row in rows
-              if row["side"] == side and row["T"] >= FIT_FROM]
-    points = [(T, value) for T, value in points if value > 0]
+    points = [(row["T"], measure(row)) for row in rows if row["side"] == side and row["T"] >= FIT_FROM and measure(row) > 0]
     return float(np.polyfit(*np.log(points).T, 1)[0]) if len(points) > 1 else None
 
 
@@ -73,7 +73,8 @@ def _kind(window):
 
 
 def _print(window, lengths, rows, fits, args):
-    print(f"\nattention, {_kind(window)}: forward and backward, {HEADS} heads of {HEAD_SIZE} channels, float32, {args.threads} threads")
+    print(f"\nattention, {_kind(window)}: forward and backward, {HEADS} heads of {HEAD_SIZE} channels, float32, "
+          f"{args.threads} threads")
     labels = list(dict.fromkeys(row["side"] for row in rows))
     table = [("T", "", *(f"{label} ms" for label in labels), "/best", *(f"{label} MB" for label in labels))]
     for T in lengths:
@@ -83,6 +84,8 @@ def _print(window, lengths, rows, fits, args):
                       f"{max(others):.2f}" if others else "-",
                       *(f"{here[label]['extra_bytes'] / 1e6:.1f}" if label in here else "-" for label in labels)))
     print_table(table)
-    print(f"MB: what forward and backward take beyond q, k, v and dout, at their peak. Growth from T = {FIT_FROM}: "
-          + "; ".join(f"{fit['side']} time ~ T^{fit['time']:.2f}" + (f", memory ~ T^{fit['memory']:.2f}" if fit["memory"] else "")
-                      for fit in fits if fit["time"] and math.isfinite(fit["time"])) + ".")
+    print("MB: what forward and backward take beyond q, k, v and dout, at their peak (minattn: arrays; PyTorch: the process).")
+    grown = [f"{fit['side']} time ~ T^{fit['time']:.2f}" + (f", memory ~ T^{fit['memory']:.2f}" if fit["memory"] else "")
+             for fit in fits if fit["time"]]
+    if grown:
+        print(f"Growth from T = {FIT_FROM}: {'; '.join(grown)}.")

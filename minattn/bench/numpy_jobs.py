@@ -32,19 +32,22 @@ def step(spec, session):
     pool, _ = session
     config, params, buffers, x, y = step_inputs(spec)
     p, params, decayed = optim.flatten(params, spec["decay"])
-    shapes = {name: a.shape for name, a in sorted(params.items(), key=lambda item: item[1].__array_interface__["data"][0])}
+    in_memory_order = sorted(params, key=lambda name: params[name].__array_interface__["data"][0])
+    shapes = {name: params[name].shape for name in in_memory_order}
     g, m, v = (np.zeros_like(p) for _ in range(3))
     grads, count = optim.views_of(g, shapes), 0
 
     def work():
         nonlocal buffers, count
-        loss, buffers = parallel.loss_and_gradients(pool, params, buffers, x, y, config, chunks=spec["chunks"], out=grads)
+        loss, buffers = parallel.loss_and_gradients(pool, params, buffers, x, y, config, chunks=spec["chunks"],
+                                                    out=grads)
         norm = optim.global_norm(grads)
         factor = optim.clip_factor(norm, spec["clip"])
         if factor < 1:
             np.multiply(g, factor, out=g)
         count += 1
-        parallel.adamw(pool, p, g, m, v, decayed, count, spec["lr"], spec["weight_decay"], betas=spec["betas"], eps=spec["eps"])
+        parallel.adamw(pool, p, g, m, v, decayed, count, spec["lr"], spec["weight_decay"],
+                       betas=spec["betas"], eps=spec["eps"])
         return loss, norm
 
     return work, 0
@@ -54,12 +57,12 @@ def matmul(spec, session):
     """Each thread multiplies its own large square matrices: the rate that everything else is measured against."""
     pool, threads = session
     rng = np.random.default_rng(0)
-    arrays = [(*rng.standard_normal((2, MATMUL, MATMUL), np.float32), np.empty((MATMUL, MATMUL), np.float32)) for _ in range(threads)]
+    arrays = rng.standard_normal((3, threads, MATMUL, MATMUL), np.float32)
 
     def work():
-        list(pool.map(lambda abc: np.matmul(abc[0], abc[1], out=abc[2]), arrays))
+        list(pool.map(lambda a, b, out: np.matmul(a, b, out=out), *arrays))
 
-    return work, 0
+    return work, arrays.nbytes
 
 
 def attention_inputs(spec):
@@ -68,7 +71,7 @@ def attention_inputs(spec):
 
 
 def attention(spec, session):
-    """Softmax attention alone, forward and backward, its heads spread over the threads -> means of some rows of out, dq, dk, dv."""
+    """Softmax attention alone, forward and backward -> means of some rows of out, dq, dk, dv. Threads share the heads."""
     pool, threads = session
     inputs, H = attention_inputs(spec), spec["H"]
     bounds = np.linspace(0, H, min(threads, H) + 1).round().astype(int)

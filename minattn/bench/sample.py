@@ -23,7 +23,10 @@ def suite(args, torch, problems):
     rows = {label: {"tokens_per_second": tokens / spread(turns)["median"], "seconds": spread(turns), "turns": turns,
                     "speedup": 1 / ratio(times["minattn"], turns)} for label, turns in times.items()}
     print(f"\ngeneration, {PRESET}: {tokens} tokens from one, batch 1, greedy, key-value cache, float32")
-    print_table([("", "", "tokens/s", "quartiles", "minattn is faster by")]
-                + [(label, "", f"{row['tokens_per_second']:.0f}", f"{tokens / row['seconds']['q3']:.0f}-{tokens / row['seconds']['q1']:.0f}",
-                    "" if label == "minattn" else f"{row['speedup']:.2f}x") for label, row in rows.items()])
+    table = [("", "", "tokens/s", "quartiles", "minattn is faster by")]
+    for label, row in rows.items():
+        low, high = (tokens / row["seconds"][quartile] for quartile in ("q3", "q1"))
+        speedup = "" if label == "minattn" else f"{row['speedup']:.2f}x"
+        table.append((label, "", f"{row['tokens_per_second']:.0f}", f"{low:.0f}-{high:.0f}", speedup))
+    print_table(table)
     return {"preset": PRESET, "batch": 1, "tokens": tokens, "sides": rows}

@@ -41,7 +41,7 @@ class Side:
             done, value = self.pipe.recv()
         except EOFError:
             self.process.join(5)
-            raise SideFailed(f"{self.label}: its process ended unexpectedly, with code {self.process.exitcode}") from None
+            raise SideFailed(f"{self.label}: its process ended with code {self.process.exitcode}") from None
         if not done:
             raise SideFailed(f"{self.label}: {value}")
         return value
@@ -103,7 +103,8 @@ def peak_rss():
 @contextmanager
 def sides(wanted, trace=False):
     """Start a side for each label -> (module, threads); they end with the block, whatever happens."""
-    group = {label: Side(label, f"minattn.bench.{module}", threads, trace) for label, (module, threads) in wanted.items()}
+    group = {label: Side(label, f"minattn.bench.{module}", threads, trace)
+             for label, (module, threads) in wanted.items()}
     try:
         yield group
     finally:
@@ -112,7 +113,7 @@ def sides(wanted, trace=False):
 
 
 def prepare(group, jobs, problems):
-    """Give each side its job, (name, spec, how often to do it as a check), all at the same time -> label -> its answer."""
+    """Give each side its job (name, spec, how often to do it as a check), all at the same time -> label -> its answer."""
     for label, job in jobs.items():
         group[label].ask("job", *job)
     return {label: answer for label in jobs if (answer := _answer(group, label, problems)) is not None}
@@ -131,7 +132,10 @@ def _answer(group, label, problems):
 
 
 def take_turns(group, labels, turns, problems, most=math.inf):
-    """Time these sides in turn -> label -> a list of seconds for each turn; after 3 turns no more than fit into `most` seconds."""
+    """Time these sides in turn -> label -> a list of seconds for each turn.
+
+    After 3 turns, no more than fit into `most` seconds.
+    """
     def one(label, steps):
         group[label].ask("time", steps)
         return _answer(group, label, problems)
@@ -180,7 +184,8 @@ def print_table(rows):
     """Columns to the right, but the first two."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(text.ljust(width) if i < 2 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths))).rstrip())
+        cells = [text.ljust(width) if i < 2 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths))]
+        print("  ".join(cells).rstrip())
 
 
 def milliseconds(times):

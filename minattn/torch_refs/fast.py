@@ -213,7 +213,7 @@ class GPT(gpt.GPT):
         keys = self._rope(u)
         inverse = torch.exp(-2 * log_sigma)[:, None]                                       # (H, 1)
         values = keys if self.options["rope_values"] else u
-        # after the norm |x_j|^2 is D for every key, up to the norm's eps of 1e-6: in float32 that is rounding, and cancels
+        # after the norm |x_j|^2 is D for every key, up to the norm's eps of 1e-6: rounding, in float32, and it cancels
         constant = self.options["qk_norm"] and x.dtype == torch.float32
         key_bias = None if constant else (keys * keys).sum(-1) * (-0.5 * inverse)          # (B, H, T)
         return attend(keys * inverse[..., None], keys, values, scale=1.0, key_bias=key_bias, **options)

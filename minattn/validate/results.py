@@ -1,0 +1,214 @@
+"""Golden vectors, the reader's side: files of tensors in and out, and a program's results held against the answers."""
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minattn import checks
+from minattn.attention import MECHANISMS
+from minattn.errors import InputError
+from minattn.validate.literal import EPS
+
+INDEX, PAYLOAD, SCHEMA = "index.json", "vectors.safetensors", "schema.json"
+CODES = {"F64": ("float64", "<f8"), "F32": ("float32", "<f4"), "F16": ("float16", "<f2"), "BF16": ("bfloat16", "<u2"),
+         "BOOL": ("bool", "|b1")}
+
+
+def pack(tensors):
+    """Arrays -> the bytes of a safetensors file, in an order that depends on nothing but names and sizes."""
+    codes = {name: code for code, (name, _) in CODES.items()}
+    header, parts, end = {}, [], 0
+    for key, x in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        parts.append(x.astype(x.dtype.newbyteorder("<")).tobytes())
+        header[key] = {"dtype": codes[str(x.dtype)], "shape": list(x.shape), "data_offsets": [end, end + x.nbytes]}
+        end += x.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(parts)
+
+
+def unpack(content, where):
+    """The bytes of a safetensors file -> {key: (precision, array)}; float16 and bfloat16 come as float32."""
+    try:
+        size = int.from_bytes(content[:8], "little")
+        header, content, tensors = json.loads(content[8:8 + size]), content[8 + size:], {}
+        for key, about in header.items():
+            if key != "__metadata__":
+                start, end = about["data_offsets"]
+                x = _numbers(content[start:end], about["dtype"])
+                tensors[key] = CODES[about["dtype"]][0], x.reshape(about["shape"])
+        return tensors
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where} is damaged, or holds other types than {', '.join(CODES)} "
+                         f"({type(error).__name__}: {error}).") from None
+
+
+def _numbers(content, code):
+    x = np.frombuffer(content, CODES[code][1])
+    if code == "BF16":
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32) if code == "F16" else x
+
+
+def read_results(where):
+    """What a program wrote -> {"caseId/tensor": (precision, array)}.
+
+    `where` is a safetensors file with keys caseId/tensor, or a folder of such files and of raw ones, named
+    caseId.tensor.f32.bin (or f64, f16, bf16): little-endian, row-major. A case that the program refused, as it should
+    refuse the invalid ones, is an empty tensor caseId/rejected or a file caseId.rejected.
+    """
+    where, results = Path(where), {}
+    if not where.exists():
+        raise InputError(f"cannot read results from {where}: there is no such file or folder.")
+    try:
+        for path in sorted(where.iterdir()) if where.is_dir() else [where]:
+            case_id, *rest = path.name.split(".")
+            if path.suffix == ".safetensors":
+                results.update(unpack(path.read_bytes(), path))
+            elif rest == ["rejected"]:
+                results[f"{case_id}/rejected"] = "float32", np.zeros(0)
+            elif path.suffix == ".bin":
+                if len(rest) != 3 or (code := rest[1].upper()) not in CODES:
+                    raise InputError(f"{path} must be called caseId.tensor.f32.bin (or f64, f16, bf16).")
+                try:
+                    results[f"{case_id}/{rest[0]}"] = CODES[code][0], _numbers(path.read_bytes(), code)
+                except ValueError:
+                    raise InputError(f"{path} ends in the middle of a number of type {rest[1]}.") from None
+    except OSError as error:
+        raise InputError(f"cannot read results from {where}: {error.strerror}.") from None
+    if not results:
+        raise InputError(f"{where} holds no results: neither .safetensors nor caseId.tensor.f32.bin files.")
+    return results
+
+
+def read(folder):
+    """A folder of vectors -> its index, {"caseId/tensor": array}; InputError if anything is missing or damaged."""
+    folder = Path(folder)
+    try:
+        index, payload = json.loads((folder / INDEX).read_bytes()), (folder / PAYLOAD).read_bytes()
+        whole = index["sha256"] == hashlib.sha256(payload).hexdigest()
+    except OSError as error:
+        raise InputError(f"{folder} is no folder of vectors ({Path(error.filename).name}: {error.strerror}); "
+                         f"write one with: python -m minattn vectors write {folder}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / INDEX} is damaged ({type(error).__name__}: {error}).") from None
+    if not whole:
+        raise InputError(f"{folder / PAYLOAD} is not the one that {INDEX} describes: its sha256 differs.")
+    return index, {key: x for key, (_, x) in unpack(payload, folder / PAYLOAD).items()}
+
+
+class Row(NamedTuple):
+    case: str
+    tensor: str
+    status: str               # "passed", "failed" or "not covered"
+    precision: str = ""
+    error: float = 0.0        # the largest
+    bound: float = 0.0
+    rms: float = 0.0          # of the error, relative to that of the truth
+    note: str = ""
+
+    def __str__(self):
+        return f"{self.case:40} {self.tensor:13} {self.error:8.1e} {self.bound:8.1e} {self.rms:8.1e}  {self.note}"
+
+
+class Report(NamedTuple):
+    rows: list
+
+    def having(self, status):
+        return [row for row in self.rows if row.status == status]
+
+    @property
+    def ok(self):
+        return bool(self.having("passed")) and not self.having("failed")
+
+    def to_json(self):
+        return {"ok": self.ok, "rows": [row._asdict() for row in self.rows]}
+
+    def __str__(self):
+        failed, measured = self.having("failed"), [row for row in self.having("passed") if row.bound]
+        lines = [f"{'case':40} {'tensor':13} {'error':>8} {'bound':>8} {'rms':>8}", *map(str, failed)] if failed else []
+        if measured:
+            row = max(measured, key=lambda row: row.error / row.bound)
+            lines.append(f"closest that passed: {row.case} {row.tensor}, at {row.error / row.bound:.0%} of its bound")
+        counts = ", ".join(f"{len(self.having(status))} {status}" for status in ("passed", "failed", "not covered"))
+        return "\n".join([*lines, f"tensors: {counts}"])
+
+
+def check(folder, results=None, precision=None):
+    """Compare what a program made of the vectors in a folder with the answers -> Report
+
+    results    a file or folder (see read_results), or {"caseId/tensor": array}; None checks this package's own kernels
+    precision  each tensor is held to the budget of its own type, or of this one
+    """
+    index, truth = read(folder)
+    if precision is not None:
+        checks.choice("precision", precision, ("float64", *EPS))
+    if results is None:
+        return Report([row for dtype in ("float64", "float32")
+                       for row in _rows(index, truth, own_results(index, truth, dtype), dtype)])
+    if isinstance(results, dict):
+        results = {key: (str(x.dtype), x) for key, x in results.items()}
+    else:
+        results = read_results(results)
+    return Report(_rows(index, truth, results, precision))
+
+
+def _rows(index, truth, results, precision):
+    rows, given = [], {}
+    for key in results:
+        given.setdefault(key.partition("/")[0], set()).add(key.partition("/")[2])
+    for case in index["cases"]:
+        name, tensors = case["caseId"], given.pop(case["caseId"], set())
+        if case["result"] == "invalid":
+            status = "failed" if tensors - {"rejected"} else "passed" if tensors else "not covered"
+            rows.append(Row(name, "rejected", status, note=f"to be refused: {case['note']}"))
+            continue
+        if "rejected" in tensors:
+            rows.append(Row(name, "rejected", "failed", note="a valid case was refused"))
+        for tensor, about in case["tensors"].items():
+            if "budgets" in about:
+                came, x = results.get(f"{name}/{tensor}", ("", None))
+                bound = about["budgets"].get(precision or came)
+                if x is None or bound is None:
+                    note = "not in the results" if x is None else f"{precision or came} cannot hold this case"
+                    rows.append(Row(name, tensor, "not covered", precision or came, note=note))
+                else:
+                    row = Row(name, tensor, "failed", precision or came, np.inf, bound)
+                    rows.append(_compare(row, x, truth[f"{name}/{tensor}"]))
+        given[name] = tensors - case["tensors"].keys() - {"rejected"}
+    strange = sorted((name, tensor) for name, tensors in given.items() for tensor in tensors)
+    return rows + [Row(*key, "failed", note="the index has no such tensor") for key in strange]
+
+
+def _compare(row, x, expected):
+    if x.size != expected.size or x.ndim != 1 and x.shape != expected.shape:
+        return row._replace(note=f"its shape must be {expected.shape}; got {x.shape}")
+    x = x.reshape(expected.shape).astype(float)
+    with np.errstate(invalid="ignore"):
+        error = np.where(x == expected, 0, np.abs(x - expected))             # -inf where -inf is due
+    error[np.isnan(error)] = np.inf
+    at = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
+    due = np.where(np.isfinite(expected), expected, 0)
+    return row._replace(status="passed" if error[at] <= row.bound else "failed", error=float(error[at]),
+                        rms=float(np.sqrt((error**2).sum() / max((due**2).sum(), 1e-300))),
+                        note=f"at {at}: expected {expected[at]:.9g}, got {x[at]:.9g}")
+
+
+def own_results(index, truth, dtype):
+    """This package's kernels on the inputs of every case, as any program would take part."""
+    results = {}
+    for case in index["cases"]:
+        x = {name: truth[f"{case['caseId']}/{name}"] for name, about in case["tensors"].items()
+             if about["role"] in ("input", "cotangent")}
+        x = {name: a if a.dtype == bool else a.astype(dtype) for name, a in x.items()}
+        dout, module = x.pop("dout"), MECHANISMS[case["mechanism"]].module
+        try:
+            out, cache = module.forward(**x, **case["attributes"])[:2]
+        except InputError:
+            results[f"{case['caseId']}/rejected"] = dtype, np.zeros(0)
+            continue
+        grads = {f"d{name}": a for name, a in module.backward(dout, cache).items()}
+        results.update({f"{case['caseId']}/{name}": (dtype, a) for name, a in {"out": out, **grads}.items()})
+    return results

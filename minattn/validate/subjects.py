@@ -1,0 +1,185 @@
+"""What the causality certificate asks its questions of: a kernel, a model, or a function of tokens, all in one shape."""
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minattn import model
+from minattn.errors import InputError
+from minattn.validate import cases, frameworks
+
+LARGE, LARGE16 = 1e5, 100.0                   # a kernel's numbers are also taken this large (float16: the second), with
+                                              # visible scores far below any finite number that may stand for -infinity
+TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
+
+
+class Subject(NamedTuple):
+    """What the questions are asked of: a function of named arrays, in which positions lie along one axis."""
+    name: str
+    draw: Callable           # (way, rng, unlike) -> an input of full length, in one of two ways; unlike another one
+    axes: dict               # name -> axis of the positions; arrays that have none do not count as content
+    value: Callable          # x -> (T, n), the outputs by position
+    gradient: Callable       # (x, i, rng) -> {name: (T, n)}, from a random mix of the outputs at position i
+    tolerance: Callable      # -> how exact a prefix must be, relative to outputs above 1
+
+
+class NotCovered(Exception):
+    """Why a form cannot be asked of this subject."""
+
+
+def _kernel(fn, row, framework, options, backward, dtype, device, length, sizes):
+    target, adapter = frameworks.resolve(fn, backward), frameworks.adapter(framework, dtype, device)
+    size = {**cases.SIZES, "B": 1, "D": 5, "Dv": 3, **sizes, "Tq": length, "Tk": length, "T": length}
+    size.setdefault("Dv or 1", size["Dv"])
+    symbols = {name: [s.strip() for s in shape.strip("()").split(",") if s.strip()]
+               for name, shape in row.arguments.items()}
+    axes = {name: axis for name, shape in symbols.items() for axis, s in enumerate(shape) if s[0] == "T"}
+
+    def draw(way, rng, unlike=None):
+        x = {name: cases.draw(name, tuple(size[s] for s in shape), rng) for name, shape in symbols.items()}
+        if way:
+            x.update({name: x[name] * (LARGE16 if dtype == "float16" else LARGE) for name in axes})
+            x.update({"k": -x["q"]} if "q" in x else {})                 # a token's score with itself is far below 0
+        return x
+
+    def call(x, i=None, rng=None):
+        T = x[next(iter(axes))].shape[2]
+        shape = (size["B"], size["H"], T, size["D" if "x" in x else "Dv"])
+        dout = np.zeros(shape)
+        if i is not None:
+            dout[:, :, i] = cases.draw("dout", shape[:2] + shape[3:], rng)
+        case = cases.Case(id="causality", family="causality", mechanism=row.name, arrays=x, cotangent=dout,
+                          options={"causal": True, **options}, flags=frozenset(), quick=False, seed=0)
+        done = frameworks.run(target, adapter, case, x, shape, tuple(axes) if i is not None else ())
+        if done.findings:
+            raise NotCovered(done.findings[0].message)
+        return done.tensors
+
+    def gradient(x, i, rng):
+        if not adapter.autodiff and target.backward is None:
+            raise NotCovered("a NumPy function needs a backward of its own for this: give backward=, or a pair")
+        try:
+            grads = call(x, i, rng)
+        except frameworks.Problem as problem:
+            raise NotCovered(problem.finding.message) from None
+        return {name: _by_position(grads["d" + name], axis) for name, axis in axes.items()}
+
+    given = ", ".join(f"{name}={value}" for name, value in options.items())
+    name = target.name.removeprefix("minattn.attention.") + f" ({given})" * bool(given)
+    return Subject(name, draw, axes, lambda x: _by_position(call(x)["out"], 2), gradient, lambda: _tolerance(dtype))
+
+
+def _of_tokens(name, fn, V, T, gradient, tolerance):
+    """fn: tokens (B, T) -> logits (B, T, V), both NumPy arrays."""
+    def draw(way, rng, unlike=None):
+        if unlike is None:
+            return {"tokens": rng.integers(0, V, (2, T))}
+        if V < 2:
+            raise NotCovered("with a vocabulary of one token nothing can be changed")
+        return {"tokens": (unlike["tokens"] + rng.integers(1, V, (2, T))) % V}
+
+    return Subject(name, draw, {"tokens": 1}, lambda x: _by_position(fn(x["tokens"]), 1), gradient, tolerance)
+
+
+def _float64(params, buffers, config):
+    as64 = lambda arrays: {name: np.asarray(a, np.float64) for name, a in arrays.items()}            # noqa: E731
+    return as64(params), as64(buffers or {}), config
+
+
+def _model(params, buffers, config, name, length):
+    def gradient(x, i, rng):
+        """Give every position a token of its own: then the gradient of the table is that of the embedded inputs.
+
+        Row V + n of a longer table repeats the embedding of the token at position n. Nothing predicts such a token, so
+        its row hears from the input only, although the table is also the output head.
+        """
+        tokens, V = x["tokens"][0], config.vocab_size
+        n = len(tokens)
+        longer = dataclasses.replace(config, vocab_size=V + n)
+        table = {"wte.weight": np.concatenate([params["wte.weight"], params["wte.weight"][tokens]])}
+        cache = model.forward({**params, **table}, V + np.arange(n)[None], longer, buffers=buffers)[2]
+        dlogits = np.zeros((1, n, V + n))
+        dlogits[0, i, :V] = rng.standard_normal(V)
+        return {"embedding": model.backward(cache, longer, dlogits=dlogits)["wte.weight"][V:]}
+
+    return _of_tokens(name, lambda x: model.forward(params, x, config, buffers=buffers)[0], config.vocab_size,
+                      min(length, config.block_size), gradient, lambda: TOLERANCE["float64"])
+
+
+def _function(fn, framework, device, length, vocab_size):
+    if not callable(fn):
+        raise InputError(f"the function to certify must be callable; got {type(fn).__name__}.")
+    adapter, came = frameworks.adapter(framework, "float32", device), {}
+    name = getattr(fn, "__name__", type(fn).__name__)
+
+    def array(x):
+        if framework == "torch":
+            return adapter.torch.from_numpy(x.copy()).to(adapter.device)
+        return x.copy() if framework == "numpy" else adapter.jax.device_put(x.astype(np.int32), adapter.device)
+
+    def value(x):
+        out = fn(array(x))
+        shape = tuple(getattr(out, "shape", ()))
+        if not adapter.belongs(out) or len(shape) != 3 or shape[:2] != x.shape:
+            raise InputError(f"{name} must return logits (B, T, V) of {framework} for tokens (B, T); for {x.shape} it "
+                             f"returned {shape if adapter.belongs(out) else type(out).__name__}.")
+        came["dtype"] = adapter.dtype_of(out)
+        return adapter.numbers(out)
+
+    V = value(np.zeros((1, 1), np.int64)).shape[2] if vocab_size is None else vocab_size      # as many tokens as logits
+
+    def gradient(x, i, rng):
+        tokens, mix = array(x["tokens"][:1]), rng.standard_normal(V)
+        if framework == "torch":
+            grads = _torch_gradient(adapter.torch, fn, tokens, i, mix)
+        elif framework == "jax" and hasattr(fn, "from_embeddings"):
+            out, back = adapter.jax.vjp(fn.from_embeddings, fn.embed(tokens))
+            grads = back(adapter.jax.numpy.zeros_like(out).at[0, i].set(mix.astype(out.dtype)))
+        else:
+            raise NotCovered("a gradient needs framework torch, or jax and attributes embed and from_embeddings")
+        return {f"embedding {n}": adapter.numbers(g).reshape(tokens.shape[1], -1) for n, g in enumerate(grads)}
+
+    return _of_tokens(name, value, V, length, gradient, lambda: _tolerance(came["dtype"]))
+
+
+def _torch_gradient(torch, fn, tokens, i, mix):
+    """The gradient of the mixed logits at position i with respect to each embedding of the tokens -> list of tensors"""
+    from torch.overrides import TorchFunctionMode
+    leaves: list[Any] = []
+
+    def is_tokens(a):
+        return (isinstance(a, torch.Tensor) and not a.is_floating_point() and a.numel() == tokens.numel()
+                and bool((a.reshape(-1) == tokens.reshape(-1)).all()))
+
+    class Watch(TorchFunctionMode):
+        """Whatever looks the tokens up in a table: its result becomes an input that asks for a gradient."""
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            flat = [b for a in (*args, *(kwargs or {}).values()) for b in (a if isinstance(a, tuple) else (a,))]
+            if isinstance(out, torch.Tensor) and out.is_floating_point() and any(map(is_tokens, flat)):
+                out = out.detach().requires_grad_()
+                leaves.append(out)
+            return out
+
+    with torch.enable_grad(), Watch():
+        out = fn(tokens)
+    grads = []
+    if leaves and out.requires_grad:
+        mixed = (out[0, i] * torch.as_tensor(mix).to(out)).sum()
+        grads = [g for g in torch.autograd.grad(mixed, leaves, allow_unused=True) if g is not None]
+    if not grads:
+        raise NotCovered("no path of gradients from a look-up of the tokens to the logits (no_grad, detach, compiled?)")
+    return grads
+
+
+def _by_position(a, axis):
+    """(.., T, ..) -> (T, n)"""
+    return np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1)
+
+
+def _tolerance(dtype):
+    if dtype not in TOLERANCE:
+        raise NotCovered(f"{dtype} is too coarse to tell: use float64")
+    return TOLERANCE[dtype]
