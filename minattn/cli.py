@@ -102,7 +102,7 @@ def _train_arguments(parser):
             elif kind is bool:
                 section.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
             else:
-                section.add_argument(flag, type=int if kind in (int, typing.Optional[int]) else kind, metavar=field.name.upper())
+                section.add_argument(flag, type=int if kind in (int, int | None) else kind, metavar=field.name.upper())
 
 
 def _option(text):
@@ -213,7 +213,8 @@ def run_list(args):
          + [(name, p.arxiv or "", p.summary, _file(p.module), p.kind, _options(p.options)) for name, p in POSITIONS.items()])
     print()
     show([("preset", "layers", "heads", "channels", "block", "batch", "steps")]
-         + [(name, *(str(p[k]) for k in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "steps"))) for name, p in PRESETS.items()])
+         + [(name, *(str(preset[key]) for key in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "steps")))
+            for name, preset in PRESETS.items()])
     print("\nAny attention with +gated on top (affine+gated); several by layer (energy,softmax); several positions (learned+rope).")
     return 0
 

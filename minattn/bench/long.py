@@ -64,7 +64,8 @@ def _window(window, lengths, args, torch, problems):
 
 def exponent(rows, side, measure):
     """The p of c T^p that fits best, in logarithms, over the lengths from FIT_FROM on; None for fewer than two."""
-    points = [(row["T"], measure(row)) for row in rows if row["side"] == side and row["T"] >= FIT_FROM and measure(row) > 0]
+    mine = [row for row in rows if row["side"] == side and row["T"] >= FIT_FROM]
+    points = [(row["T"], measure(row)) for row in mine if measure(row) > 0]
     return float(np.polyfit(*np.log(points).T, 1)[0]) if len(points) > 1 else None
 
 
@@ -84,8 +85,7 @@ def _print(window, lengths, rows, fits, args):
                       f"{max(others):.2f}" if others else "-",
                       *(f"{here[label]['extra_bytes'] / 1e6:.1f}" if label in here else "-" for label in labels)))
     print_table(table)
-    print("MB: what forward and backward take beyond q, k, v and dout, at their peak (minattn: arrays; PyTorch: the process).")
-    grown = [f"{fit['side']} time ~ T^{fit['time']:.2f}" + (f", memory ~ T^{fit['memory']:.2f}" if fit["memory"] else "")
-             for fit in fits if fit["time"]]
+    print("MB: what it takes beyond q, k, v and dout, at its peak (minattn: arrays; PyTorch: growth of the process).")
+    grown = [f"{fit['side']} time ~ T^{fit['time']:.2f}, memory ~ T^{fit['memory'] or 0:.2f}" for fit in fits if fit["time"]]
     if grown:
         print(f"Growth from T = {FIT_FROM}: {'; '.join(grown)}.")

@@ -71,7 +71,7 @@ def attention_inputs(spec):
 
 
 def attention(spec, session):
-    """Softmax attention alone, forward and backward -> means of some rows of out, dq, dk, dv. Threads share the heads."""
+    """Softmax attention alone, forward and backward -> means of rows of out, dq, dk, dv. Threads share the heads."""
     pool, threads = session
     inputs, H = attention_inputs(spec), spec["H"]
     bounds = np.linspace(0, H, min(threads, H) + 1).round().astype(int)

@@ -113,7 +113,7 @@ def sides(wanted, trace=False):
 
 
 def prepare(group, jobs, problems):
-    """Give each side its job (name, spec, how often to do it as a check), all at the same time -> label -> its answer."""
+    """Give each side its job (name, spec, how often to do it as a check), all at once -> label -> its answer."""
     for label, job in jobs.items():
         group[label].ask("job", *job)
     return {label: answer for label in jobs if (answer := _answer(group, label, problems)) is not None}

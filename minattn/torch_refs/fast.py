@@ -103,11 +103,11 @@ def windowed(q, k, v, window):
 
 
 def running_statistics(e, eps):
-    """Mean and 1 / sqrt(variance + eps) of the keys up to each; e (B, H, T) -> twice (B, H, T)"""
+    """Mean and 1 / sqrt(variance + eps) of the keys up to each, 0 where that is one; e (B, H, T) -> twice (B, H, T)"""
     count = torch.arange(1, e.shape[-1] + 1, dtype=e.dtype, device=e.device)
     mean = e.cumsum(-1) / count
     squares = ((e - F.pad(mean[..., :-1], (1, 0))) * (e - mean)).cumsum(-1)   # Welford: no difference of large numbers
-    return mean, torch.rsqrt(squares / count + eps)
+    return mean, torch.where(count > 1, torch.rsqrt(squares / count + eps), 0)
 
 
 class GPT(gpt.GPT):
