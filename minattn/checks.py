@@ -25,7 +25,7 @@ def number(what, value, low=None, *, integer=False, above=None, high=None):
     """Raise unless `value` is a finite number (an integer if asked) with low <= value <= high and value > above."""
     kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
     kind = "an integer" if integer else "a finite number"
-    if isinstance(value, bool) or not isinstance(value, kinds) or not np.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, kinds) or not -np.inf < value < np.inf:
         raise InputError(f"{what} must be {kind}; got {value!r}.")
     if (low is not None and value < low) or (above is not None and value <= above) or (high is not None and value > high):
         bounds = [f"at least {low}"] * (low is not None) + [f"above {above}"] * (above is not None)

@@ -97,6 +97,8 @@ def _read_text(path):
     place = Path(os.path.expanduser(path))
     if os.path.isdir(place):
         raise InputError(f"{path!r} is a directory; give the path of one text file.")
+    if os.path.exists(place) and not os.path.isfile(place):
+        raise InputError(f"{path!r} is a device or a pipe; give the path of one text file.")
     try:
         content = place.read_bytes()
     except FileNotFoundError:

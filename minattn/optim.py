@@ -63,7 +63,7 @@ def adamw(p, g, m, v, step, lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.
 
 
 def global_norm(grads):
-    """sqrt of the sum of squares over a dict of arrays, summed in float64 and always in the same order."""
+    """sqrt of the sum of squares over a dict of arrays: each in its own precision, added in float64, always in one order."""
     return math.sqrt(sum(float(np.dot(g.ravel(), g.ravel())) for g in grads.values()))
 
 

@@ -57,10 +57,11 @@ def scaling(rows, path):
             mine = sorted((row for row in rows if row["side"] == side and row["window"] == window), key=lambda row: row["T"])
             if mine:
                 T = [row["T"] for row in mine]
-                line = {"color": COLOURS[sides.index(side) % len(COLOURS)], "ls": style, "marker": "o", "ms": 4, "lw": 1.6,
-                        "label": f"{side}, {'full' if window is None else f'window {window}'}"}
-                left.plot(T, [row["seconds"]["median"] for row in mine], **line)
-                left.fill_between(T, *([row["seconds"][q] for row in mine] for q in ("q1", "q3")), color=line["color"], alpha=0.15, lw=0)
+                colour, kind = COLOURS[sides.index(side) % len(COLOURS)], "full" if window is None else f"window {window}"
+                line = {"color": colour, "ls": style, "marker": "o", "ms": 4, "lw": 1.6, "label": f"{side}, {kind}"}
+                low, middle, high = ([row["seconds"][q] for row in mine] for q in ("q1", "median", "q3"))
+                left.plot(T, middle, **line)
+                left.fill_between(T, low, high, color=colour, alpha=0.15, lw=0)
                 right.plot(T, [max(row["extra_bytes"], 1) / 1e6 for row in mine], **line)
     ticks = sorted({row["T"] for row in rows})
     for ax, what in ((left, "seconds, forward and backward"), (right, "MB beyond the inputs, at the peak")):

@@ -86,6 +86,7 @@ def _print(window, lengths, rows, fits, args):
                       *(f"{here[label]['extra_bytes'] / 1e6:.1f}" if label in here else "-" for label in labels)))
     print_table(table)
     print("MB: what it takes beyond q, k, v and dout, at its peak (minattn: arrays; PyTorch: growth of the process).")
-    grown = [f"{fit['side']} time ~ T^{fit['time']:.2f}, memory ~ T^{fit['memory'] or 0:.2f}" for fit in fits if fit["time"]]
+    grown = [f"{fit['side']} time ~ T^{fit['time']:.2f}, memory ~ T^{fit['memory'] or 0:.2f}"
+             for fit in fits if fit["time"]]
     if grown:
         print(f"Growth from T = {FIT_FROM}: {'; '.join(grown)}.")

@@ -8,13 +8,14 @@ from minattn.bench.numpy_jobs import MATMUL
 from minattn.bench.sides import compare, flat, milliseconds, prepare, print_table, progress, ratio, sides, spread, take_turns
 
 BATCH = {"paper": 16}              # the preset's 64 only repeats the same work four times
-CASES = [*((name, "learned") for name in MECHANISMS), ("energy:norm=prefix", "learned"), ("softmax", "rope"), ("softmax", "morlet")]
+CASES = [*((name, "learned") for name in [*MECHANISMS, "energy:norm=prefix"]), ("softmax", "rope"),
+         ("softmax", "morlet")]
 PLAIN_UP_TO = 128                  # tokens up to which PyTorch's unfused form is tried too
 TOLERANCE = 2e-3                   # relative, of three steps' losses and gradient norms in float32
 
 
 def cells(presets, attention, position):
-    """What to measure, from the command line's lists: (preset, attention, position, spec of the job, spec of plain softmax)."""
+    """The command line's lists -> (preset, attention, position, spec, spec of plain softmax) of every row."""
     if attention or position:
         cases = [(a, p) for a in _split(attention or "softmax") for p in _split(position or "learned")]
     else:
@@ -30,11 +31,13 @@ def spec(preset, attention="softmax", position="learned"):
     """Everything that defines a training step, as plain values."""
     name, _, options = attention.partition(":")
     pairs = [pair.partition("=") for pair in options.split(":") if pair]
-    values = {key: int(value) if value.isdigit() else {"true": True, "false": False}.get(value, value) for key, _, value in pairs}
-    settings, shape = train.settings_for(preset, {"attention": name, "attention_options": values, "position": position, "dropout": 0.0})
-    config = model.Config(**shape)
-    return {"config": model.to_dict(config), "batch": BATCH.get(preset, settings.batch_size), "betas": (settings.beta1, settings.beta2),
-            **{key: getattr(settings, key) for key in ("chunks", "lr", "weight_decay", "eps", "clip", "decay", "seed")}}
+    words = {"true": True, "false": False}
+    values = {key: int(text) if text.isdigit() else words.get(text, text) for key, _, text in pairs}
+    changed = {"attention": name, "attention_options": values, "position": position, "dropout": 0.0}
+    settings, shape = train.settings_for(preset, changed)
+    same = {key: getattr(settings, key) for key in ("chunks", "lr", "weight_decay", "eps", "clip", "decay", "seed")}
+    return {"config": model.to_dict(model.Config(**shape)), "batch": BATCH.get(preset, settings.batch_size),
+            "betas": (settings.beta1, settings.beta2), **same}
 
 
 def flops(job):
@@ -45,11 +48,11 @@ def flops(job):
     square when causal. Everything else (norms, GELU, softmax, optimiser, what is computed twice) is not counted.
     """
     config = model.Config(**job["config"])
-    tokens = job["batch"] * config.block_size
+    T = config.block_size
     weights = sum(shape[0] * shape[1] for name, (shape, _) in model.parameter_shapes(config).items()
                   if len(shape) == 2 and not name.startswith("position."))
-    pairs = sum(int(masks.visible(config.block_size, config.block_size, causal=True, window=layer.window).sum()) for layer in plan(config))
-    return 3 * (2 * tokens * weights + 2 * 2 * job["batch"] * pairs * config.n_embd)
+    pairs = sum(int(masks.visible(T, T, causal=True, window=layer.window).sum()) for layer in plan(config))
+    return 3 * 2 * job["batch"] * (T * weights + 2 * pairs * config.n_embd)
 
 
 def suite(cells, args, torch, problems):
@@ -72,8 +75,8 @@ def suite(cells, args, torch, problems):
             compare(what, compared, TOLERANCE, problems)
             times = take_turns(group, answers, args.repeat, problems)
             peaks = {label: side("memory")["peak"] for label, side in group.items()}
-        row = {"preset": preset, "attention": attention, "position": position, "job": job, "threads": args.threads, "peak_bytes": peaks,
-               "turns": times, "checks": {label: answer["checks"] for label, answer in compared.items()}}
+        row = {"preset": preset, "attention": attention, "position": position, "job": job, "threads": args.threads,
+               "turns": times, "peak_bytes": peaks, "checks": {label: compared[label]["checks"] for label in compared}}
         rows.append({**row, **summary(row)})
         if n + 1 == len(cells) or cells[n + 1][0] != preset:
             _print([row for row in rows if row["preset"] == preset])
@@ -85,11 +88,12 @@ def summary(row):
     times, work = row["turns"], flops(row["job"])
     rates = [[2 * row["threads"] * MATMUL**3 / t for t in turn] for turn in times["rate"]]
     done = [[work / t for t in turn] for turn in times["minattn"]]
-    torch = [label for label in times if label.startswith(("eager", "compile"))]
-    ratios = {label: ratio(times["minattn"], times[label]) for label in torch}
-    best = {kind: max((label for label in torch if label.startswith(kind)), key=ratios.get, default=None) for kind in ("eager", "compile")}
-    return {"flops": work, "rate": statistics.median(flat(rates)), "share": ratio(done, rates), "ratios": ratios,
-            "best": best,                                      # of PyTorch's fused and plain form, the one that is harder to beat
+    ratios = {label: ratio(times["minattn"], times[label]) for label in times if label.startswith(("eager", "compile"))}
+    best = {}                      # of PyTorch's fused and plain form, the one that is harder to beat
+    for kind in ("eager", "compile"):
+        best[kind] = max((label for label in ratios if label.startswith(kind)), key=ratios.get, default=None)
+    return {"flops": work, "rate": statistics.median(flat(rates)), "share": ratio(done, rates),
+            "ratios": ratios, "best": best,
             "overhead": ratio(times["minattn"], times.get("minattn softmax", times["minattn"])),
             "seconds": {label: spread(turns) for label, turns in times.items()}}
 
@@ -97,23 +101,27 @@ def summary(row):
 def _print(rows):
     job, threads = rows[0]["job"], rows[0]["threads"]
     shape = job["config"]
-    print(f"\n{rows[0]['preset']}: {shape['n_layer']} layers, {shape['n_head']} heads, {shape['n_embd']} channels, batch {job['batch']} x "
-          f"{shape['block_size']} tokens in {job['chunks']} chunks; one training step, {threads} threads, float32, dropout 0")
-    table = [("attention", "position", "minattn ms", "eager ms", "compile ms", "/eager", "/best", "matmul share", "over softmax", "peak MB")]
-    plain = []
+    print(f"\n{rows[0]['preset']}: {shape['n_layer']} layers, {shape['n_head']} heads, {shape['n_embd']} channels, "
+          f"batch {job['batch']} x {shape['block_size']} tokens in {job['chunks']} chunks; one training step, "
+          f"{threads} threads, float32, dropout 0")
+    table, plain = [("attention", "position", "minattn ms", "eager ms", "compile ms", "/eager", "/best", "share",
+                     "/softmax", "peak MB")], []
     for row in rows:
-        eager, compiled = row["best"]["eager"], row["best"]["compile"]
-        ratios = [row["ratios"][label] for label in (eager, compiled) if label]
-        memory = " / ".join(f"{row['peak_bytes'][label] / 1e6:.0f}" for label in ("minattn", eager, compiled) if label)
-        table.append((row["attention"], row["position"], *(milliseconds(row["seconds"].get(label)) for label in ("minattn", eager, compiled)),
-                      f"{row['ratios'][eager]:.2f}" if eager else "-", f"{max(ratios):.2f}" if ratios else "-",
-                      f"{row['share']:.2f}", f"{row['overhead']:.2f}", memory))
-        plain += [f"{row['attention']} {row['position']} ({label.split()[0]})" for label in (eager, compiled) if label and "plain" in label]
+        shown = ["minattn", row["best"]["eager"], row["best"]["compile"]]
+        ratios = [row["ratios"][label] for label in shown[1:] if label]
+        table.append((row["attention"], row["position"], *(milliseconds(row["seconds"].get(label)) for label in shown),
+                      f"{ratios[0]:.2f}" if ratios else "-", f"{max(ratios):.2f}" if ratios else "-",
+                      f"{row['share']:.2f}", f"{row['overhead']:.2f}",
+                      " / ".join(f"{row['peak_bytes'][label] / 1e6:.0f}" for label in shown if label)))
+        plain += [f"{row['attention']} {row['position']} ({label.split()[0]})"
+                  for label in shown if label and "plain" in label]
     print_table(table)
     rate = statistics.median(row["rate"] for row in rows)
-    print(f"ms: median (quartiles). /eager and /best: our time by that of PyTorch, eager and the faster of both; below 1, minattn is faster.\n"
-          f"matmul share: the step's matrix products ({rows[0]['flops'] / 1e9:.3g} GFLOP in the first row, causal attention counted as half)"
-          f" per second,\nby the {rate / 1e9:.0f} GFLOP/s that {threads} threads reach here on {MATMUL} x {MATMUL} matrices. "
-          "over softmax: by our own softmax step.\npeak MB: the whole process, libraries and compiler included: minattn"
-          + "".join(f" / {kind}" for kind, label in rows[0]["best"].items() if label) + "."
-          + (f"\nPyTorch's unfused form was the faster one for {', '.join(plain)}." if plain else ""))
+    kinds = "".join(f" / {kind}" for kind, label in rows[0]["best"].items() if label)
+    print("ms: median (quartiles). /eager, /best: our time by PyTorch's, eager and the faster of both: below 1, we are "
+          f"faster.\nshare: matrix products ({rows[0]['flops'] / 1e9:.3g} GFLOP a step in the first row, causal attention "
+          f"counted as half) per second,\n       by the {rate / 1e9:.0f} GFLOP/s that {threads} threads reach here on "
+          f"{MATMUL} x {MATMUL} matrices. /softmax: by our own softmax step.\n"
+          f"peak MB: the whole process, libraries and compiler included: minattn{kinds}.")
+    if plain:
+        print(f"PyTorch's unfused form was the faster one for {', '.join(plain)}.")
