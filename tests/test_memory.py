@@ -3,7 +3,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from attention_cases import VARIANTS, cotangent, inputs
+from attention_cases import VARIANTS, cotangent, inputs, run
 
 from minattn.attention import core
 
@@ -33,3 +33,13 @@ def test_no_square_array(name, options, monkeypatch):
 def test_short_sequences_keep_their_weights():
     """The test above would notice: with the weights kept, they are there."""
     assert peak(LONG["softmax"], causal=True) > T * T * 4
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_weights_made_again_are_the_same_to_the_last_bit(name, monkeypatch):
+    variant = VARIANTS[name]
+    arrays = inputs(variant, dtype=np.float32)
+    kept = run(variant, arrays, **variant.options, causal=True)
+    monkeypatch.setattr(core, "KEEP_BYTES", 0)
+    again = run(variant, arrays, **variant.options, causal=True)
+    assert all(np.array_equal(kept[key], again[key]) for key in kept)

@@ -4,8 +4,8 @@
 
 This is the only place that tiles. The queries are cut into blocks of rows, a few heads and sequences at a time, so that
 one tile of scores stays in cache; a tile holds only the keys that some row of it may see, so what a causal or window
-mask hides is never computed. Up to KEEP_BYTES the weights are kept for the backward; beyond, each tile is made again
-from the row's log-sum-exp, and no (Tq, Tk) array ever exists: memory grows with T, not with its square.
+mask hides is never computed. Up to KEEP_BYTES the weights are kept for the backward; beyond, each tile is made again,
+to the same bits, and no (Tq, Tk) array ever exists: memory grows with T, not with its square.
 """
 import math
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class Cache(NamedTuple):
     v: np.ndarray                 # (B, H, Tk, Dv)
     out: np.ndarray               # (B, H, Tq, Dv)  the sink's gradient needs it
     lse: np.ndarray               # (B, H, Tq)      log of each row's denominator, sink included; -inf if it sees nothing
-    kept: list | None          # per tile (P, dropout mask or None); None: made again from lse
+    kept: list | None          # per tile (P, dropout mask or None); None: made again
     scale: float
     biases: tuple                 # arrays (4 axes) or objects with .tile / .gradient / .tile_backward
     bias_shapes: tuple            # the shapes in which array biases came (None for an object)
@@ -90,19 +90,7 @@ def attend(q, k, v, *, scale=None, bias=None, sink=None, causal=False, window=No
 
     for t in tiles:
         s = _scores(q, k, scale, biases, allowed, t)                  # 1. s = scale q k^T + bias, -inf where hidden
-        m = s.max(axis=3, initial=-np.inf)                            # 2. the true row maximum       (b, H, R)
-        if sink is not None:
-            m = np.maximum(m, sink[t.heads, None])
-        m[m == -np.inf] = 0
-        s -= m[..., None]
-        P = np.exp(s, out=s)                                          # 3. numerators, at most 1
-        total = P.sum(axis=3)                                         # 4. denominators               (b, H, R)
-        if sink is not None:
-            total += np.exp(sink[t.heads, None] - m)
-        empty = total == 0
-        total[empty] = 1
-        P /= total[..., None]                                         # 5. weights                    (b, H, R, K)
-        lse[t.batch, t.heads, t.rows] = np.where(empty, -np.inf, m + np.log(total))
+        P, lse[t.batch, t.heads, t.rows] = _softmax(s, sink, t)       # 2.-5. weights, in the place of s
         drop = keep_mask(P.shape, dropout, rng, P.dtype) if dropout and rng is not None else None
         dropped = P if drop is None else P * drop                     # 6. dropout, if any
         np.matmul(dropped, v[t.batch, t.heads, t.keys], out=out[t.batch, t.heads, t.rows])   # 7. (R, K), (K, Dv) -> (R, Dv)
@@ -130,11 +118,8 @@ def attend_backward(dout, cache, dlse=None):
     for n, t in enumerate(_tiles(B, H, Tq, Tk, mask)):
         if kept is not None:
             P, drop = kept[n]
-        else:                                                         # 5..1. once more: P = exp(s - lse)
-            rows = lse[t.batch, t.heads, t.rows, None]
-            P, drop = _scores(q, k, scale, biases, allowed, t), None
-            P -= np.where(rows == -np.inf, 0, rows)
-            np.exp(P, out=P)
+        else:                                                         # 1.-5. once more
+            P, drop = _softmax(_scores(q, k, scale, biases, allowed, t), sink, t)[0], None
         do = dout[t.batch, t.heads, t.rows]
         # 7. out = dropped @ v
         dropped = P if drop is None else P * drop
@@ -197,6 +182,23 @@ def _scores(q, k, scale, biases, allowed, t):
     if allowed is not None:
         np.copyto(s, -np.inf, where=~allowed[_part(allowed, t)])
     return s
+
+
+def _softmax(s, sink, t):
+    """Weights and log of the denominators of one tile; s is overwritten.   (b, h, R, K) -> (b, h, R, K), (b, h, R)"""
+    m = s.max(axis=3, initial=-np.inf)                                # 2. the true row maximum
+    if sink is not None:
+        m = np.maximum(m, sink[t.heads, None])
+    m[m == -np.inf] = 0
+    s -= m[..., None]
+    P = np.exp(s, out=s)                                              # 3. numerators, at most 1
+    total = P.sum(axis=3)                                             # 4. denominators
+    if sink is not None:
+        total += np.exp(sink[t.heads, None] - m)
+    empty = total == 0
+    total[empty] = 1
+    P /= total[..., None]                                             # 5. weights
+    return P, np.where(empty, -np.inf, m + np.log(total))
 
 
 def _heads_last(B, H, T, D, dtype):
