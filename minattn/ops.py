@@ -11,7 +11,7 @@ import numpy as np
 
 from minattn.checks import choice
 
-ROWS_IN_CACHE = 1 << 15   # elements per block of an elementwise pass: a few such arrays fit in a core's L2 cache
+ROWS_IN_CACHE = 1 << 16   # elements per block of an elementwise pass: a few such arrays fit in the caches of a core
 
 
 def row_blocks(x):

@@ -9,7 +9,7 @@ import numpy as np
 
 from minattn import checks
 
-BLOCK = 1 << 14    # entries per pass of the update: its five arrays stay in a core's cache
+BLOCK = 1 << 16    # entries per pass of the update: large enough that threads do not wait for the interpreter lock
 
 
 def flatten(params, decay="2d"):

@@ -13,7 +13,7 @@ import numpy as np
 
 from minattn import model, optim
 
-OPTIMISER_RANGE = 1 << 17      # entries per task of the optimiser
+OPTIMISER_RANGE = 1 << 18      # entries per task of the optimiser
 
 
 @contextmanager

@@ -29,7 +29,7 @@ PRESETS = {
                    chunks=4, **GPT2),
     # the published runs of energy-gated attention and Morlet positions (arXiv 2605.26355)
     "paper": dict(n_layer=6, n_head=8, n_embd=256, block_size=256, batch_size=64, steps=5000, lr=3e-4, min_lr=0.0, warmup=300,
-                  beta2=0.95, decay="all", dropout=0.1, bias=True, scaled_init=False, gelu="exact", eval_interval=500, chunks=8),
+                  beta2=0.95, decay="all", dropout=0.1, bias=True, scaled_init=False, eval_interval=500, chunks=8),
 }
 
 

@@ -167,9 +167,9 @@ def compare(what, answers, tolerance, problems):
     """Note where the checks of a side are not those of the first."""
     (_, first), *others = ((label, flat(answer["checks"])) for label, answer in answers.items())
     for label, values in others:
-        worst = max((abs(a - b) / (abs(a) + 1e-9) for a, b in zip(first, values)), default=0.0)
-        if not worst <= tolerance or len(first) != len(values):
-            problems.append(f"{what}: the results of minattn and {label} differ by {worst:.1e}")
+        errors = [abs(a - b) / (abs(a) + 1e-9) for a, b in zip(first, values)]
+        if len(first) != len(values) or not all(error <= tolerance for error in errors):
+            problems.append(f"{what}: the results of minattn and {label} differ by {max(errors):.1e}")
 
 
 def flat(values):

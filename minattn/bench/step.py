@@ -4,9 +4,9 @@ import statistics
 from minattn import masks, model, train
 from minattn.attention import MECHANISMS
 from minattn.attention_layer import plan
-from minattn.bench.numpy_jobs import MATMUL
 from minattn.bench.sides import compare, flat, milliseconds, prepare, print_table, progress, ratio, sides, spread, take_turns
 
+MATMUL = 2048                      # side of the square matrices by which the machine's rate is measured
 BATCH = {"paper": 16}              # the preset's 64 only repeats the same work four times
 CASES = [*((name, "learned") for name in [*MECHANISMS, "energy:norm=prefix"]), ("softmax", "rope"),
          ("softmax", "morlet")]
@@ -61,7 +61,7 @@ def suite(cells, args, torch, problems):
     for n, (preset, attention, position, job, softmax) in enumerate(cells):
         what = f"{preset}, {attention}, {position}"
         progress(f"[{n + 1}/{len(cells)}] {what}")
-        jobs = {"minattn": ("numpy_jobs", ("step", job, 3)), "rate": ("numpy_jobs", ("matmul", {}, 1))}
+        jobs = {"minattn": ("numpy_jobs", ("step", job, 3)), "rate": ("numpy_jobs", ("matmul", {"n": MATMUL}, 1))}
         if job["config"] != softmax["config"]:
             jobs["minattn softmax"] = ("numpy_jobs", ("step", softmax, 1))
         for fused in (True, False) if torch else ():

@@ -1,0 +1,295 @@
+"""The benchmarks measure what they say, and PyTorch's fast form is the literal one."""
+import argparse
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from minattn import bench, generate, model, train
+from minattn.bench import long, numpy_jobs, sample, sides, step
+from minattn.errors import InputError
+
+TINY = dict(n_layer=2, n_head=2, n_embd=12, block_size=8, batch_size=3, steps=5, chunks=2)
+
+
+def arguments(*given):
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args([*given])
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(train.PRESETS, "tiny", TINY)
+    monkeypatch.setattr(step, "MATMUL", 64)
+    monkeypatch.setattr(sample, "PRESET", "tiny")
+
+
+# ------------------------------------------------------------------------------------------------------ the arithmetic
+
+
+def test_flops_by_hand(tiny):
+    B, T, C, H, V = 3, 8, 12, 2, 65
+    layer = 4 * C * C + 8 * C * C
+    softmax = 3 * 2 * B * T * (2 * layer + C * V) + 3 * 2 * 2 * B * 2 * C * (T * (T + 1) // 2)
+    assert step.flops(step.spec("tiny")) == softmax
+    assert step.flops(step.spec("tiny", "energy")) == softmax + 3 * 2 * B * T * 2 * C * H
+    assert step.flops(step.spec("tiny", "gaussian")) == softmax - 3 * 2 * B * T * 2 * 3 * C * C
+    windowed = step.spec("tiny")
+    windowed["config"]["window"] = 1
+    assert step.flops(windowed) == softmax - 3 * 2 * 2 * B * 2 * C * (T * (T + 1) // 2 - T)
+
+
+def test_ratios_are_paired_by_turn():
+    assert sides.ratio([[1, 1, 9], [2], [50]], [[2], [4, 4], [100]]) == 0.5
+    assert sides.spread([[3.0], [1.0, 2.0], [4.0, 5.0]]) == {"q1": 2.0, "median": 3.0, "q3": 4.0}
+    assert sides.spread([[3.0]]) == {"q1": 3.0, "median": 3.0, "q3": 3.0}
+
+
+@pytest.mark.parametrize("other, found", [([[1.0, 2.0]], 0), ([[1.0, 2.1]], 1), ([[1.0]], 1), ([[1.0, float("nan")]], 1)])
+def test_differences_are_found(other, found):
+    problems = []
+    sides.compare("it", {"minattn": {"checks": [[1.0, 2.0]]}, "eager": {"checks": other}}, 1e-3, problems)
+    assert len(problems) == found and all("differ" in problem for problem in problems)
+
+
+def test_growth_exponent():
+    rows = [{"side": "a", "T": T, "bytes": 3 * T**1.5} for T in (512, 2048, 4096, 8192)]
+    assert long.exponent(rows, "a", lambda row: row["bytes"]) == pytest.approx(1.5)
+    assert long.exponent(rows[:2], "a", lambda row: row["bytes"]) is None
+    assert long.exponent(rows, "b", lambda row: row["bytes"]) is None
+
+
+def test_summary_of_a_row(tiny):
+    times = {"minattn": [[1.0], [1.0]], "minattn softmax": [[0.5], [0.5]], "rate": [[0.25], [0.25]],
+             "eager": [[2.0], [2.0]], "eager plain": [[1.25], [1.25]]}
+    job = step.spec("tiny", "energy")
+    row = step.summary({"turns": times, "job": job, "threads": 2})
+    assert row["best"] == {"eager": "eager plain", "compile": None} and row["ratios"] == {"eager": 0.5, "eager plain": 0.8}
+    assert row["overhead"] == 2 and row["rate"] == 2 * 2 * 64**3 / 0.25
+    assert row["share"] == pytest.approx(step.flops(job) / row["rate"])
+
+
+def test_options_are_read_and_every_case_is_known():
+    assert step.spec("paper", "energy:norm=prefix", "rope")["config"]["attention_options"] == {"norm": "prefix"}
+    assert step.spec("paper")["config"]["dropout"] == 0 and step.spec("paper")["batch"] == 16
+    cells = step.cells("nano, laptop", None, None)
+    assert len(cells) == 2 * len(step.CASES) and {cell[0] for cell in cells} == {"nano", "laptop"}
+    assert [cell[1:3] for cell in step.cells("nano", "sink,softmax", "rope")] == [("sink", "rope"), ("softmax", "rope")]
+
+
+@pytest.mark.parametrize("given, message", [
+    (["--preset", "labtop"], "Did you mean 'laptop'"),
+    (["--attention", "sotfmax"], "Did you mean 'softmax'"),
+    (["--attention", "energy:nrm=key"], "Did you mean 'norm'"),
+    (["--attention", "energy:norm=keys"], "norm must be one of"),
+    (["--position", "ropes"], "Did you mean 'rope'"),
+    (["--threads", "0"], "--threads must be at least 1"),
+    (["--repeat", "0"], "--repeat must be at least 1"),
+    (["--suite", "long", "--longest", "100"], "--longest must be at least 512"),
+    (["--picture", "it.png"], "add --suite long"),
+    (["--json", "no/such/folder.json"], "cannot write"),
+    (["--json", "."], "cannot write"),
+])
+def test_mistakes_are_one_sentence(given, message):
+    with pytest.raises(InputError, match=message):
+        bench.run(arguments(*given))
+
+
+# -------------------------------------------------------------------------------------------------------- the processes
+
+
+def test_a_side_that_fails_is_left_out():
+    wanted = {"eager": ("numpy_jobs", 1), "minattn": ("numpy_jobs", 1)}
+    problems = []
+    with sides.sides(wanted) as group:
+        answers = sides.prepare(group, {"eager": ("no such job", {}, 1)}, problems)
+        assert answers == {} and "KeyError" in problems[0] and list(group) == ["minattn"]
+        with pytest.raises(sides.SideFailed, match="KeyError"):
+            sides.prepare(group, {"minattn": ("no such job", {}, 1)}, problems)
+
+
+def test_numpy_alone(tiny, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    given = ("--suite", "all", "--preset", "tiny", "--attention", "sink", "--repeat", "2", "--longest", "512",
+             "--json", str(tmp_path / "it.json"), "--picture", str(tmp_path / "it.png"))
+    assert bench.run(arguments(*given)) == 0
+    out = capsys.readouterr().out
+    assert "PyTorch is not installed" in out and "pip install torch" in out and "window 256" in out and "tokens/s" in out
+    found = json.loads((tmp_path / "it.json").read_text())
+    row = found["step"][0]
+    assert set(row["turns"]) == {"minattn", "minattn softmax", "rate"} and len(row["turns"]["minattn"]) == 2
+    assert row["ratios"] == {} and 0 < row["share"] and row["peak_bytes"]["minattn"] > 10e6
+    losses = [loss for loss, _ in row["checks"]["minattn"]]
+    assert losses[0] == pytest.approx(np.log(65), abs=0.1) and losses[2] < losses[0]
+    assert {(r["T"], r["window"]) for r in found["long"]["rows"]} == {(512, None), (512, 256)}
+    assert all(r["array_bytes"] > 512 * 32 * 4 * 4 for r in found["long"]["rows"])
+    assert (tmp_path / "it.png").stat().st_size > 5000
+
+
+def test_heads_on_threads_give_the_whole():
+    spec = {"T": 128, "H": 3, "D": 5, "window": 7}
+    with numpy_jobs.session(2) as two, numpy_jobs.session(1) as one:
+        assert numpy_jobs.attention(spec, one)[0]() == pytest.approx(numpy_jobs.attention(spec, two)[0]())
+
+
+@pytest.mark.slow
+def test_beside_pytorch(tiny, tmp_path, capsys):
+    pytest.importorskip("torch")
+    given = ("--suite", "all", "--preset", "tiny", "--attention", "energy", "--repeat", "1", "--longest", "512",
+             "--no-compile", "--json", str(tmp_path / "it.json"))
+    assert bench.run(arguments(*given)) == 0
+    assert capsys.readouterr().err.count("warning") == 0
+    found = json.loads((tmp_path / "it.json").read_text())
+    assert set(found["step"][0]["ratios"]) == {"eager", "eager plain"}
+    assert {row["side"] for row in found["long"]["rows"]} == {"minattn", "PyTorch", "PyTorch blocks", "PyTorch mask"}
+    assert "PyTorch, 1 thread" in found["sample"]["sides"]
+
+
+# ------------------------------------------------------------------------------------------------- PyTorch's fast form
+
+SMALL = {"vocab_size": 17, "block_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 20}
+CASES = {
+    "softmax": {},
+    "window": {"window": 4},
+    "window_pattern": {"window_pattern": "SL", "n_layer": 3, "bias": False, "gelu": "exact", "qkv_bias": True},
+    "none": {"position": "none"},
+    "sinusoidal": {"position": "sinusoidal"},
+    "morlet": {"position": "morlet", "position_options": {"centre": True, "admissible": False}},
+    "rope": {"position": "rope", "n_embd": 24},
+    "rope interleaved": {"position": "learned+rope", "n_embd": 24, "position_options": {"pairs": "interleaved"}},
+    "decay": {"position": "decay"},
+    "decay window": {"position": "decay", "window": 4},
+    "sink": {"attention": "sink"},
+    "sink decay window": {"attention": "sink", "position": "decay", "window": 4},
+    "off_by_one": {"attention": "off_by_one,softmax"},
+    "gated": {"attention": "gated"},
+    "gated head": {"attention": "gated", "attention_options": {"gate": "head"}},
+    "affine": {"attention": "affine"},
+    "affine visible window": {"attention": "affine+gated", "window": 4, "attention_options": {"length": "visible"}},
+    "affine sigmoid": {"attention": "affine", "attention_options": {"phi": "sigmoid", "length": 7, "use": "before"}},
+    "affine layer": {"attention": "affine", "window": 30, "attention_options": {"axes": "layer"}},
+    "energy key": {"attention": "energy"},
+    "energy prefix": {"attention": "energy", "attention_options": {"norm": "prefix"}, "window": 4},
+    "energy sequence": {"attention": "energy", "attention_options": {"norm": "sequence"}},
+    "energy none": {"attention": "energy", "attention_options": {"norm": "none"}, "position": "decay"},
+    "gaussian": {"attention": "gaussian"},
+    "gaussian rope": {"attention": "gaussian", "position": "rope", "n_embd": 24},
+    "gaussian rope values": {"attention": "gaussian", "position": "rope", "n_embd": 24,
+                             "attention_options": {"rope_values": True}},
+    "gaussian raw": {"attention": "gaussian", "attention_options": {"qk_norm": False}, "window": 4},
+    "gaussian eps": {"attention": "gaussian", "attention_options": {"eps": 0.1}},
+}
+
+
+def literal_and_fast(case, fused, dtype="float64", **changes):
+    torch = pytest.importorskip("torch")
+    from minattn.torch_refs import GPT, fast
+    torch.manual_seed(3)
+    literal = GPT({**SMALL, **case, **changes}).double()
+    with torch.no_grad():
+        for p in literal.parameters():
+            p.add_(torch.randn_like(p) / 5)
+    params, buffers = ({name.replace("/", "."): a.detach().numpy().copy() for name, a in named}
+                       for named in (literal.named_parameters(), literal.named_buffers()))
+    tokens = torch.randint(17, (3, SMALL["block_size"]))
+    return literal, fast.GPT.from_numpy(literal.config, params, buffers, getattr(torch, dtype), fused=fused), tokens
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_fast_is_the_literal_model(case, fused):
+    literal, fast, tokens = literal_and_fast(case, fused)
+    results = []
+    for gpt in (literal, fast):
+        logits, loss = gpt(tokens, tokens.roll(-1, 1))
+        loss.backward()
+        short = gpt(tokens[:, :5])[0]                                     # a shorter sequence, and the buffers have moved
+        results.append((logits.detach(), short.detach(), gpt.gradients(), [b.numpy() for b in gpt.buffers()]))
+    (logits, short, grads, buffers), (fast_logits, fast_short, fast_grads, fast_buffers) = results
+    np.testing.assert_allclose(fast_logits, logits, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(fast_short, short, rtol=1e-9, atol=1e-9)
+    assert set(grads) == set(fast_grads)
+    for name, grad in grads.items():
+        np.testing.assert_allclose(fast_grads[name], grad, rtol=1e-9, atol=1e-11, err_msg=name)
+    for mine, other in zip(buffers, fast_buffers):
+        np.testing.assert_allclose(other, mine, rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["softmax", "sink", "energy key", "gaussian", "gaussian rope"])
+def test_fast_in_float32(case):
+    """Gaussian attention leaves out a bias there that is constant but for rounding."""
+    literal, fast, tokens = literal_and_fast(CASES[case], True, "float32")
+    (_, loss), (_, fast_loss) = (gpt(tokens, tokens.roll(-1, 1)) for gpt in (literal, fast))
+    loss.backward(), fast_loss.backward()
+    assert fast_loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    grads, fast_grads = literal.gradients(), fast.gradients()
+    for name, grad in grads.items():
+        np.testing.assert_allclose(fast_grads[name], grad, rtol=1e-3, atol=2e-5, err_msg=name)
+
+
+def test_constants_are_exact_after_a_change_of_dtype():
+    torch = pytest.importorskip("torch")
+    _, fast, tokens = literal_and_fast(CASES["rope"], True)
+    twice = type(fast)(fast.config).double()
+    twice.load_state_dict(fast.state_dict())
+    assert torch.equal(twice(tokens)[0], fast(tokens)[0])
+
+
+def test_dropout_takes_the_literal_form():
+    torch = pytest.importorskip("torch")
+    literal, fast, tokens = literal_and_fast(CASES["energy key"], True, dropout=0.5)
+    results = []
+    for gpt in (literal.train(), fast.train()):
+        torch.manual_seed(1)
+        results.append(gpt(tokens)[0])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(literal.eval()(tokens)[0], fast.eval()(tokens)[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("T", [4, 8, 20])
+def test_windowed_is_a_window(T):
+    torch = pytest.importorskip("torch")
+    from minattn.torch_refs import fast, softmax_attention
+    q, k, v, dout = torch.randn(4, 2, 3, T, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(T))
+    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+    out, expected = fast.windowed(*inputs, 4), softmax_attention(*inputs, window=4)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    for mine, other in zip(*(torch.autograd.grad((y * dout).sum(), inputs) for y in (out, expected))):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("position, changes", [("learned", {}), ("rope", {"n_embd": 24}), ("sinusoidal", {}), ("none", {})])
+def test_cached_generation(position, changes):
+    torch = pytest.importorskip("torch")
+    from minattn.torch_refs.fast import generate as continued
+    literal, fast, tokens = literal_and_fast({"position": position, **changes}, True)
+    view = tokens[:, :3]
+    cached = torch.stack(list(continued(fast, view, 9, top_k=1)), 1)
+    for step_ in range(9):
+        new = literal.eval()(view)[0][:, -1].argmax(-1)
+        assert torch.equal(cached[:, step_], new)
+        view = torch.cat([view, new[:, None]], 1)
+    drawn = list(continued(fast, tokens[:, :1], 6, temperature=0.7, top_k=5, seed=2))
+    assert all(torch.equal(a, b) for a, b in zip(drawn, continued(fast, tokens[:, :1], 6, temperature=0.7, top_k=5, seed=2)))
+    assert all(0 <= t.min() and t.max() < 17 for t in drawn)
+    with pytest.raises(ValueError, match="block_size"):
+        next(continued(fast, view, 9))
+
+
+def test_generation_refuses_what_it_cannot_do():
+    from_torch = pytest.importorskip("minattn.torch_refs.fast")
+    _, fast, tokens = literal_and_fast(CASES["sink"], True)
+    with pytest.raises(ValueError, match="softmax attention"):
+        next(from_torch.generate(fast, tokens[:, :1], 2))
+
+
+def test_numpy_and_pytorch_generate_the_same():
+    torch = pytest.importorskip("torch")
+    from minattn.torch_refs import fast
+    config = model.Config(**SMALL)
+    params, buffers = model.init(config, 5, np.float64)
+    mine = list(generate.stream(params, buffers, config, [3, 1], 9, top_k=1))
+    gpt = fast.GPT.from_numpy(model.to_dict(config), params, buffers)
+    assert mine == [int(t) for t in fast.generate(gpt, torch.tensor([[3, 1]]), 9, top_k=1)]
