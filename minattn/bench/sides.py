@@ -28,7 +28,7 @@ class Side:
 
     def __init__(self, label, module, threads, trace=False):
         context = multiprocessing.get_context("spawn")
-        self.label, (self.pipe, theirs) = label, context.Pipe()
+        self.label, self.optional, (self.pipe, theirs) = label, module.endswith("torch_jobs"), context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, module, threads, trace), daemon=True)
         self.process.start()
         theirs.close()
@@ -51,9 +51,12 @@ class Side:
         return self.answer()
 
     def close(self):
-        self.process.terminate()
-        self.process.join()
+        """With its pipe closed it ends by itself; one that is still at work after a while is stopped."""
         self.pipe.close()
+        self.process.join(2)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join()
 
 
 def _serve(pipe, module, threads, trace):
@@ -78,8 +81,8 @@ def _serve(pipe, module, threads, trace):
                 else:
                     answer = {"peak": peak_rss(), "arrays": tracemalloc.get_traced_memory()[1]}
                 pipe.send((True, answer))
-    except EOFError:
-        pass
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass                                                   # nobody is asking any more
     except Exception:
         pipe.send((False, traceback.format_exc(limit=-3).strip()))
 
@@ -109,6 +112,8 @@ def sides(wanted, trace=False):
         yield group
     finally:
         for side in group.values():
+            side.pipe.close()                                  # all at once: closing twice does no harm
+        for side in group.values():
             side.close()
 
 
@@ -120,11 +125,11 @@ def prepare(group, jobs, problems):
 
 
 def _answer(group, label, problems):
-    """What a side has to say. One of PyTorch's that cannot (no compiler, say) leaves the group, and that is noted."""
+    """What a side has to say. One of PyTorch's that fails (no compiler, say) leaves the group, and that is noted."""
     try:
         return group[label].answer()
     except SideFailed as failure:
-        if label.startswith("minattn"):
+        if not group[label].optional:
             raise
         problems.append(f"left out: {failure}")
         group.pop(label).close()
