@@ -220,7 +220,7 @@ def run_list(args):
 
 
 def _file(module):
-    return module.__name__.partition(".")[2].replace(".", "/") + ".py" if module else ""
+    return module.__name__.replace(".", "/") + ".py" if module else ""
 
 
 def _options(options):
