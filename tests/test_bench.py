@@ -281,7 +281,9 @@ def test_cached_generation(position, changes):
 
 
 def test_generation_refuses_what_it_cannot_do():
-    from_torch = pytest.importorskip("minattn.torch_refs.fast")
+    pytest.importorskip("torch")
+    from minattn.torch_refs import fast as from_torch
+
     _, fast, tokens = literal_and_fast(CASES["sink"], True)
     with pytest.raises(ValueError, match="softmax attention"):
         next(from_torch.generate(fast, tokens[:, :1], 2))
