@@ -34,12 +34,15 @@ class Side:
         theirs.close()
 
     def ask(self, *message):
-        self.pipe.send(message)
+        try:
+            self.pipe.send(message)
+        except BrokenPipeError:
+            pass                                               # it has ended: the answer says so
 
     def answer(self):
         try:
             done, value = self.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self.process.join(5)
             raise SideFailed(f"{self.label}: its process ended with code {self.process.exitcode}") from None
         if not done:
