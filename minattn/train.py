@@ -20,8 +20,8 @@ from minattn.errors import InputError
 GPT2 = dict(bias=True, qkv_bias=True, scaled_init=False)
 PRESETS = {
     # learns enough to look like a play in some twenty seconds on two cores
-    "demo": dict(n_layer=3, n_head=4, n_embd=96, block_size=64, batch_size=8, steps=1500, lr=3e-3, min_lr=3e-4, warmup=50,
-                 eval_interval=500, **GPT2),
+    "demo": dict(n_layer=3, n_head=4, n_embd=96, block_size=64, batch_size=8, steps=1200, lr=3e-3, min_lr=3e-4, warmup=50,
+                 eval_interval=300, **GPT2),
     # nanoGPT's recipe for a CPU
     "nano": dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, steps=2000, lr=1e-3, min_lr=1e-4, warmup=100,
                  **GPT2),
