@@ -207,9 +207,8 @@ def test_torch_references_pass(mechanism):
 def test_no_false_alarm_in_20_runs(mechanism):
     pytest.importorskip("torch")
     for seed in SEEDS:
-        # T = 1025 takes most of the time (and the literal distances of all its pairs gigabytes): twice is enough
-        long = mechanism != "gaussian" and seed < 2
-        cases = [c for c in kit.cases(mechanism, seed=seed) if long or "1025" not in c.id]
+        # every case once, then the quick selection: every case at every seed takes the better part of an hour
+        cases = [c for c in kit.cases(mechanism, seed=seed, quick=seed != SEEDS[0]) if "1025" not in c.id]
         for framework, dtype in (("numpy", "float32"), ("torch", "float32"), ("torch", "bfloat16")):
             fn = MECHANISMS[mechanism] if framework == "numpy" else torch_reference(mechanism)
             found = check(mechanism, fn, framework=framework, dtype=dtype, cases=cases, seed=seed, show=False)
