@@ -156,12 +156,15 @@ class Cache(NamedTuple):
     merge: Any           # of c_proj
 
 
-def attention_forward(x, params, buffers, layer, config, shape, *, training, rng, past):
-    """x (N, C), layer-normed -> (N, C), cache. In training, `buffers` receives the layer's new buffers."""
+def attention_forward(x, params, buffers, layer, config, shape, *, training, rng, past, weights=None):
+    """x (N, C), layer-normed -> (N, C), cache. In training, `buffers` receives the layer's new buffers; `weights`, a list
+    or None, the (B, H, T, T) that multiply the values."""
     (B, T), H = shape, config.n_head
     row, name = layer.mechanism, f"h.{layer.index}.attn"
     start = past.length if past else 0
     options = dict(layer.kernel, causal=True, window=layer.window, dropout=config.dropout, rng=rng)
+    if weights is not None:
+        options["return_weights"] = True
     if layer.decay:
         options["bias"] = decay.DecayBias(decay.alibi_slopes(H).astype(x.dtype), learned=False)
     arguments, rotations, projections = {}, [], {}
@@ -196,7 +199,9 @@ def attention_forward(x, params, buffers, layer, config, shape, *, training, rng
         for arg in [*layer.reads("Tk"), *(a for a in ("keys", "values") if a in arguments)]:
             arguments[arg] = past.extend(layer.index, arg, arguments[arg])
 
-    out, kernel = row.module.forward(**arguments, **options)                      # 5. attend              (B, H, T, D)
+    out, kernel, *seen = row.module.forward(**arguments, **options)               # 5. attend              (B, H, T, D)
+    if weights is not None:
+        weights += seen
     gate = None
     if layer.gate:                                                                # 6. gate
         logits, projections["gate_logits"] = ops.linear_forward(x, params[f"{name}.gate_logits.weight"])

@@ -20,11 +20,15 @@ class Parser(argparse.ArgumentParser):
 COMMANDS = {
     "train": ("train a character model", None),
     "sample": ("continue a text with a trained model", None),
+    "compare": ("train several mechanisms, positions and seeds and compare them", "minattn.studies.command"),
     "list": ("the mechanisms, positions and presets", None),
     "check": ("is your implementation of a mechanism right, forward and backward?", "minattn.validate.command"),
     "causality": ("does the future leak into a kernel or a model?", "minattn.validate.causality"),
     "vectors": ("write golden vectors, or check results against them", "minattn.validate.vectors"),
     "validate-self": ("does the validation kit catch every wrong implementation it knows?", "minattn.validate.self_check"),
+    "lessons": ("the notebooks, and how to open them", "minattn.lessons.command"),
+    "inspect": ("what a trained model attends to: a table of its heads, and pictures", "minattn.analysis.inspect"),
+    "bias": ("train attention-only networks and measure which places they prefer", "minattn.analysis.bias"),
     "bench": ("time it beside PyTorch", "minattn.bench"),
 }
 

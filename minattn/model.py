@@ -134,7 +134,7 @@ def to_dict(config):
 # ---------------------------------------------------------------------------------------------- forward and backward
 
 
-def forward(params, tokens, config, *, targets=None, buffers=None, training=False, rng=None, past=None, last_only=False):
+def forward(params, tokens, config, *, targets=None, buffers=None, training=False, rng=None, past=None, last_only=False, weights=None):
     """Predict the next token at every position.
 
     tokens (B, T) integers below vocab_size, targets the same -> logits (B, T, V), loss (nats per token, or None), cache
@@ -143,6 +143,7 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
     training  fold this batch into the buffers (the new ones come back in cache.buffers) and apply dropout from rng
     past      a key-value cache (minattn.attention_layer.Past): tokens continue what it holds
     last_only logits of the last position only, (B, 1, V): all that sampling needs
+    weights   a list: each layer appends the (B, H, T, T) that multiply its values
     """
     B, T = tokens.shape
     start = past.length if past else 0
@@ -164,7 +165,8 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
     for layer in plan(config):
         h = f"h.{layer.index}"
         y, ln_1 = _norm_forward(x, params, f"{h}.ln_1")                           # 4. x += attention(layer_norm(x))
-        y, attn = attention_forward(y, params, new_buffers, layer, config, (B, T), training=training, rng=drop[1], past=past)
+        y, attn = attention_forward(y, params, new_buffers, layer, config, (B, T), training=training, rng=drop[1], past=past,
+                                    weights=weights)
         y, drop_1 = ops.dropout_forward(y, *drop)
         x = x + y
         y, ln_2 = _norm_forward(x, params, f"{h}.ln_2")                           # 5. x += mlp(layer_norm(x))

@@ -1,4 +1,6 @@
 """Every figure, from data, one function each. Matplotlib is imported when one is drawn."""
+import os
+import sys
 from pathlib import Path
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")   # Okabe and Ito: safe for colour-blind readers
@@ -7,7 +9,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 def figure(width=6.4, height=4.0, **options):
     """A figure with one style for all: -> (figure, axes)"""
     import matplotlib
-    matplotlib.use("Agg", force=False)
+    if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:      # a notebook has chosen already
+        matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(figsize=(width, height), layout="constrained", **options)
     for ax in fig.axes:
@@ -69,4 +72,40 @@ def scaling(rows, path):
         ax.set_xticks(ticks, [str(T) for T in ticks])
         ax.minorticks_off()
     left.legend(frameon=False, fontsize=8)
+    save(fig, path)
+
+
+def gaps(rows, path):
+    """Position bias as bars, from the rows of `minattn bias`: a panel per setting, a group of bars per pair, a bar per depth.
+
+    Each row: label, layers, gaps {pair: [mean, error or None]}, published {pair: value} or None, largest (the most that a
+    network can reach by place alone: dotted). Diamonds are published values.
+    """
+    panels = list(dict.fromkeys(row["label"] for row in rows))
+    depths = sorted({row["layers"] for row in rows})
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    fig, axes = figure(max(5.2, 4.2 * columns), max(3.6, 3.0 * lines), nrows=lines, ncols=columns, squeeze=False, sharey=True)
+    for ax, panel in zip(axes.flat, panels):
+        mine = sorted((row for row in rows if row["label"] == panel), key=lambda row: row["layers"])
+        width = 0.8 / len(mine)
+        for n, row in enumerate(mine):
+            x = [i - 0.4 + width * (n + 0.5) for i in range(len(row["gaps"]))]
+            means, errors = zip(*row["gaps"].values())
+            colour = COLOURS[depths.index(row["layers"]) % len(COLOURS)]
+            ax.bar(x, means, width * 0.9, yerr=[e or 0 for e in errors] if any(errors) else None, color=colour, capsize=3,
+                   label=f"{row['layers']} layers")
+            if row["published"]:
+                ax.plot(x, row["published"].values(), "D", mfc="white", mec="black", ms=5, label="published")
+        for limit in (-mine[0]["largest"], mine[0]["largest"]):
+            ax.axhline(limit, color="black", lw=0.8, ls=":", label="the most by place alone")
+        ax.axhline(0, color="black", lw=0.8)
+        ax.set_title(panel, fontsize=9)
+        ax.set_xticks(range(len(mine[0]["gaps"])), [pair.replace("-", "\nvs ") for pair in mine[0]["gaps"]])
+    named = {text: handle for ax in axes.flat for handle, text in zip(*ax.get_legend_handles_labels())}
+    fig.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False, fontsize=8)
+    for ax in axes.flat[len(panels):]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("gap in accuracy\n(above 0: earlier item)")
     save(fig, path)

@@ -181,8 +181,8 @@ def load(folder, which=CHECKPOINT):
     return Run(folder, config, train, vocabulary, corpus, checkpoint)
 
 
-def read_checkpoint(path, config):
-    """A checkpoint file -> Checkpoint, verified: whole, undamaged, and of this config."""
+def read_checkpoint(path, config=None, shapes=None):
+    """A checkpoint file -> Checkpoint, verified: whole, undamaged, and of this config (or with parameters of these shapes)."""
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(path, framework="np") as file:
@@ -202,7 +202,7 @@ def read_checkpoint(path, config):
     for name, array in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = array
-    expected = {name: shape for name, (shape, _) in model.parameter_shapes(config).items()}
+    expected = shapes or {name: shape for name, (shape, _) in model.parameter_shapes(config).items()}
     for name in expected.keys() | parts["params"].keys():
         came = parts["params"][name].shape if name in parts["params"] else "nothing"
         if came != expected.get(name, "nothing"):

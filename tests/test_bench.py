@@ -24,6 +24,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(train.PRESETS, "tiny", TINY)
     monkeypatch.setattr(step, "MATMUL", 64)
     monkeypatch.setattr(sample, "PRESET", "tiny")
+    monkeypatch.setattr(sample, "BATCHES", (1, 3))
 
 
 # ------------------------------------------------------------------------------------------------------ the arithmetic
@@ -145,7 +146,7 @@ def test_beside_pytorch(tiny, tmp_path, capsys):
     found = json.loads((tmp_path / "it.json").read_text())
     assert set(found["step"][0]["ratios"]) == {"eager", "eager plain"}
     assert {row["side"] for row in found["long"]["rows"]} == {"minattn", "PyTorch", "PyTorch blocks", "PyTorch mask"}
-    assert "PyTorch, 1 thread" in found["sample"]["sides"]
+    assert all("PyTorch, 1 thread" in row["sides"] for row in found["sample"]["batches"])
 
 
 # ------------------------------------------------------------------------------------------------- PyTorch's fast form

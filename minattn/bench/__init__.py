@@ -13,7 +13,7 @@ costs it more than it costs a thread that has a chunk of its own, and the ratios
 """
 import os
 
-SUITES = ("step", "long", "sample", "run", "all")
+SUITES = ("step", "long", "sample", "run", "bias", "all")
 TORCH = "pip install torch==2.13.0"
 
 
@@ -21,7 +21,7 @@ def add_arguments(parser):
     """The options of `python -m minattn bench`."""
     default = " (default %(default)s)"
     parser.add_argument("--suite", default="step", choices=SUITES,
-                        help="training steps, long sequences, generation, whole runs; all: the first three" + default)
+                        help="training steps, long sequences, generation, whole runs, position-bias networks; all: the first three" + default)
     parser.add_argument("--preset", default="nano,laptop,paper", help="sizes of the step and run suites" + default)
     parser.add_argument("--attention", help="mechanisms, with options: softmax,energy:norm=prefix (default all)")
     parser.add_argument("--position", help="positions: learned,rope (default learned; rope and morlet with softmax)")
@@ -41,7 +41,7 @@ def run(args):
     from pathlib import Path
 
     from minattn import checks
-    from minattn.bench import long, sample, step, whole
+    from minattn.bench import long, recall, sample, step, whole
     from minattn.errors import InputError
 
     checks.choice("--suite", args.suite, SUITES)
@@ -71,6 +71,8 @@ def run(args):
         result["sample"] = sample.suite(args, torch, problems)
     if "run" in suites:
         result["run"] = whole.suite(args, torch, problems)
+    if "bias" in suites:
+        result["bias"] = recall.suite(args, torch, problems)
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
     if args.json:

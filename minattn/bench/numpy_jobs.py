@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from minattn import generate, model, optim, parallel
+from minattn.analysis import recall_network, recall_training
 from minattn.attention import softmax
 
 
@@ -87,13 +88,38 @@ def attention(spec, session):
 
 
 def sample(spec, session):
-    """Greedy generation of a whole block from one token, keys and values kept, on one thread -> the tokens."""
-    config, params, buffers, *_ = step_inputs(spec)
+    """Greedy generation of a whole block after one token, keys and values kept, on one thread -> the tokens."""
+    config, params, buffers, x, _ = step_inputs(spec)
 
     def work():
-        return list(generate.stream(params, buffers, config, np.zeros(1, int), spec["tokens"], top_k=1))
+        return [new.tolist() for new in generate.stream(params, buffers, config, x[:, :1], spec["tokens"], top_k=1)]
 
     return work, 0
 
 
-JOBS = {"step": step, "matmul": matmul, "attention": attention, "sample": sample}
+def recall_inputs(spec):
+    """A position-bias network and one random batch: config, params, x (B, T, C), y (B,)"""
+    config = recall_network.Config(**spec["config"])
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((spec["batch"], spec["length"], config.width), np.float32)
+    return config, recall_network.init(config, 0), x, rng.integers(config.labels, size=spec["batch"])
+
+
+def recall(spec, session):
+    """One training step of a position-bias network -> loss. On one thread: its products are too small to share."""
+    config, params, x, y = recall_inputs(spec)
+    p, params, _ = optim.flatten(params, "all")
+    g, m, v = (np.zeros_like(p) for _ in range(3))
+    grads, count = optim.views_of(g, {name: a.shape for name, a in params.items()}), 0
+
+    def work():
+        nonlocal count
+        loss, _ = recall_training.loss_and_gradients(params, config, x, y, grads)
+        count += 1
+        optim.adamw(p, g, m, v, count, spec["lr"], weight_decay=spec["weight_decay"])
+        return loss
+
+    return work, 0
+
+
+JOBS = {"step": step, "matmul": matmul, "attention": attention, "sample": sample, "recall": recall}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from minattn import model
-from minattn.bench.numpy_jobs import attention_inputs, step_inputs
+from minattn.bench.numpy_jobs import attention_inputs, recall_inputs, step_inputs
 from minattn.bench.step import PLAIN_UP_TO
 from minattn.bench.whole import Plan
 from minattn.torch_refs import fast
@@ -91,10 +91,11 @@ def attention(spec, session):
 
 def sample(spec, session):
     """Greedy generation of a whole block from one token, keys and values kept -> the tokens."""
-    own = gpt(spec)[0].eval()
+    own, x, _ = gpt(spec)
+    own.eval()
 
     def work():
-        return [int(token) for token in fast.generate(own, torch.zeros(1, 1, dtype=torch.long), spec["tokens"], top_k=1)]
+        return [new.tolist() for new in fast.generate(own, x[:, :1], spec["tokens"], top_k=1)]
 
     return work, 0
 
@@ -137,4 +138,69 @@ def whole(spec, session):
     return work, 0
 
 
-JOBS = {"whole": whole, "step": step, "attention": attention, "sample": sample}
+class Recall(torch.nn.Module):
+    """The network of minattn.analysis.recall_network, with the same savings in its last layer. Causal or no mask."""
+
+    def __init__(self, config, params, length):
+        super().__init__()
+        self.config = config
+        self.qkv = torch.nn.ParameterList(torch.from_numpy(params[f"layer{n}.qkv"].T.copy()) for n in range(config.layers))
+        self.head = torch.nn.ModuleList()
+        for n in range(4):
+            weight, bias = params[f"head{n}.weight"], params[f"head{n}.bias"]
+            self.head.append(torch.nn.Linear(*weight.shape))
+            self.head[-1].load_state_dict({"weight": torch.from_numpy(weight.T.copy()), "bias": torch.from_numpy(bias)})
+        rate = 10000.0 ** (-2 * torch.arange(config.width // 2, dtype=torch.float64) / config.width)
+        angle = torch.arange(length)[:, None] * rate
+        self.register_buffer("cos", angle.cos().float().repeat_interleave(2, -1))
+        self.register_buffer("sin", angle.sin().float().repeat_interleave(2, -1))
+
+    def turn(self, x, places):
+        if self.config.position != "rope":
+            return x
+        crossed = torch.stack((-x[..., 1::2], x[..., 0::2]), -1).flatten(-2)
+        return x * self.cos[places] + crossed * self.sin[places]
+
+    def forward(self, x, y):
+        causal, scale = self.config.mask == "causal", self.config.width**-0.5
+        for qkv in self.qkv[:-1]:
+            q, k, v = F.linear(x, qkv)[:, None].chunk(3, -1)
+            out = F.scaled_dot_product_attention(self.turn(q, slice(None)), self.turn(k, slice(None)), v, is_causal=causal)[:, 0]
+            x = x + out if self.config.residual else out
+        Wq, Wk, Wv = self.qkv[-1].chunk(3)
+        last, keys = F.linear(x[:, -1:], Wq), x
+        if self.config.position == "rope":
+            last, keys = self.turn(last, slice(-1, None)), self.turn(F.linear(x, Wk), slice(None))
+        else:
+            last = last @ Wk
+        mean = F.scaled_dot_product_attention(last[:, None], keys[:, None], x[:, None], scale=scale)[:, 0, 0]
+        h = F.linear(mean, Wv)
+        h = x[:, -1] + h if self.config.residual else h
+        for linear in self.head[:-1]:
+            h = torch.relu(linear(h))
+        return F.cross_entropy(self.head[-1](h), y)
+
+
+def recall(spec, session):
+    """One training step of a position-bias network -> loss."""
+    config, params, x, y = recall_inputs(spec)
+    own, x, y = Recall(config, params, spec["length"]), torch.from_numpy(x), torch.from_numpy(y)
+    parameters = list(own.parameters())
+    optimiser = adamw(parameters, decay="all", weight_decay=spec["weight_decay"], lr=spec["lr"])
+    call = own
+    if spec["compile"]:
+        import torch._inductor.config as inductor
+        inductor.compile_threads = 1
+        call = torch.compile(own, dynamic=False, fullgraph=True)
+
+    def work():
+        loss = call(x, y)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    return work, 0
+
+
+JOBS = {"whole": whole, "step": step, "attention": attention, "sample": sample, "recall": recall}

@@ -1,0 +1,1 @@
+"""Looking inside: attention maps, statistics, rollout and what they say about position."""
