@@ -1,0 +1,55 @@
+"""Studies: the same training run under several mechanisms, positions and seeds, compared by honest losses with error bars."""
+import time
+from concurrent.futures import CancelledError
+
+from minattn.studies import work
+from minattn.studies.progress import Progress
+
+POLL = 0.1            # seconds between two looks at what has been finished
+
+
+def run(plan, executor, *, report=None):
+    """Bring every run of a plan to its end -> rows, one dict for each run, in the plan's order.
+
+    executor: any concurrent.futures.Executor (what submit returns needs only done() and result()). A run that is there
+    and measured is not done again, one that was interrupted is resumed; the run folders are the only state, so a worker
+    elsewhere must see the same file system. Results do not depend on the executor. One that fails is a row with
+    "status" "failed" and its "reason". report(rows so far) is called after each.
+    """
+    jobs = plan.jobs()
+    rows = {job: row for job, row in ((job.key, work.finished(job)) for job in jobs) if row}
+    todo, pending = [job for job in jobs if job.key not in rows], {}
+
+    def take(job, row):
+        rows[job.key] = row
+        progress.said(row)
+        if report:
+            report(in_order())
+
+    def collect():
+        for future, job in [item for item in pending.items() if item[0].done()]:
+            del pending[future]
+            try:
+                take(job, future.result())
+            except CancelledError:
+                take(job, work.failed(job, "given up by its executor (was the scheduler lost?); the same command takes it up again"))
+            except Exception as error:  # noqa: BLE001  a worker was lost, say
+                take(job, work.failed(job, str(error) or type(error).__name__))
+
+    def in_order():
+        return [rows[job.key] for job in jobs if job.key in rows]
+
+    with Progress(todo, len(jobs)) as progress:
+        try:
+            for job in todo:
+                pending[executor.submit(work.do, job)] = job
+                collect()
+            while pending:
+                time.sleep(POLL)
+                collect()
+        except KeyboardInterrupt:
+            for future in pending:
+                future.cancel()
+            raise
+    return in_order()
+

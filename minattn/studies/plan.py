@@ -1,0 +1,235 @@
+"""What to compare: a grid of mechanisms, positions and seeds, or variants spelled out, turned into runs of the trainer.
+
+One syntax for a mechanism with its options: the trainer's name, the options in square brackets, "/" between layers.
+
+    energy   energy[norm=sequence]   affine[phi=sigmoid,length=visible]+gated   energy[norm=none]/softmax
+    learned   morlet[admissible=false]   learned+rope[base=100]
+"""
+import dataclasses
+import re
+import tempfile
+import typing
+from pathlib import Path
+from typing import NamedTuple
+
+from minattn import checks, data, model, runs, train
+from minattn.errors import InputError
+
+FIELDS = {name: kind for cls in (train.Settings, model.Config) for name, kind in typing.get_type_hints(cls).items()
+          if name not in ("vocab_size", "seed", "attention_options", "position_options")}
+
+
+class Variant(NamedTuple):
+    name: str
+    folder: str              # its name as a folder's
+    settings: train.Settings
+    shape: dict              # fields of model.Config
+
+
+class Job(NamedTuple):
+    """One run. Everything a worker needs, wherever it is."""
+    variant: str
+    seed: int
+    folder: str              # the run folder, absolute: workers may stand elsewhere
+    settings: train.Settings
+    shape: dict
+    prefix_positions: int
+    threads: int | None
+    data_dir: str
+
+    @property
+    def key(self):
+        return self.variant, self.seed
+
+    def expected(self):
+        """What config.json of the run folder must say."""
+        shape = model.to_dict(model.Config(**self.shape))
+        del shape["vocab_size"]
+        return {**shape, **dataclasses.asdict(self.settings)}
+
+
+class Plan(NamedTuple):
+    folder: Path
+    variants: tuple          # of Variant
+    seeds: tuple
+    baseline: str            # the name of a variant
+    prefix_positions: int = 512
+    threads: int | None = 1  # of one run
+    data_dir: str = "data"
+
+    def jobs(self):
+        """Every run, seed by seed, so that what is finished early can already be compared."""
+        home, data_dir = Path(self.folder).resolve(), str(Path(self.data_dir).resolve())
+        return [Job(v.name, seed, str(home / v.folder / f"seed-{seed}"), dataclasses.replace(v.settings, seed=seed), v.shape,
+                    self.prefix_positions, self.threads, data_dir)
+                for seed in self.seeds for v in self.variants]
+
+
+def make(folder, *, attention="", position="learned", variants=(), seeds="0", preset="nano", overrides=None, baseline=None,
+         **options):
+    """Texts, as the command line takes them -> Plan; InputError for what cannot be.
+
+    attention, position   lists with commas: every pair is a variant, called "attention position"
+    variants              "NAME: FIELD=VALUE ...", any setting of the trainer; they come after the grid
+    seeds                 "0-4", "0,2,7"
+    overrides             {setting: value} for all of them, on top of the preset
+    baseline              the name of the variant to subtract; the first
+    """
+    overrides = dict(overrides or {})
+    if not attention and not variants:
+        raise InputError("nothing to compare: name some with --attention softmax,energy or --variant \"NAME: FIELD=VALUE ...\".")
+    given = [(f"{a} {p}", {"attention": a, "position": p}) for a in (listed("attention", attention) if attention else ())
+             for p in listed("position", position)]
+    given += [explicit(text) for text in variants]
+    made = []
+    for name, fields in given:
+        try:
+            settings, shape = train.settings_for(preset, overrides | expanded(fields))
+            model.Config(**shape)
+        except InputError as error:
+            raise InputError(f"variant {name!r}: {error}" if preset in train.PRESETS else str(error)) from None
+        made.append(Variant(name, folder_name(name), settings, shape))
+    for n, variant in enumerate(made):
+        for other in made[:n]:
+            if variant.folder == other.folder:
+                raise InputError(f"variants {other.name!r} and {variant.name!r} would share the folder {variant.folder}: "
+                                 "leave one out, or give one another name with --variant.")
+            if variant.settings == other.settings and model.Config(**variant.shape) == model.Config(**other.shape):
+                raise InputError(f"variants {other.name!r} and {variant.name!r} are the same: leave one out.")
+    return Plan(Path(folder), tuple(made), numbers(seeds), chosen(baseline, made), **options)
+
+
+def listed(what, text):
+    """"a[x=1,y=2],b" -> ["a[x=1,y=2]", "b"]: commas inside brackets do not separate."""
+    if text.count("[") != text.count("]") or re.search(r"\][^\[]*\]|\[[^\]]*\[", text):
+        raise InputError(f"--{what} {text!r}: every [ needs a ], as in energy[norm=key].")
+    names = [name.strip() for name in re.split(r",(?![^\[]*\])", text)]
+    if not all(names):
+        raise InputError(f"--{what} {text!r} has an empty name in its list.")
+    return names
+
+
+def explicit(text):
+    """"NAME: FIELD=VALUE ..." -> (name, {field: value})"""
+    name, colon, rest = text.partition(":")
+    name, fields = name.strip(), {}
+    if not colon or not name:
+        raise InputError(f"--variant {text!r} must be \"NAME: FIELD=VALUE ...\", as in \"wide: attention=energy[norm=key] n_embd=192\".")
+    for word in rest.split():
+        field, equals, value = word.partition("=")
+        field = field.replace("-", "_")
+        if not equals:
+            raise InputError(f"--variant {name!r}: {word!r} is not FIELD=VALUE.")
+        checks.choice(f"--variant {name!r}: a field", field, FIELDS)
+        fields[field] = value_of(field, value)
+    return name, fields
+
+
+def value_of(field, text):
+    """A setting's value from its text, by the type of the field."""
+    kind = FIELDS[field]
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind in (int | None, float | None) and text.lower() == "none":
+            return None
+        return (int if kind in (int, int | None) else kind)(text)
+    except (ValueError, KeyError):
+        expected = "true or false" if kind is bool else "an integer" if kind in (int, int | None) else "a number"
+        raise InputError(f"{field} must be {expected}; got {text!r}.") from None
+
+
+def expanded(fields):
+    """Take the options out of brackets: {"attention": "energy[norm=key]/softmax"} -> "energy,softmax" and {"norm": "key"}."""
+    out = dict(fields)
+    for what in ("attention", "position"):
+        if what in fields:
+            options = {}
+            for inside in re.findall(r"\[([^\]]*)\]", fields[what]):
+                for word in inside.split(","):
+                    key, value = option(word.strip())
+                    if options.setdefault(key, value) != value:
+                        raise InputError(f"option {key} is there twice, as {options[key]!r} and {value!r}: one value serves all layers.")
+            out[what] = re.sub(r"\[[^\]]*\]", "", fields[what])
+            if what == "attention":
+                out[what] = out[what].replace("/", ",")
+            out[f"{what}_options"] = options
+    return out
+
+
+def option(text):
+    """NAME=VALUE -> (name, value), the value a number, true / false / none, or a word."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InputError(f"option {text!r} is not NAME=VALUE.")
+    for kind in (int, float):
+        try:
+            return name.replace("-", "_"), kind(value)
+        except ValueError:
+            pass
+    return name.replace("-", "_"), {"true": True, "false": False}.get(value.lower(), value)
+
+
+def folder_name(name):
+    """energy[norm=sequence] morlet -> energy-norm=sequence_morlet"""
+    folder = re.sub(r"[^\w.=+,-]+", "_", name.translate({ord("["): "-", ord("]"): None, ord("/"): "."}))
+    if not folder[0].isalnum():
+        raise InputError(f"a variant's name must begin with a letter or a digit; got {name!r}.")
+    return folder
+
+
+def numbers(text):
+    """"0-4,7" -> (0, 1, 2, 3, 4, 7)"""
+    seeds = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if last < first:
+            raise InputError(f"--seeds must be numbers and ranges such as 0-4 or 0,3,7; got {text!r}.")
+        if last - first > 9999:
+            raise InputError(f"--seeds {text!r} are more than 10,000.")
+        seeds += range(first, last + 1)
+    return tuple(dict.fromkeys(seeds))
+
+
+def chosen(baseline, variants):
+    """The variant that --baseline names: by its name, its folder's, or the attention alone where only one has it."""
+    if baseline is None:
+        return variants[0].name
+    for of in (lambda v: v.name, lambda v: v.folder, lambda v: v.name.partition(" ")[0]):
+        found = [v.name for v in variants if of(v) == baseline]
+        if len(found) == 1:
+            return found[0]
+    names = [v.name for v in variants]
+    raise InputError(f"--baseline must be one of {', '.join(map(repr, names))}; got {baseline!r}.{checks.nearest(baseline, names)}")
+
+
+def check_runs(plan):
+    """InputError unless the runs already below plan.folder have the plan's settings."""
+    for job in plan.jobs():
+        if (Path(job.folder) / runs.CONFIG).exists():
+            config, settings, _, _ = runs.read_config(job.folder)
+            there = {**model.to_dict(config), **settings}
+            for name, value in job.expected().items():
+                if there.get(name) != value:
+                    raise InputError(f"{plan.folder / Path(job.folder).relative_to(plan.folder.resolve())} holds a run with "
+                                     f"{name} = {there.get(name)!r}, not {value!r}: give the settings it was made with, "
+                                     "or choose another --out.")
+
+
+def check_folder(folder):
+    """Make the folder of a comparison; InputError if it is a file or cannot be written."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--out {folder} is a file; name a folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out.") from None
+
+
+def with_corpus(plan, say):
+    """Fetch what is not at hand, once and before any worker starts; where another corpus came instead, all runs take that one."""
+    came = {name: data.load_corpus(name, data_dir=plan.data_dir, say=say).name for name in {v.settings.corpus for v in plan.variants}}
+    return plan._replace(variants=tuple(v._replace(settings=dataclasses.replace(v.settings, corpus=came[v.settings.corpus]))
+                                        for v in plan.variants))

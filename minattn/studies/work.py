@@ -1,0 +1,101 @@
+"""One run of a comparison: begun, taken up where it stopped, or found finished; then measured. Called wherever a worker is."""
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+
+from minattn import runs, train
+from minattn.errors import InputError
+from minattn.studies import measures
+
+
+def finished(job):
+    """The row of a run that is there and measured, else None."""
+    found = measures.read(job.folder, job.prefix_positions)
+    return found and _row(job, "done", found)
+
+
+def failed(job, reason):
+    return {**_about(job), "status": "failed", "reason": reason}
+
+
+def do(job):
+    """Bring one run to its end and measure it -> its row, a dict: who it is, "status" ("done" or "failed"), the reason, SCALARS.
+
+    What goes wrong is in the row, so that other runs go on. Ctrl-C is raised as KeyboardInterrupt once the run is saved.
+    Doing it twice, or in two places at a time, does no harm: the run's lock lets one pass, the other waits for it and
+    finds everything done.
+    """
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            _when_free(job.folder, lambda: _train(job))
+            return finished(job) or _row(job, "done", _when_free(job.folder, lambda: _measure(job)))
+    except train.Interrupted:
+        raise KeyboardInterrupt from None
+    except train.Diverged as error:
+        return failed(job, f"diverged: {error}")
+    except InputError as error:
+        return failed(job, str(error))
+    except Exception as error:  # noqa: BLE001  one run's trouble is not the others'
+        return failed(job, f"{type(error).__name__}: {error}")
+
+
+def _train(job):
+    folder = Path(job.folder)
+    options = dict(threads=job.threads, data_dir=job.data_dir, say=lambda line: None)
+    if (folder / runs.CHECKPOINT).exists():
+        if not ((folder / runs.SAMPLE).exists() and steps_done(folder) >= job.settings.steps):
+            train.resume(folder, overrides=job.expected(), **options)
+    else:                                             # nothing there, or stopped before its first checkpoint
+        train.start(job.settings, job.shape, folder, overwrite=True, **options)
+
+
+def _measure(job):
+    with runs.held(job.folder):
+        return measures.measure(job.folder, job.prefix_positions, threads=job.threads, data_dir=job.data_dir)
+
+
+def _when_free(folder, action):
+    """Do it as soon as no other process trains in this folder: one that was thought dead may still be at it."""
+    again = True
+    while True:
+        try:
+            return action()
+        except InputError:
+            if _free(folder):
+                if not again:
+                    raise
+                again = False                         # it may have become free just now
+        time.sleep(0.5)
+
+
+def _free(folder):
+    try:
+        with runs.held(folder):
+            return True
+    except InputError:
+        return False
+
+
+def steps_done(folder):
+    """The last step in metrics.jsonl, from its last lines only."""
+    try:
+        with open(Path(folder) / runs.METRICS, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 4096))
+            lines = file.read().split(b"\n")[:-1]
+        return json.loads(lines[-1])["step"]
+    except (OSError, ValueError, IndexError, KeyError, TypeError):
+        return 0
+
+
+def _about(job):
+    names = ("attention", "attention_options", "position", "position_options")
+    shape = {name: job.expected()[name] for name in names}
+    return {"variant": job.variant, "seed": job.seed, **shape, "steps": job.settings.steps,
+            "folder": os.path.join(*Path(job.folder).parts[-2:])}
+
+
+def _row(job, status, found):
+    return {**_about(job), "status": status, "reason": "", **{name: found[name] for name in measures.SCALARS}}
