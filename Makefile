@@ -1,4 +1,4 @@
-# make train | make test | make lint
+# make train | make test | make lint | make lessons
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -10,7 +10,7 @@ $(VENV)/.done: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-.PHONY: train test crosscheck lint clean
+.PHONY: train test crosscheck lint lessons lessons-check clean
 train: $(VENV)/.done        ## the main job: train the demo model and print a sample
 	$(BIN)/python -m minattn train --preset demo --overwrite
 
@@ -24,6 +24,16 @@ crosscheck: $(VENV)/.done   ## every test, with PyTorch, JAX and ONNX Runtime be
 lint: $(VENV)/.done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff
 	$(BIN)/ruff check .
+
+$(VENV)/.lessons: $(VENV)/.done pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[lessons]"
+	touch $@
+
+lessons: $(VENV)/.lessons        ## run every lesson's source again and write its notebook
+	$(BIN)/python lessons/build.py
+
+lessons-check: $(VENV)/.lessons  ## run every lesson's source; fail where the committed notebook is another's
+	$(BIN)/python lessons/build.py --check
 
 clean:
 	rm -rf $(VENV) build *.egg-info

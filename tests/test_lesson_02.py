@@ -1,0 +1,120 @@
+"""The exercises of lesson 02: right solutions pass in any form, plausible wrong ones do not."""
+import numpy as np
+import pytest
+
+from minattn.lessons import lesson_02
+
+EPS = 1e-6
+
+
+def dW_by_add_at(dy, ids, V):
+    dW = np.zeros((V, dy.shape[1]))
+    np.add.at(dW, ids, dy)
+    return dW
+
+
+def dW_by_loop(dy, ids, V):
+    return np.array([[sum(dy[n, c] for n in range(len(ids)) if ids[n] == v) for c in range(dy.shape[1])] for v in range(V)])
+
+
+def dW_by_one_hot(dy, ids, V):
+    return np.eye(V)[ids].T @ dy
+
+
+def dW_last_wins(dy, ids, V):
+    dW = np.zeros((V, dy.shape[1]))
+    dW[ids] += dy
+    return dW
+
+
+def dW_assigned(dy, ids, V):
+    dW = np.zeros((V, dy.shape[1]))
+    dW[ids] = dy
+    return dW
+
+
+def rms(x, eps):
+    return np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
+
+
+def rms_by_y(dy, x, eps=EPS):
+    s = rms(x, eps)
+    y = x / s
+    return (dy - y * np.mean(dy * y, axis=1, keepdims=True)) / s
+
+
+def rms_by_jacobian(dy, x, eps=EPS):
+    rows = []
+    for g, row in zip(dy, x):
+        s = np.sqrt(np.mean(row**2) + eps)
+        rows.append((np.eye(len(row)) / s - np.outer(row, row) / (len(row) * s**3)) @ g)
+    return np.array(rows)
+
+
+def shares(z, temperature, k):
+    kept = np.argsort(z)[-k:]
+    p = np.zeros(len(z))
+    p[kept] = np.exp((z[kept] - z[kept].max()) / temperature)
+    return p / p.sum()
+
+
+def shares_by_differences(z, temperature, k):
+    """1 / sum of exp(z_u - z_v) over the kept u"""
+    kept = sorted(range(len(z)), key=lambda v: -z[v])[:k]
+    with np.errstate(over="ignore"):
+        return np.array([1 / sum(np.exp((z[u] - z[v]) / temperature) for u in kept) if v in kept else 0.0 for v in range(len(z))])
+
+
+def shares_wrong(z, temperature, k, power=-1, cut="after"):
+    p = np.exp((z - z.max()) * temperature**power)
+    best = z >= np.sort(z)[-k]
+    if cut == "before":
+        p = np.where(best, p, 0)
+    p = p / p.sum()
+    return np.where(best, p, 0) if cut == "after" else p
+
+
+def shares_overflowing(z, temperature, k):
+    p = np.where(z >= np.sort(z)[-k], np.exp(z / temperature), 0)
+    return p / p.sum()
+
+
+RIGHT = {lesson_02.check_embedding_backward: [dW_by_add_at, dW_by_loop, dW_by_one_hot],
+         lesson_02.check_rms_norm_backward: [rms_by_y, rms_by_jacobian],
+         lesson_02.check_sampling_probabilities: [shares, shares_by_differences]}
+WRONG = {lesson_02.check_embedding_backward: [
+             (dW_last_wins, "only its last place"), (dW_assigned, "only its last place"),
+             (lambda dy, ids, V: dW_by_add_at(dy, ids, V) / np.maximum(np.bincount(ids, minlength=V), 1)[:, None], "mean"),
+             (lambda dy, ids, V: dW_by_add_at(dy, ids, V)[::-1], "should be"), (lambda dy, ids, V: dW_by_add_at(dy, ids, V).T, "shape"),
+             (lambda dy, ids, V: dW_by_add_at(dy, ids, ids.max() + 1), "shape"), (lambda dy, ids, V: dy, "shape")],
+         lesson_02.check_rms_norm_backward: [
+             (lambda dy, x, eps=EPS: dy / rms(x, eps), "constant"),
+             (lambda dy, x, eps=EPS: (dy - x / rms(x, eps) * np.sum(dy * x / rms(x, eps), axis=1, keepdims=True)) / rms(x, eps), "not a sum"),
+             (lambda dy, x, eps=EPS: rms_by_y(dy, x, eps) - dy.mean(axis=1, keepdims=True) / rms(x, eps), "shift"),
+             (lambda dy, x, eps=EPS: rms_by_y(dy, x, eps) * rms(x, eps), "factor 1/s"),
+             (lambda dy, x, eps=EPS: 2 * dy / rms(x, eps) - rms_by_y(dy, x, eps), "should be"),                    # the wrong sign
+             (lambda dy, x, eps=EPS: rms_by_y(dy.T, x.T, eps).T, "should be"),                                   # the wrong axis
+             (lambda dy, x, eps=EPS: rms_by_y(dy, x, 0), "should be")],
+         lesson_02.check_sampling_probabilities: [
+             (lambda z, t, k: shares_wrong(z, t, k, power=1, cut="before"), "multiplies"), (lambda z, t, k: shares(z, 1, k), "not used"),
+             (lambda z, t, k: shares_wrong(z, t, k, cut=None), "All characters"), (shares_wrong, "sum to 1"), (shares_overflowing, "nan"),
+             (lambda z, t, k: shares(z, t, min(k + 1, len(z))), "should be"), (lambda z, t, k: shares(-z, t, k), "should be")]}
+
+
+@pytest.mark.parametrize("check, candidate", [(check, f) for check, right in RIGHT.items() for f in right])
+def test_right_solutions_pass(check, candidate, capsys):
+    assert check(candidate)
+    assert capsys.readouterr().out.startswith("right")
+
+
+@pytest.mark.parametrize("check, candidate, said", [(check, f, said) for check, wrong in WRONG.items() for f, said in wrong])
+def test_wrong_solutions_are_told_why(check, candidate, said, capsys):
+    assert not check(candidate)
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("check", RIGHT)
+def test_an_open_exercise_is_not_yet_solved(check, capsys):
+    assert not check(lambda *a, **k: ...)
+    assert not check(None)
+    assert capsys.readouterr().out.count("not yet") == 2
