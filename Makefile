@@ -18,7 +18,7 @@ test: $(VENV)/.done         ## the fast tests
 	$(BIN)/python -m pytest -m "not slow"
 
 crosscheck: $(VENV)/.done   ## every test, with PyTorch, JAX and ONNX Runtime beside
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 ml_dtypes jax onnx onnxruntime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 jax onnx onnxruntime distributed
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.done

@@ -375,7 +375,7 @@ for (name, (losses, _)), n in zip(results.items(), (0, 1, 3, 6)):
     left.plot(np.arange(25, len(losses) + 1), smooth, label=f"{name}: {smooth[-1]:.2f} at last", color=plots.COLOURS[n])
 left.axhline(np.log(V), color="gray", ls="--", lw=1, label=f"guessing evenly: ln {V}")
 left.set(xlabel="step", ylabel="loss (nats per character), mean of 25 steps", title="All of them learn something")
-left.legend(frameon=False)
+left.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.95))
 letters = list(vocabulary.decode(x).replace(" ", "␣"))
 image = right.imshow(P, cmap="cividis", vmin=0, vmax=1)
 right.grid(False)

@@ -434,6 +434,8 @@ BAD = [
     (["--mask", "casual"], "mask must be one of causal, window, prefix, none; got 'casual'. Did you mean 'causal'?"),
     (["--position", "learned"], "position must be one of"),
     (["--layers", "0"], "layers must be at least 1; got 0"),
+    (["--mask", "window", "--window", "18"], "--window must be at most 17, the tokens of a sequence; got 18"),
+    (["--mask", "prefix", "--prefix", "18"], "--prefix must be at most 17"),
     (["--mask", "window"], "window belongs to mask=window"),
     (["--window", "3"], "window belongs to mask=window"),
     (["--mask", "prefix", "--prefix", "0"], "prefix must be at least 1"),

@@ -137,7 +137,7 @@ def test_bad_input(case, tmp_path, capsys, monkeypatch):
     words, message = BAD[case]
     (tmp_path / "file").write_text("a file")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(studies, "run", lambda *args, **options: pytest.fail("it came to the runs"))
+    monkeypatch.setattr(studies, "Progress", lambda *args, **options: pytest.fail("it came to the runs"))
     assert cli.main(["compare", *(word.format(home=tmp_path) for word in words)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and message in said

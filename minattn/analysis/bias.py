@@ -91,10 +91,13 @@ def settings_of(args):
     from minattn.analysis.recall_task import Task
     from minattn.analysis.recall_training import Training
     places = () if args.train_bias == "none" else tuple(part.strip() for part in args.train_bias.split(","))
+    task = Task(classes=args.classes, scale=args.scale, middle=args.middle)
+    for name in ("window", "prefix"):
+        if (getattr(args, name) or 0) > task.length:
+            raise InputError(f"--{name} must be at most {task.length}, the tokens of a sequence; got {getattr(args, name)}.")
     return {"network": Config(layers=args.layers, mask=args.mask, window=args.window, prefix=args.prefix, position=args.position,
                               residual=args.residual),
-            "task": Task(classes=args.classes, scale=args.scale, middle=args.middle),
-            "training": Training(places=places)}
+            "task": task, "training": Training(places=places)}
 
 
 def seeds_of(text):

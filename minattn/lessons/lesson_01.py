@@ -38,7 +38,7 @@ def check_attention_backward(candidate):
     def variant(wrong):
         def f(dout, q, k, v, P):
             root, dP = np.sqrt(q.shape[1]), dout @ v.T
-            means = {"no mean": 0, "plain mean": dP.mean(axis=1, keepdims=True)}
+            means = {"no mean": 0, "plain mean": dP.mean(axis=1, keepdims=True), "rowsum of out": (P @ v).sum(axis=1, keepdims=True)}
             ds = P * (dP - means.get(wrong, (P * dP).sum(axis=1, keepdims=True)))
             dq, dk, dv = ds @ k / root, ds.T @ q / root, P.T @ dout
             return {"no scale": (dq * root, dk * root, dv), "dq": (dq * root, dk, dv), "dk": (dq, dk * root, dv),
@@ -51,6 +51,7 @@ def check_attention_backward(candidate):
                         (variant("dk"), "dk lacks the division by sqrt(D)."),
                         (variant("no mean"), "ds lacks the mean that is taken out of every row."),
                         (variant("plain mean"), "The mean that is taken out of dP is weighted by P."),
+                        (variant("rowsum of out"), "The mean that is taken out is the row sum of dout * out, not of out."),
                         (variant("dv"), "Right numbers, but this is dv transposed.")])
 
 
@@ -113,10 +114,10 @@ def check_weights(candidate):
 
     corners = ((s, visible), (s + 1e4, visible), (s - 2.0**34, visible), (first_is_best, visible), (s, empty), (s[:, :1], empty[:, 3:4]))
     return grade(candidate, reference, corners, returns=("P",), tolerance=1e-5,      # exp(s - lse) is right too, and lse near 2^34 ends at 2e-6
-                 hints=[(without_maximum, "exp overflows above 709 and is 0 below -745: subtract the row's maximum first."),
-                        (maximum_of_hidden, "The maximum must be that of the visible scores: a hidden one can be far above them all."),
-                        (filled(-np.inf), "A row that sees nothing is 0 / 0: let its weights be 0."),
-                        (filled(-1e4), "A large negative number is not minus infinity: scores can be lower still, and the hidden keys win."),
-                        (filled(-1e9), "A large negative number is not minus infinity: scores can be lower still, and the hidden keys win."),
+                 hints=[(filled(-np.inf), "A row that sees nothing is 0 / 0: let its weights be 0."),
                         (filled(-1e30), "A row that sees nothing now attends to everything: let its weights be 0."),
+                        (without_maximum, "exp overflows above 709 and is 0 below -745: subtract the row's maximum first."),
+                        (maximum_of_hidden, "The maximum must be that of the visible scores: a hidden one can be far above them all."),
+                        *((filled(number), "A large negative number is not minus infinity: scores can be lower still, and the hidden keys win.")
+                          for number in (-1e4, -1e9)),
                         (lambda s, visible: filled(-np.inf)(s.T, visible.T).T, "The sum runs over the keys of one query, a row: axis 1.")])

@@ -38,7 +38,8 @@ def check_queries_and_keys(candidate):
         return weights
 
     def extended(key_bias, scale):
-        return attended(lambda x, sigma: (np.hstack([x, np.ones((len(x), 1))]) * scale(sigma), np.hstack([x, key_bias((x**2).sum(1))[:, None]])))
+        return attended(lambda x, sigma: (scale(sigma) * np.hstack([x, np.ones((len(x), 1))]),
+                                          np.hstack([x, key_bias((x**2).sum(axis=1, keepdims=True))])))
 
     usual = lambda sigma: 1 / sigma**2
     unfinished = candidate is None or candidate is ...
@@ -59,14 +60,17 @@ def check_weights_in_float32(candidate):
     given = [((rng.standard_normal((13, 5)) + 700 * rng.standard_normal(5)).astype(np.float32), 1.5),
              ((rng.standard_normal((61, 11)) / 2 + 1000).astype(np.float32), 0.75)]
 
+    def by_differences(x, sigma):
+        return _softmax(-((x[:, None] - x)**2).sum(axis=2) / np.float32(2 * sigma**2))
+
     def as_it_stands(x, sigma):
         return _softmax((x @ x.T - (x**2).sum(axis=1) / 2) / np.float32(sigma**2))
 
     return grade(candidate, lambda x, sigma: _weights(x.astype(np.float64), sigma), given, returns=("W",), tolerance=1e-4, hints=[
         (as_it_stands, "That is the identity as it stands: |x|^2 is some millions here, and the distances drown."),
-        (lambda x, sigma: _weights(x - x.mean(axis=1, keepdims=True), sigma),
+        (lambda x, sigma: by_differences(x - x.mean(axis=1, keepdims=True), sigma),
          "That shifts every token by its own mean, so distances change: shift all by the same vector."),
-        (lambda x, sigma: _weights(x / np.linalg.norm(x, axis=1, keepdims=True), sigma), "A norm changes the distances.")])
+        (lambda x, sigma: by_differences(x / np.linalg.norm(x, axis=1, keepdims=True), sigma), "A norm changes the distances.")])
 
 
 def check_gradient_log_sigma(candidate):
@@ -106,21 +110,21 @@ def check_gradient_x(candidate):
         dW = do @ x.T
         return W * (dW - (W * dW).sum(axis=1, keepdims=True))
 
-    def springs(x, A, sigma):
+    def pull(x, A, sigma):
         return (A.sum(axis=1, keepdims=True) * x - A @ x) / sigma**2
 
     def reference(x, W, do, sigma):
         ds = parts(x, W, do)
-        return W.T @ do - springs(x, ds + ds.T, sigma)
+        return W.T @ do - pull(x, ds + ds.T, sigma)
 
     def made(f):
         return lambda x, W, do, sigma: f(x, W, do, sigma, parts(x, W, do))
 
     return grade(candidate, reference, _from_cases(), returns=("dx",), hints=[
         (lambda x, W, do, sigma: W.T @ do, "That is the role of value; query and key are missing."),
-        (made(lambda x, W, do, sigma, ds: -springs(x, ds + ds.T, sigma)), "The role of value, W^T do, is missing."),
-        (made(lambda x, W, do, sigma, ds: W.T @ do - springs(x, ds, sigma)), "The role of key is missing: A = ds + ds^T."),
-        (made(lambda x, W, do, sigma, ds: W.T @ do - springs(x, ds.T, sigma)), "The role of query is missing: A = ds + ds^T."),
-        (made(lambda x, W, do, sigma, ds: W.T @ do + springs(x, ds + ds.T, sigma)), "The sign of the springs."),
-        (made(lambda x, W, do, sigma, ds: W @ do - springs(x, ds + ds.T, sigma)), "o = W x gives W^T do: transposed."),
-        (made(lambda x, W, do, sigma, ds: W.T @ do - springs(x, ds + ds.T, 1)), "1 / sigma^2 is missing.")])
+        (made(lambda x, W, do, sigma, ds: -pull(x, ds + ds.T, sigma)), "The role of value, W^T do, is missing."),
+        (made(lambda x, W, do, sigma, ds: W.T @ do - pull(x, ds, sigma)), "The role of key is missing: A = ds + ds^T."),
+        (made(lambda x, W, do, sigma, ds: W.T @ do - pull(x, ds.T, sigma)), "The role of query is missing: A = ds + ds^T."),
+        (made(lambda x, W, do, sigma, ds: W.T @ do + pull(x, ds + ds.T, sigma)), "The sign of the second term."),
+        (made(lambda x, W, do, sigma, ds: W @ do - pull(x, ds + ds.T, sigma)), "o = W x gives W^T do: transposed."),
+        (made(lambda x, W, do, sigma, ds: W.T @ do - pull(x, ds + ds.T, 1)), "1 / sigma^2 is missing.")])

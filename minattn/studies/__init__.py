@@ -1,7 +1,9 @@
 """Studies: the same training run under several mechanisms, positions and seeds, compared by honest losses with error bars."""
+import sys
 import time
 from concurrent.futures import CancelledError
 
+from minattn.studies import plan as plans
 from minattn.studies import work
 from minattn.studies.progress import Progress
 
@@ -14,8 +16,12 @@ def run(plan, executor, *, report=None):
     executor: any concurrent.futures.Executor (what submit returns needs only done() and result()). A run that is there
     and measured is not done again, one that was interrupted is resumed; the run folders are the only state, so a worker
     elsewhere must see the same file system. Results do not depend on the executor. One that fails is a row with
-    "status" "failed" and its "reason". report(rows so far) is called after each.
+    "status" "failed" and its "reason". report(rows so far) is called after each. Raises InputError, before any training,
+    where the folder cannot be written or holds runs with other settings.
     """
+    plans.check_folder(plan.folder)
+    plan = plans.with_corpus(plan, say=lambda line: print(line, file=sys.stderr))
+    plans.check_runs(plan)
     jobs = plan.jobs()
     rows = {job: row for job, row in ((job.key, work.finished(job)) for job in jobs) if row}
     todo, pending = [job for job in jobs if job.key not in rows], {}

@@ -58,9 +58,6 @@ def run(args):
     study = study._replace(threads=args.threads or (1 if args.scheduler else max(1, executors.cores() // workers)))
     try:
         with _executor(args.scheduler, workers) as executor:
-            plan.check_folder(study.folder)
-            study = plan.with_corpus(study, say=lambda line: print(line, file=sys.stderr))
-            plan.check_runs(study)
             rows = studies.run(study, executor, report=lambda rows: tables.write(study, rows))
     except KeyboardInterrupt:
         print(f"stopped; what was done is kept in {args.out}: give the same command again to go on.", file=sys.stderr)

@@ -7,6 +7,7 @@ import signal
 import threading
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 from tqdm import tqdm
 
@@ -38,7 +39,12 @@ class Processes(Executor):
     """
 
     def __init__(self, workers):
-        self.threads, self.running, self.lock, self.stopped = ThreadPoolExecutor(workers), set(), threading.Lock(), False
+        # Ctrl-C reaches a new process only once it can take it: it inherits from its thread that interrupts wait.
+        # The first thread to start a process would also start multiprocessing's tracker, which lets them come again.
+        if os.name == "posix":
+            resource_tracker.ensure_running()
+        self.threads = ThreadPoolExecutor(workers, initializer=_interrupts, initargs=("SIG_BLOCK",))
+        self.running, self.lock, self.stopped = set(), threading.Lock(), False
 
     def submit(self, fn, /, *args, **kwargs):
         return self.threads.submit(self._one, fn, args, kwargs)
@@ -91,12 +97,20 @@ def _child(pipe, fn, args, kwargs):
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())                     # not a semaphore of the system, which a kill would leave behind
     try:
+        _interrupts("SIG_UNBLOCK")
         answer = True, fn(*args, **kwargs)
+        _interrupts("SIG_BLOCK")
     except KeyboardInterrupt:
         return
     except Exception as error:  # noqa: BLE001  raised again by the parent
         answer = False, error
     pipe.send(answer)
+
+
+def _interrupts(how):
+    """Let interrupts wait, or come; nothing where the system has no such thing."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(getattr(signal, how), {signal.SIGINT})
 
 
 def _end_with_parent():

@@ -39,7 +39,8 @@ def curves(plan, rows, path):
                         lines.setdefault(m["step"], []).append(m["val_loss"])
         if not lines:
             continue
-        steps, mean, deviation = (np.array(list(a)) for a in (lines, map(np.mean, lines.values()), (np.std(v, ddof=len(v) > 1) for v in lines.values())))
+        steps, mean = np.array(list(lines)), np.array([np.mean(v) for v in lines.values()])
+        deviation = np.array([np.std(v, ddof=len(v) > 1) for v in lines.values()])
         late = steps >= steps[-1] / 2
         last = max(last, steps[-1])
         low, high = min(low, (mean - deviation)[late].min()), max(high, (mean + deviation)[late].max())
