@@ -65,8 +65,8 @@ fig.colorbar(image, label="probability (yellow: 0.5 and more)", shrink=0.8);
 #
 # ## The layers
 #
-# Rows come first: `x` is $(N, C)$, one row of $C$ *channels* for each of $N$ characters. What is learned, the *parameters*, are weights $W$,
-# $w$.
+# Rows come first: `x` is $(N, C)$, one row of $C$ *channels* for each of $N = BT$ characters ($B$ texts of $T$). $W$ and $w$ are learned:
+# *parameters*.
 #
 # **Linear**, $y = xW$, mixes channels. From lesson 01: a product hands back $dx = dy\,W^\top$ and $dW = x^\top dy$.
 #
@@ -108,8 +108,8 @@ def layer_norm_backward(dy, cache):
     return (g - shift - xhat * stretch) / s, np.sum(dy * xhat, axis=0)                       # dx (N, C), dw (C,)
 
 # %% [markdown]
-# **GELU** bends: without something that is not a product, any number of linear layers would be one linear layer. It multiplies $x$ by a smooth
-# step $h$ from 0 to 1:
+# **GELU** bends: without something that is not a product, any number of linear layers would be one. It multiplies $x$ by a smooth step $h$
+# from 0 to 1, whose slope in $u$ is $\tfrac12 (1 - \tanh^2 u) = 2h(1 - h)$:
 #
 # $$ y = x\,h, \quad h = \tfrac12 (1 + \tanh u), \quad u = \sqrt{2/\pi}\,(x + 0.044715\,x^3), \qquad
 #    \frac{dy}{dx} = h + x \cdot 2h(1 - h) \cdot \sqrt{2/\pi}\,(1 + 3 \cdot 0.044715\,x^2) $$
@@ -178,8 +178,7 @@ lesson_02.check_rms_norm_backward(rms_norm_backward);
 # and an **MLP** (linear to $4C$ channels, GELU, linear back to $C$) works on what has come. At the end each row is compared with every
 # character's row of the embedding table: the same table at both ends, so its gradient has two parts.
 #
-# - `x = wte[tokens] + position`: `wte` is $(V, C)$, and `position` $(T, C)$ a second table, for the *place* in the text; lesson 03 is about
-#   it.
+# - `x = wte[tokens] + position`: `wte` is $(V, C)$, and `position` $(T, C)$ a second table, for the *place*: see lesson 03.
 # - `x += attention(norm(x)) @ c_proj`: `norm(x) @ c_attn` $(C, 3C)$ gives q, k, v; $H$ heads of $D = C/H$ channels, as in lesson 01.
 # - `x += gelu(norm(x) @ c_fc) @ c_proj`: $(C, 4C)$ and $(4C, C)$.
 # - `logits = norm(x) @ wte.T`: $(N, V)$.
@@ -385,8 +384,8 @@ ax.legend(frameon=False, loc="lower right");
 
 # %% [markdown]
 # Nearly all the arithmetic is products, but not all the time: elementwise layers do little with each number that they fetch. That is why the
-# package's `ops.py` writes the same GELU and layer norm in passes over blocks that fit a core's cache ([where the time
-# goes](where_the_time_goes.md)).
+# package's `ops.py` writes the same GELU and layer norm in passes over blocks that fit a core's cache
+# ([where the time goes](where_the_time_goes.md)).
 #
 # **What we now know.** A language model is a few kinds of layers, each with a backward of a few lines; the whole gradient is those in reverse,
 # and two independent judges agree with ours. Training learns frequencies first, then pairs, then more: a loss below the bigram's is proof that

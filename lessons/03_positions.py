@@ -22,9 +22,9 @@ rng = np.random.default_rng(0)
 # ## Without positions: a bag of characters
 #
 # The last token's output is $o = \sum_j P_j v_j$ with $P_j \propto e^{q \cdot k_j / \sqrt D}$. Put the earlier tokens in another order, keys
-# and values together, and the sum has the same terms. One layer of attention cannot tell "not" from "ton". Two layers can, if there is a
-# causal mask: tokens in between see *how many* came before them, and hand that on. We let two models without positions, with random weights,
-# predict what follows a line, and then shuffle all of the line but its last character.
+# and values together, and the sum has the same terms. At the `h`, one layer of attention cannot tell "not h" from "ton h". Two layers can, if
+# there is a causal mask: what a token in between has seen depends on where it stands, and it hands that on. We let two models without
+# positions, with random weights, predict what follows a line, and then shuffle all of the line but its last character.
 
 
 # %%
@@ -48,8 +48,8 @@ for layers in (1, 2, 3):
 # ## Adding: a table, or waves
 #
 # **Learned.** A table with a row for each position, added to the character's row: $x_p = \mathrm{wte}[\text{token}_p] + W_p$. Lesson 02 did
-# this. The gradient of row $p$ is the sum of `dx` over all texts at place $p$. Nothing says that rows 7 and 8 are neighbours, and a row that
-# was never read was never trained.
+# this, and its gradient: row $p$ gets the sum over all texts of `dx` at place $p$, `dx.reshape(B, T, C).sum(axis=0)`. Nothing says that rows 7
+# and 8 are neighbours, and a row that was never read was never trained.
 #
 # **Sinusoidal.** No parameters: $C/2$ clocks, each turning at its own speed $\omega_k$, fast to slow:
 #
@@ -62,7 +62,7 @@ def waves(T, C, base=10000.0):
     omega = base ** (-2 * np.arange(C // 2) / C)                     # (C/2,)     radians per position
     angle = np.arange(T)[:, None] * omega                            # (T, C/2)
     pe = np.empty((T, C))
-    pe[:, 0::2], pe[:, 1::2] = np.sin(angle), np.cos(angle)          # the two hands' shadows of every clock
+    pe[:, 0::2], pe[:, 1::2] = np.sin(angle), np.cos(angle)          # the two shadows of each hand
     return pe
 
 
@@ -117,7 +117,7 @@ lesson_03.check_move(move);
 # ## Turning: RoPE
 #
 # Added waves pass through the query and key projections before they meet, and through everything else. Rotary positions (RoPE) come later:
-# *after* the projections, turn queries and keys themselves. Take channels in pairs and read each pair as a complex number
+# *after* the projections, turn the queries and keys themselves (not the values). Take channels in pairs and read each pair as a complex number
 # $z_k = q_{2k} + \mathrm i\, q_{2k+1}$, $\mathrm i^2 = -1$. To multiply by $e^{\mathrm i \theta}$ is to turn by the angle $\theta$:
 #
 # $$ z_k \leftarrow z_k\, e^{\mathrm i \omega_k p}, \qquad \omega_k = b^{-2k/D} $$
@@ -210,7 +210,7 @@ for h, row in enumerate(P[0, :, -1], 1):
 
 # %% tags=["exercise"]
 def slope_gradient(P, v, do):
-    """P (B, H, T, T), v and do (B, H, T, D) -> dm (H,)"""
+    """P (B, H, T, T), v and do (B, H, T, Dv) -> dm (H,)"""
     ...
 
 
@@ -270,7 +270,7 @@ axes[0].set_ylabel("query $i$");
 
 # %%
 STEPS, BATCH, SHORT, LONG = 360, 16, 32, 128
-long_x, long_y = (a[:300] for a in data.blocks(val, LONG))           # (300, 128) each
+long_x, long_y = (a[:160] for a in data.blocks(val, LONG))           # (160, 128) each
 
 
 def trained(position, seed, layers=1, table=None):
@@ -283,19 +283,19 @@ def trained(position, seed, layers=1, table=None):
     grads, m, v = ({name: np.zeros_like(p) for name, p in params.items()} for _ in range(3))
     for step in range(STEPS):
         x, y = data.batch(train, BATCH, SHORT, seed, step)
-        parallel.loss_and_gradients(pool, params, {}, x, y, config, chunks=2, out=grads)
+        parallel.loss_and_gradients(pool, params, {}, x, y, config, chunks=1, out=grads)
         rate = optim.learning_rate(step, lr=4e-3, min_lr=2e-4, warmup=50, steps=STEPS)
         for name in params:
             if table is None or name != "position.learned.weight":
                 optim.adamw(*(a[name].ravel() for a in (params, grads, m, v)), step + 1, rate, betas=(0.9, 0.99))
-    z = model.forward(params, long_x, config)[0].astype(np.float64)  # (300, 128, V)
+    z = model.forward(params, long_x, config)[0].astype(np.float64)  # (160, 128, V)
     z -= np.log(np.exp(z).sum(axis=2, keepdims=True))                # log probabilities
     return params, config, -np.take_along_axis(z, long_y[:, :, None], axis=2).mean(axis=(0, 2))
 
 
 runs = {"none": ("none", {}), "none, 2 layers": ("none", {"layers": 2}), "learned": ("learned", {}), "sinusoidal": ("sinusoidal", {}),
         "small waves": ("learned", {"table": 0.03 * waves(LONG, 64)}), "decay": ("decay", {}), "rope": ("rope", {})}
-with parallel.workers(2) as pool:
+with parallel.workers(1) as pool:
     results = {name: [trained(position, seed, **options) for seed in (0, 1)] for name, (position, options) in runs.items()}
 
 print(f"loss, nats per character    seed 0   seed 1     places 1-{SHORT}   {SHORT + 1}-{LONG}")
@@ -328,10 +328,10 @@ right.legend(frameon=False, fontsize=8, loc="upper left");
 #
 # - **none** is only a little better than counting pairs. It knows the last character, which flows past attention in the stream, and a bag of
 #   the others. A second layer could count, but has hardly begun to.
-# - **learned** and **small waves** gain little or nothing over that in so few steps. Absolute places say nothing about distance until the
+# - **learned** and **small waves** gain little over that in so few steps, if anything. Absolute places say nothing about distance until the
 #   projections have been trained to compare them, at every pair of places.
 # - **sinusoidal** at full size shows what happens if the waves are twenty or more times as large as what they are added to. (The original
-#   model multiplies its token embeddings by $\sqrt C$, for this reason among others.)
+#   model multiplies its token embeddings by $\sqrt C$ before it adds: 1706.03762, section 3.4.)
 # - **decay** and **rope** say "one back" from the first step, and win. Neither has one parameter more than **none**.
 #
 # On the right, nobody wins everything. Past the length of training the learned table gives rows that were never trained, and RoPE meets turns
@@ -355,17 +355,18 @@ axes[0].set_ylabel("mean weight")
 axes[-1].legend(frameon=False, fontsize=8);
 
 # %% [markdown]
-# Without positions a head cannot prefer a distance: its curves are flat, but for what characters happen to tell. Decay's first head must look
-# near, and its last one cannot. RoPE's heads choose: most look at the last few characters, which is where the next one is decided.
+# Without positions a head cannot prefer a distance: its curves are flat, but for what characters happen to tell. Decay's first head is held to
+# what is near, and its last one hardly feels its slope. With the table they have begun to choose; RoPE's heads choose: most look at the last
+# few characters, which is where the next one is decided.
 #
 # **What we now know.** One layer of attention without positions sees a bag; a causal mask lets deeper layers count a little. Waves and turns
 # both rest on $\cos(a - b)$: products of encodings that know only distances. For added waves that holds only before projections; RoPE turns
 # after them, so its scores are relative whatever is learned. In a short training of a small model, relative encodings are far ahead; beyond
-# the trained length only decay holds.
+# the trained length only decay stays as good.
 #
-# **What remains unknown.** Much longer training and larger models narrow these gaps (`minattn train --preset nano --position none`, then
-# `learned`, `rope`): by how much depends on the model, and two seeds of one small one are no law. Can a wave that fades away combine both
-# ideas? That is [lesson 04](04_morlet.ipynb). And why do trained models prefer the first and last places of what they read? Lesson 09.
+# **What remains unknown.** What becomes of these gaps in longer training and larger models? Two seeds of one small model are no law: try
+# `minattn train --preset nano --position none`, then `learned` and `rope`. Can a wave that fades away combine both ideas? That is
+# [lesson 04](04_morlet.ipynb). And do models prefer some places of what they read? Lesson 09.
 #
 # **Source.** Learned: arXiv 1705.03122, section 3.1. Sinusoidal: 1706.03762, section 3.5. RoPE: 2104.09864, eq. 12 to 15. Decay (ALiBi):
 # 2108.12409, section 3, which also found that it reads longer texts than it was trained on. Causal models without positions do learn some:

@@ -137,10 +137,30 @@ def count_seen(seen):
 
 
 def _interval_sums(x, lo, hi):
-    """y_i = x_lo + ... + x_(hi-1), by differences of one running sum, in float64: differences lose digits."""
-    total = np.zeros(x.shape[:2] + (x.shape[2] + 1,) + x.shape[3:])
+    """y_i = x_lo + ... + x_(hi-1) along axis 2."""
+    n, i = x.shape[2], np.arange(len(lo))
+    if len(lo) == n and not lo.any() and (hi == i + 1).all():       # causal: everything up to i
+        return _running_sums(x, 0)
+    if len(lo) == n and (hi == n).all() and (lo == i).all():        # its transpose: everything from i
+        return _running_sums(x, 1)
+    total = np.zeros(x.shape[:2] + (n + 1,) + x.shape[3:])          # differences of one running sum, in float64: they lose digits
     np.cumsum(x, axis=2, out=total[:, :, 1:])
     y = total[:, :, hi]
     if lo.any():
         y -= total[:, :, lo]
     return y.astype(x.dtype, copy=False)
+
+
+def _running_sums(x, backwards):
+    """Running sums along axis 2, as products with a triangle of ones, block by block: much faster than np.cumsum there."""
+    B, H, T, D = x.shape
+    y, rows = np.empty((B, T, H, D), x.dtype).swapaxes(1, 2), 64
+    triangle = np.tri(rows, dtype=x.dtype)
+    for i in range(0, T, rows):
+        part = slice(max(0, T - i - rows), T - i) if backwards else slice(i, i + rows)
+        block = y[:, :, part]
+        R = block.shape[2]
+        np.matmul(triangle.T[:R, :R] if backwards else triangle[:R, :R], x[:, :, part], out=block)
+        if i:
+            block += y[:, :, part.stop:part.stop + 1] if backwards else y[:, :, i - 1:i]
+    return y
