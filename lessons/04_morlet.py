@@ -347,7 +347,7 @@ ax.legend(frameon=False, fontsize=9, ncols=2, loc="lower left");
 
 # %%
 for name in ("none", "learned", "morlet"):
-    near, far = np.transpose([(loss[:12].mean(), loss[20:].mean()) for _, loss in (train("next", name, seed=n, steps=250) for n in (0, 1))])
+    near, far = np.transpose([(loss[:12].mean(), loss[20:].mean()) for _, loss in (train("next", name, seed=n, steps=200) for n in (0, 1))])
     print(f"next character, {name:8s}  tokens 0-11:  {near[0]:.3f}  {near[1]:.3f}    tokens 20-63:  {far[0]:.3f}  {far[1]:.3f}")
 
 # %% [markdown]

@@ -1,0 +1,82 @@
+"""The checks of lesson 06 accept every right solution and no plausible wrong one."""
+import numpy as np
+import pytest
+
+from minattn.lessons import lesson_06
+
+
+def summed_by_rows(alpha, alpha_ma, length):
+    T, sums = len(alpha), []
+    for i in range(T):
+        beta = (alpha_ma - alpha[i]) / (T if length == "total" else i + 1)
+        sums.append(alpha[i] + sum(beta for _ in range(i + 1)))
+    return np.array(sums)
+
+
+def counts(alpha, length):
+    return len(alpha) if length == "total" else np.arange(1, len(alpha) + 1)
+
+
+def affine_by_rows(Pv, v, alpha, alpha_ma, N):
+    return np.array([alpha[i] * Pv[i] + (alpha_ma - alpha[i]) / N[i] * v[:i + 1].sum(axis=0) for i in range(len(v))])
+
+
+def affine(Pv, v, alpha, alpha_ma, N):
+    return alpha[:, None] * (Pv - np.cumsum(v, axis=0) / N[:, None]) + alpha_ma * np.cumsum(v, axis=0) / N[:, None]
+
+
+def slope(u):
+    return np.where((u > -5) & (u < 5), 0.1, 0)
+
+
+def alpha_gradient(dout, Pv, v, u, N):
+    return (np.einsum("id,id->i", dout, Pv) - np.einsum("id,jd,ij->i", dout, v, np.tri(len(v))) / N) * slope(u)
+
+
+RIGHT = [
+    (lesson_06.check_row_sums, summed_by_rows),
+    (lesson_06.check_row_sums, lambda a, ma, length: a + np.arange(1, len(a) + 1) * (ma - a) / counts(a, length)),
+    (lesson_06.check_affine_from_kernel, affine_by_rows),
+    (lesson_06.check_affine_from_kernel, affine),
+    (lesson_06.check_alpha_gradient, alpha_gradient),
+    (lesson_06.check_alpha_gradient, lambda dout, Pv, v, u, N: np.array(
+        [dout[i] @ (Pv[i] - v[:i + 1].sum(axis=0) / N[i]) * slope(u[i]) for i in range(len(v))])),
+]
+
+WRONG = [
+    (lesson_06.check_row_sums, lambda a, ma, length: np.full(len(a), ma), "with total"),
+    (lesson_06.check_row_sums, lambda a, ma, length: a + (ma - a) / counts(a, length), "not once"),
+    (lesson_06.check_row_sums, lambda a, ma, length: a + np.arange(len(a)) * (ma - a) / counts(a, length), "itself too"),
+    (lesson_06.check_row_sums, lambda a, ma, length: np.ones(len(a)), ""),
+    (lesson_06.check_affine_from_kernel, lambda Pv, v, a, ma, N: a[:, None] * Pv + ((ma - a) / N)[:, None] * v.sum(axis=0), "looks ahead"),
+    (lesson_06.check_affine_from_kernel, lambda Pv, v, a, ma, N: a[:, None] * Pv + ((ma - a) / N)[:, None] * v, "query's own"),
+    (lesson_06.check_affine_from_kernel, lambda Pv, v, a, ma, N: a[:, None] * Pv + ((a - ma) / N)[:, None] * np.cumsum(v, axis=0), "sign"),
+    (lesson_06.check_affine_from_kernel, lambda Pv, v, a, ma, N: a[:, None] * Pv + (ma - a)[:, None] * np.cumsum(v, axis=0), "divided"),
+    (lesson_06.check_affine_from_kernel, lambda Pv, v, a, ma, N: a[:, None] * Pv + ((ma - a) / N)[:, None] * np.cumsum(v, axis=1), ""),
+    (lesson_06.check_affine_from_kernel, lambda Pv, v, a, ma, N: a[:, None] * Pv + ((ma - a) / len(v))[:, None] * np.cumsum(v, axis=0), ""),
+    (lesson_06.check_alpha_gradient, lambda d, Pv, v, u, N: (d * (Pv - np.cumsum(v, axis=0) / N[:, None])).sum(axis=1), "slope"),
+    (lesson_06.check_alpha_gradient, lambda d, Pv, v, u, N: 0.1 * (d * (Pv - np.cumsum(v, axis=0) / N[:, None])).sum(axis=1), "flat"),
+    (lesson_06.check_alpha_gradient, lambda d, Pv, v, u, N: (d * Pv).sum(axis=1) * slope(u), "also stands in beta"),
+    (lesson_06.check_alpha_gradient, lambda d, Pv, v, u, N: (d * (Pv - v.sum(axis=0) / N[:, None])).sum(axis=1) * slope(u), "does not see"),
+    (lesson_06.check_alpha_gradient, lambda d, Pv, v, u, N: (
+        d * (Pv - np.cumsum(v, axis=0) / N[:, None])).sum(axis=1) * np.where(abs(u) <= 5, 0.1, 0), "should be 0"),
+    (lesson_06.check_alpha_gradient, lambda d, Pv, v, u, N: (d * (Pv + np.cumsum(v, axis=0) / N[:, None])).sum(axis=1) * slope(u), ""),
+]
+
+
+@pytest.mark.parametrize("check, candidate", RIGHT)
+def test_right_solutions_are_accepted(check, candidate):
+    assert check(candidate)
+
+
+@pytest.mark.parametrize("check, candidate, says", WRONG)
+def test_wrong_solutions_are_told(check, candidate, says, capsys):
+    assert not check(candidate)
+    told = capsys.readouterr().out
+    assert told.startswith("not right yet") and says in told
+
+
+@pytest.mark.parametrize("check", [lesson_06.check_row_sums, lesson_06.check_affine_from_kernel, lesson_06.check_alpha_gradient])
+def test_an_open_exercise_is_not_yet_solved(check, capsys):
+    assert not check(lambda *given: ...) and not check(...)
+    assert capsys.readouterr().out.count("not yet") == 2
