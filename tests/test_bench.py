@@ -118,6 +118,7 @@ def test_numpy_alone(tiny, monkeypatch, tmp_path, capsys):
              "--json", str(tmp_path / "it.json"), "--picture", str(tmp_path / "it.png"))
     assert bench.run(arguments(*given)) == 0
     out = capsys.readouterr().out
+    assert "jax ms" not in out and "minattn ms eager ms compile ms /eager /best share" in " ".join(out.split())
     assert "PyTorch is not installed" in out and "pip install torch" in out and "window 256" in out and "tokens/s" in out
     found = json.loads((tmp_path / "it.json").read_text())
     row = found["step"][0]
@@ -147,6 +148,36 @@ def test_beside_pytorch(tiny, tmp_path, capsys):
     assert set(found["step"][0]["ratios"]) == {"eager", "eager plain"}
     assert {row["side"] for row in found["long"]["rows"]} == {"minattn", "PyTorch", "PyTorch blocks", "PyTorch mask"}
     assert all("PyTorch, 1 thread" in row["sides"] for row in found["sample"]["batches"])
+
+
+@pytest.mark.slow
+def test_jax_takes_the_same_steps(tiny):
+    pytest.importorskip("jax")
+    problems = []
+    with sides.sides({"minattn": ("numpy_jobs", 1), "jax": ("jax_jobs", 1)}) as group:
+        for attention in step.JAX["attention"]:
+            for position in step.JAX["position"]:
+                job = step.spec("tiny", attention, position)
+                job["config"].update(bias=attention != "gated", qkv_bias=position == "rope", gelu="exact" if position == "rope" else "tanh")
+                job.update(clip=0.3, decay="all" if attention == "sink" else "2d", weight_decay=1.0, lr=0.1)
+                answers = sides.prepare(group, dict.fromkeys(group, ("step", job, 3)), problems)
+                sides.compare(f"{attention}, {position}", answers, 5e-5, problems)
+                first, _, last = answers["minattn"]["checks"]
+                assert last[0] != pytest.approx(first[0], rel=1e-2)              # three steps of AdamW have left their mark
+    assert not problems
+
+
+@pytest.mark.slow
+def test_the_column_of_jax(tiny, monkeypatch, capsys):
+    pytest.importorskip("jax")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "jax" or None)
+    given = arguments("--preset", "tiny", "--attention", "sink,energy", "--repeat", "1")
+    assert bench.run(given) == 0
+    out, err = capsys.readouterr()
+    head, sink, energy = (line.split() for line in out.splitlines() if line.startswith(("attention", "sink", "energy")))
+    assert " ".join(head[2:10]) == "minattn ms eager ms compile ms jax ms" and "minattn / jax." in out and "left out" not in err
+    assert sink[4:6] == ["-", "-"] and sink[6] != "-" and sink[8] == "-" and sink[9] != "-"
+    assert energy[4:9] == ["-"] * 5
 
 
 # ------------------------------------------------------------------------------------------------- PyTorch's fast form

@@ -3,7 +3,8 @@
     python -m minattn bench --preset laptop --attention softmax,energy
 
 Every comparison is between equals: the same weights, the same batch, the same number of threads, float32, dropout 0,
-and PyTorch in its fastest correct form (minattn.torch_refs.fast), eager and compiled. The sides take turns,
+and PyTorch in its fastest correct form (minattn.torch_refs.fast), eager and compiled. Training steps also beside JAX,
+where it is installed and has the mechanism (minattn.bench.jax_jobs). The sides take turns,
 A B C A B C ..., each turn a few steps long, each side in its own process (minattn.bench.sides says why); what they
 compute is compared before anything is timed. Times are medians over all steps, with quartiles; ratios are medians over
 the turns of the ratio within a turn, so that a machine that slows down for a while slows both sides.
@@ -56,15 +57,16 @@ def run(args):
             raise InputError(f"cannot write {file!r}: not a file in a folder that exists.")
     cells = step.cells(args.preset, args.attention, args.position)
 
-    torch = importlib.util.find_spec("torch") is not None
+    torch, jax = (importlib.util.find_spec(name) is not None for name in ("torch", "jax"))
     result, problems = {"machine": machine(args.threads)}, []
     print(describe(result["machine"]))
     if result["machine"]["load"] > 0.5:
         print("This machine is busy: that costs PyTorch more than it costs us, so wait for a quiet moment.")
     if not torch:
-        print(f"PyTorch is not installed: these are NumPy's times alone. For the comparison: {TORCH}")
+        alone = "JAX's and NumPy's times" if jax and "step" in suites else "NumPy's times alone"
+        print(f"PyTorch is not installed: these are {alone}. For the comparison: {TORCH}")
     if "step" in suites:
-        result["step"] = step.suite(cells, args, torch, problems)
+        result["step"] = step.suite(cells, args, torch, jax, problems)
     if "long" in suites:
         result["long"] = long.suite(args, torch, problems)
     if "sample" in suites:
@@ -94,10 +96,12 @@ def machine(threads):
     from minattn import __version__
 
     blas = [f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info() if pool["user_api"] == "blas"]
-    try:
-        torch = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        torch = None
+    versions = dict.fromkeys(("torch", "jax"))
+    for name in versions:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pass
     try:
         with open("/proc/cpuinfo") as info:
             cpu = next(line.partition(":")[2].strip() for line in info if line.startswith("model name"))
@@ -106,12 +110,12 @@ def machine(threads):
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "load": load,
             "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
-            "numpy": np.__version__, "blas": ", ".join(dict.fromkeys(blas)), "torch": torch, "minattn": __version__}
+            "numpy": np.__version__, "blas": ", ".join(dict.fromkeys(blas)), **versions, "minattn": __version__}
 
 
 def describe(about):
     """One sentence of it."""
     return (f"{about['cpu']}, {about['cores']} cores ({about['system']}), {about['threads']} threads used; "
             f"Python {about['python']}, NumPy {about['numpy']} ({about['blas']}), "
-            + (f"PyTorch {about['torch']}, " if about["torch"] else "")
+            + (f"PyTorch {about['torch']}, " if about["torch"] else "") + (f"JAX {about['jax']}, " if about["jax"] else "")
             + f"minattn {about['minattn']}; load when it began: {about['load']}")

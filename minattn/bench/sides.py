@@ -28,7 +28,7 @@ class Side:
 
     def __init__(self, label, module, threads, trace=False):
         context = multiprocessing.get_context("spawn")
-        self.label, self.optional, (self.pipe, theirs) = label, module.endswith("torch_jobs"), context.Pipe()
+        self.label, self.optional, (self.pipe, theirs) = label, module.endswith(("torch_jobs", "jax_jobs")), context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, module, threads, trace), daemon=True)
         self.process.start()
         theirs.close()
@@ -128,7 +128,7 @@ def prepare(group, jobs, problems):
 
 
 def _answer(group, label, problems):
-    """What a side has to say. One of PyTorch's that fails (no compiler, say) leaves the group, and that is noted."""
+    """What a side has to say. One of PyTorch's or JAX's that fails (no compiler, say) leaves the group, and that is noted."""
     try:
         return group[label].answer()
     except SideFailed as failure:

@@ -10,6 +10,7 @@ MATMUL = 2048                      # side of the square matrices by which the ma
 BATCH = {"paper": 16}              # the preset's 64 only repeats the same work four times
 CASES = [*((name, "learned") for name in [*MECHANISMS, "energy:norm=prefix"]), ("softmax", "rope"),
          ("softmax", "morlet")]
+JAX = {"attention": ("softmax", "off_by_one", "sink", "gated"), "position": ("learned", "rope")}     # what jax_jobs.py has
 PLAIN_UP_TO = 128                  # tokens up to which PyTorch's unfused form is tried too
 TOLERANCE = 2e-3                   # relative, of three steps' losses and gradient norms in float32
 
@@ -55,8 +56,8 @@ def flops(job):
     return 3 * 2 * job["batch"] * (T * weights + 2 * pairs * config.n_embd)
 
 
-def suite(cells, args, torch, problems):
-    """Every cell -> a list of rows; prints a table for each preset."""
+def suite(cells, args, torch, jax, problems):
+    """Every cell -> a list of rows; prints a table for each preset. torch, jax: is it installed?"""
     rows = []
     for n, (preset, attention, position, job, softmax) in enumerate(cells):
         what = f"{preset}, {attention}, {position}"
@@ -69,6 +70,8 @@ def suite(cells, args, torch, problems):
                 for compiled in (False,) if args.no_compile else (False, True):
                     label = ("compile" if compiled else "eager") + " plain" * (not fused)
                     jobs[label] = ("torch_jobs", ("step", {**job, "fused": fused, "compile": compiled}, 3))
+        if jax and attention in JAX["attention"] and position in JAX["position"]:
+            jobs["jax"] = ("jax_jobs", ("step", job, 3))
         with sides({label: (module, args.threads) for label, (module, _) in jobs.items()}) as group:
             answers = prepare(group, {label: work for label, (_, work) in jobs.items()}, problems)
             compared = {label: answer for label, answer in answers.items() if label not in ("rate", "minattn softmax")}
@@ -88,10 +91,12 @@ def summary(row):
     times, work = row["turns"], flops(row["job"])
     rates = [[2 * row["threads"] * MATMUL**3 / t for t in turn] for turn in times["rate"]]
     done = [[work / t for t in turn] for turn in times["minattn"]]
-    ratios = {label: ratio(times["minattn"], times[label]) for label in times if label.startswith(("eager", "compile"))}
+    ratios = {label: ratio(times["minattn"], times[label]) for label in times if label.startswith(("eager", "compile", "jax"))}
     best = {}                      # of PyTorch's fused and plain form, the one that is harder to beat
     for kind in ("eager", "compile"):
         best[kind] = max((label for label in ratios if label.startswith(kind)), key=ratios.get, default=None)
+    if "jax" in ratios:
+        best["jax"] = "jax"
     return {"flops": work, "rate": statistics.median(flat(rates)), "share": ratio(done, rates),
             "ratios": ratios, "best": best,
             "overhead": ratio(times["minattn"], times.get("minattn softmax", times["minattn"])),
@@ -104,24 +109,28 @@ def _print(rows):
     print(f"\n{rows[0]['preset']}: {shape['n_layer']} layers, {shape['n_head']} heads, {shape['n_embd']} channels, "
           f"batch {job['batch']} x {shape['block_size']} tokens in {job['chunks']} chunks; one training step, "
           f"{threads} threads, float32, dropout 0")
-    table, plain = [("attention", "position", "minattn ms", "eager ms", "compile ms", "/eager", "/best", "share",
+    kinds = ["eager", "compile"] + ["jax"] * any("jax" in row["best"] for row in rows)
+    table, plain = [("attention", "position", "minattn ms", *(f"{kind} ms" for kind in kinds), "/eager", "/best", "share",
                      "/softmax", "peak MB")], []
     for row in rows:
-        shown = ["minattn", row["best"]["eager"], row["best"]["compile"]]
+        shown = ["minattn", *(row["best"].get(kind) for kind in kinds)]
         ratios = [row["ratios"][label] for label in shown[1:] if label]
+        eager = row["ratios"].get(shown[1])
         table.append((row["attention"], row["position"], *(milliseconds(row["seconds"].get(label)) for label in shown),
-                      f"{ratios[0]:.2f}" if ratios else "-", f"{max(ratios):.2f}" if ratios else "-",
+                      f"{eager:.2f}" if eager else "-", f"{max(ratios):.2f}" if ratios else "-",
                       f"{row['share']:.2f}", f"{row['overhead']:.2f}",
                       " / ".join(f"{row['peak_bytes'][label] / 1e6:.0f}" for label in shown if label)))
         plain += [f"{row['attention']} {row['position']} ({label.split()[0]})"
                   for label in shown if label and "plain" in label]
     print_table(table)
     rate = statistics.median(row["rate"] for row in rows)
-    kinds = "".join(f" / {kind}" for kind, label in rows[0]["best"].items() if label)
-    print("ms: median (quartiles). /eager, /best: our time by PyTorch's, eager and the faster of both: below 1, we are "
-          f"faster.\nshare: matrix products ({rows[0]['flops'] / 1e9:.3g} GFLOP a step in the first row, causal attention "
-          f"counted as half) per second,\n       by the {rate / 1e9:.0f} GFLOP/s that {threads} threads reach here on "
+    peaks = "".join(f" / {kind}" for kind in kinds if any(row["best"].get(kind) for row in rows))
+    rivals = "the fastest of PyTorch's and JAX's" if "jax" in kinds else "the faster of both"
+    print("ms: median (quartiles). /eager, /best: our time by PyTorch's, "
+          f"eager and {rivals}: below 1, we are faster.\n"
+          f"share: matrix products ({rows[0]['flops'] / 1e9:.3g} GFLOP a step in the first row, causal attention counted "
+          f"as half) per second,\n       by the {rate / 1e9:.0f} GFLOP/s that {threads} threads reach here on "
           f"{MATMUL} x {MATMUL} matrices. /softmax: by our own softmax step.\n"
-          f"peak MB: the whole process, libraries and compiler included: minattn{kinds}.")
+          f"peak MB: the whole process, libraries and compiler included: minattn{peaks}.")
     if plain:
         print(f"PyTorch's unfused form was the faster one for {', '.join(plain)}.")
