@@ -29,6 +29,7 @@ COMMANDS = {
     "lessons": ("the notebooks, and how to open them", "minattn.lessons.command"),
     "inspect": ("what a trained model attends to: a table of its heads, and pictures", "minattn.analysis.inspect"),
     "bias": ("train attention-only networks and measure which places they prefer", "minattn.analysis.bias"),
+    "vision": ("train tiny vision transformers on noisy shapes, with error bars", "minattn.studies.vision"),
     "bench": ("time it beside PyTorch", "minattn.bench"),
 }
 

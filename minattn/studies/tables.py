@@ -116,12 +116,12 @@ def markdown(plan, rows):
                 mean(name, "seconds", 0)) for name in names]
     failures = [(f"{row['variant']}, seed {row['seed']}", row["reason"].replace("|", "/")) for row in rows if row["status"] == "failed"]
     size = max((row["sample_size"] for row in rows if row["status"] == "done"), default=0)
-    parts = ["## Loss\n", _table(losses), LOSS_NOTE.format(size=size)]
+    parts = ["## Loss\n", table(losses), LOSS_NOTE.format(size=size)]
     if len(names) > 1:
-        parts += [f"\n## Difference to {base}\n", _table(differences), DIFFERENCE_NOTE]
-    parts += ["\n## Attention and training\n", _table(inside), INSIDE_NOTE]
+        parts += [f"\n## Difference to {base}\n", table(differences), DIFFERENCE_NOTE]
+    parts += ["\n## Attention and training\n", table(inside), INSIDE_NOTE]
     if failures:
-        parts += ["\n## Failed\n", _table([("run", "reason"), *failures])]
+        parts += ["\n## Failed\n", table([("run", "reason"), *failures])]
     return "\n".join(parts) + "\n"
 
 
@@ -143,6 +143,6 @@ def _leak(mean, name):
     return leak if leak == "-" else f"{mean(name, 'leak', 4, False)} ± {error}"
 
 
-def _table(rows):
+def table(rows):
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

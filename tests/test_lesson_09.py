@@ -1,0 +1,115 @@
+"""The checks of lesson 09 accept every right solution and no plausible wrong one."""
+import math
+
+import numpy as np
+import pytest
+
+from minattn.lessons import lesson_09
+
+
+def reached(M, steps):
+    return np.linalg.matrix_power(M.astype(object) * 1, steps) > 0             # [i, j]: from j to i, exact
+
+
+def search(M):
+    centers = []
+    for start in range(len(M)):
+        known, new = {start}, [start]
+        while new:
+            j = new.pop()
+            more = {i for i in range(len(M)) if M[i, j]} - known
+            known |= more
+            new += more
+        centers.append(len(known) == len(M))
+    return centers
+
+
+def layer_by_loops(P, A, residual):
+    N = len(P)
+    out = np.zeros((N, N))
+    for i in range(N):
+        for j in range(N):
+            out[i, j] = sum(A[i, k] * P[k, j] for k in range(N))
+            if residual:
+                out[i, j] = (out[i, j] + P[i, j]) / 2
+    return out
+
+
+def star(t, m):
+    return t / (math.exp(m) - 1)
+
+
+def largest_weight(layers, m):
+    t = layers - 1
+    return max(range(400), key=lambda x: math.comb(t + x, x) * math.exp(-m * x))
+
+
+def by_counting(items, copies, labels):
+    """Every ordered pair of items, and every pair of labels of their classes."""
+    right = pairs = 0
+    for a in range(items):
+        for b in range(items):
+            if a != b:
+                pairs += 1
+                right += 1 if a // copies == b // copies else sum(x == y for x in range(labels) for y in range(labels)) / labels**2
+    return 1 - right / pairs
+
+
+RIGHT = [
+    (lesson_09.check_is_center, search),
+    (lesson_09.check_is_center, lambda M: reached(M, len(M) - 1).all(axis=0)),
+    (lesson_09.check_one_more_layer, layer_by_loops),
+    (lesson_09.check_one_more_layer, lambda P, A, residual: (A @ P + P) / 2 if residual else A @ P),
+    (lesson_09.check_critical_distance, lambda layers, m: math.floor(star(layers - 1, m))),
+    (lesson_09.check_critical_distance, largest_weight),
+    (lesson_09.check_largest_gap, by_counting),
+    (lesson_09.check_largest_gap, lambda n, c, labels: (n - c) / (n - 1) * (1 - 1 / labels)),
+]
+
+WRONG = [
+    (lesson_09.check_is_center, lambda M: M.all(axis=0), "one step"),
+    (lesson_09.check_is_center, lambda M: reached(M, len(M)).all(axis=1), "rows are queries"),
+    (lesson_09.check_is_center, lambda M: reached(M, 2).all(axis=0), "Two steps"),
+    (lesson_09.check_is_center, lambda M: ~reached(M, len(M)).all(axis=0), "turned round"),
+    (lesson_09.check_is_center, lambda M: np.arange(len(M)) == 0, ""),
+    (lesson_09.check_is_center, lambda M: reached(M, len(M)).any(axis=0), ""),
+    (lesson_09.check_is_center, lambda M: np.flatnonzero(reached(M, len(M)).all(axis=0)), ""),
+    (lesson_09.check_one_more_layer, lambda P, A, r: P @ ((A + np.eye(len(A))) / 2 if r else A), "order"),
+    (lesson_09.check_one_more_layer, lambda P, A, r: A @ P, "with one"),
+    (lesson_09.check_one_more_layer, lambda P, A, r: A @ P + P if r else A @ P, "halve"),
+    (lesson_09.check_one_more_layer, lambda P, A, r: (A @ P + np.eye(len(A))) / 2 if r else A @ P, "not its input"),
+    (lesson_09.check_one_more_layer, lambda P, A, r: (A.T @ P + P) / 2 if r else A.T @ P, "transposed"),
+    (lesson_09.check_one_more_layer, lambda P, A, r: (A @ P + A) / 2 if r else A @ P, ""),
+    (lesson_09.check_one_more_layer, lambda P, A, r: A * P, ""),
+    (lesson_09.check_critical_distance, lambda layers, m: math.floor(star(layers, m)), "t = L - 1"),
+    (lesson_09.check_critical_distance, lambda layers, m: math.ceil(star(layers - 1, m)), "One too far"),
+    (lesson_09.check_critical_distance, lambda layers, m: star(layers - 1, m), "which whole distance"),
+    (lesson_09.check_critical_distance, lambda layers, m: round(star(layers - 1, m)), ""),
+    (lesson_09.check_critical_distance, lambda layers, m: math.floor((layers - 1) / math.exp(m)), "not e^m"),
+    (lesson_09.check_critical_distance, lambda layers, m: math.floor((layers - 1) / m), "small slope"),
+    (lesson_09.check_largest_gap, lambda n, c, labels: (1 - c / n) * (1 - 1 / labels), "b is not a"),
+    (lesson_09.check_largest_gap, lambda n, c, labels: (n - c) / (n - 1), "same label"),
+    (lesson_09.check_largest_gap, lambda n, c, labels: 1 - 1 / labels, "one class"),
+    (lesson_09.check_largest_gap, lambda n, c, labels: (c - 1) / (n - 1) + (n - c) / (n - 1) / labels, "not the gap"),
+    (lesson_09.check_largest_gap, lambda n, c, labels: 1 - c / n, ""),
+    (lesson_09.check_largest_gap, lambda n, c, labels: 1.0, ""),
+]
+
+
+@pytest.mark.parametrize("check, candidate", RIGHT)
+def test_right_solutions_are_accepted(check, candidate):
+    assert check(candidate)
+
+
+@pytest.mark.parametrize("check, candidate, says", WRONG)
+def test_wrong_solutions_are_told(check, candidate, says, capsys):
+    assert not check(candidate)
+    told = capsys.readouterr().out
+    assert told.startswith("not right yet") and says in told
+
+
+@pytest.mark.parametrize("check", [lesson_09.check_is_center, lesson_09.check_one_more_layer, lesson_09.check_critical_distance,
+                                   lesson_09.check_largest_gap])
+def test_an_open_exercise_is_not_yet_solved(check, capsys):
+    assert not check(lambda *given: ...) and not check(...)
+    assert capsys.readouterr().out.count("not yet") == 2
