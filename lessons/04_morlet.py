@@ -10,7 +10,7 @@
 # %%
 import numpy as np
 
-from minattn import data, lessons, model, optim, parallel, plots
+from minattn import data, lessons, model, parallel, plots
 from minattn.lessons import lesson_04
 from minattn.positions import morlet, sinusoidal
 
@@ -285,7 +285,8 @@ for dtype in (np.float64, np.float32):
 #
 # Two questions to a small model on real text. **Next**: the usual one, which character follows? **Back**: which character stood two places
 # ago? The second is easy for a model that knows where it is and hard for one that does not, so it measures positions and little else. `train`
-# returns the loss at each position of the block, on text that was not trained on.
+# returns the loss at each position of the block, on text that was not trained on (`lessons.train`: lesson 02's training, and gradients whose
+# norm is above 1 are scaled back to 1).
 
 # %%
 corpus = lessons.text()
@@ -300,18 +301,12 @@ def targets(x, y, question):
 def train(question, position, *, steps=500, seed=0, token_scale=1, start=None):
     """-> params, loss at each position (T,). token_scale enlarges the token embeddings at the start; start sets parameters."""
     config = model.Config(vocab_size=len(vocabulary), block_size=T, n_layer=1, n_head=4, n_embd=C, position=position)
-    params, buffers = model.init(config, seed)
+    params, _ = model.init(config, seed)
     params["wte.weight"] *= token_scale
     params.update(start or {})
-    p, params, decayed = optim.flatten(params)                       # one vector, matrices first; params are now views of it
-    m, v, grads = np.zeros_like(p), np.zeros_like(p), {name: np.empty_like(a) for name, a in params.items()}
     with parallel.workers(2) as pool:
-        for step in range(steps):
-            x, y = data.batch(train_ids, 8, T, seed, step)
-            parallel.loss_and_gradients(pool, params, buffers, x, targets(x, y, question), config, chunks=2, out=grads)
-            g, _, _ = optim.flatten(grads)                           # in the same order
-            lr = optim.learning_rate(step, lr=5e-3, min_lr=5e-4, warmup=30, steps=steps)
-            parallel.adamw(pool, p, g, m, v, decayed, step + 1, lr, 0.1, betas=(0.9, 0.99))
+        params, _ = lessons.train(pool, config, train_ids, steps=steps, batch=8, lr=5e-3, seed=seed, params=params,
+                                  targets=lambda x, y: targets(x, y, question))
         logits = np.concatenate([model.forward(params, val_x[i:i + 20], config)[0] for i in range(0, len(val_x), 20)])    # (N, T, V)
     logits -= logits.max(axis=2, keepdims=True)
     right = np.take_along_axis(logits, targets(val_x, val_y, question)[:, :, None], axis=2)[:, :, 0]                    # (N, T)

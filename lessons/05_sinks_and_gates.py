@@ -345,36 +345,23 @@ fig.colorbar(image, ax=axes, label="weight", shrink=0.8);
 # ## Experiment 2: and in a small language model?
 #
 # Softmax and the three others in a model of two layers with four heads each and rotary positions (lesson 03), trained for a short while to
-# guess the next character (lesson 02's training, in a few lines). There is no start token: a window begins anywhere. The usual measure of a
-# sink is the **first-token mass**: the mean weight on key 0 over the queries $i \ge 1$ (query 0 has no choice). A head that looks at all
-# visible keys alike gives key 0 the weight $1/(i+1)$; the mean of these is the dashed line.
-
+# guess the next character (`lessons.train`: lesson 02's training, and gradients whose norm is above 1 are scaled back to 1). There is no
+# start token: a window begins anywhere. The usual measure of a sink is the **first-token mass**: the mean weight on key 0 over the queries
+# $i \ge 1$ (query 0 has no choice). A head that looks at all visible keys alike gives key 0 the weight $1/(i+1)$; the mean of these is the
+# dashed line.
 
 # %%
-def train(pool, attention, steps=400, B=8, T=64, lr=6e-3):
-    config = model.Config(vocab_size=V, block_size=T, n_layer=2, n_head=4, n_embd=64, attention=attention, position="rope",
-                          bias=True, scaled_init=False)
-    params, buffers = model.init(config, seed=0)
-    vector, params, _ = optim.flatten(params)
-    g, grads, _ = optim.flatten({n: np.zeros_like(a) for n, a in params.items()})
-    m, m2 = np.zeros((2, vector.size), np.float32)
-    for step in range(steps):
-        x, y = data.batch(train_ids, B, T, 0, step)
-        _, buffers = parallel.loss_and_gradients(pool, params, buffers, x, y, config, chunks=2, out=grads)
-        g *= optim.clip_factor(optim.global_norm(grads), 1.0)
-        optim.adamw(vector, g, m, m2, step + 1, optim.learning_rate(step, lr=lr, min_lr=lr / 10, warmup=30, steps=steps))
-    return params, buffers, config
-
-
 x, y = (a[::20] for a in data.blocks(val_ids, 64))
 fig, (left, right) = plots.figure(9.6, 3.8, ncols=2)
 with parallel.workers(2) as pool:
     for n, name in enumerate(("softmax", "off_by_one", "sink", "gated")):
-        trained = train(pool, name)
-        layers = maps.weights(*trained, x)                                              # (B, H, T, T) for each layer
+        config = model.Config(vocab_size=V, block_size=64, n_layer=2, n_head=4, n_embd=64, attention=name, position="rope",
+                              bias=True, scaled_init=False)
+        params, buffers = lessons.train(pool, config, train_ids, steps=400, batch=8, lr=6e-3)
+        layers = maps.weights(params, buffers, config, x)                              # (B, H, T, T) for each layer
         mass = np.concatenate([statistics.first_token_mass(w) for w in layers])         # (layers * H,)
         total = np.concatenate([statistics.row_sums(w)[0] for w in layers])
-        print(f"{name:11s} validation loss {parallel.mean_loss(pool, *trained[:2], x, y, trained[2]):.3f}",
+        print(f"{name:11s} validation loss {parallel.mean_loss(pool, params, buffers, x, y, config):.3f}",
               f"  first-token mass {mass.mean():.3f}   sum of the weights {total.mean():.3f}   (means over heads)")
         for ax, value in ((left, mass), (right, total)):
             ax.plot(np.linspace(n - 0.3, n + 0.3, 8), value, "os^D"[n], ms=6)

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from minattn import data, lessons, model, optim, parallel, plots
+from minattn import data, lessons, model, parallel, plots
 from minattn.analysis import maps, statistics
 from minattn.attention import affine
 from minattn.lessons import lesson_06
@@ -225,7 +225,8 @@ print(f"after 20 steps {alpha_ma:.6f}   m (1 - 0.9^20) {m * (1 - 0.9**20):.6f}  
 
 # %% [markdown]
 # So for some twenty steps $\alpha_\text{ma}$ is too small and $\beta$ clearly negative: training begins with rows that hardly sum to anything.
-# Watch it on real text (lesson 02's training in a few lines; two layers with four heads, rotary positions):
+# Watch it on real text in two layers with four heads and rotary positions (`lessons.train`: lesson 02's training, and gradients whose norm is
+# above 1 are scaled back to 1):
 
 # %%
 corpus = lessons.text()
@@ -234,20 +235,12 @@ train_ids, val_ids = data.split(vocabulary.encode(corpus.text))
 T = 64
 
 
-def train(pool, steps=400, B=8, lr=6e-3, **mechanism):
+def train(pool, **mechanism):
     config = model.Config(vocab_size=len(vocabulary), block_size=T, n_layer=2, n_head=4, n_embd=64, position="rope", bias=True,
                           scaled_init=False, **mechanism)
-    params, buffers = model.init(config, seed=0)
-    vector, params, _ = optim.flatten(params)
-    g, grads, _ = optim.flatten({n: np.zeros_like(a) for n, a in params.items()})
-    m, m2, seen = *np.zeros((2, vector.size), np.float32), []
-    for step in range(steps):
-        x, y = data.batch(train_ids, B, T, 0, step)
-        _, buffers = parallel.loss_and_gradients(pool, params, buffers, x, y, config, chunks=2, out=grads)
-        g *= optim.clip_factor(optim.global_norm(grads), 1.0)
-        optim.adamw(vector, g, m, m2, step + 1, optim.learning_rate(step, lr=lr, min_lr=lr / 10, warmup=30, steps=steps))
-        seen.append(list(buffers.values()))
-    return params, buffers, config, np.array(seen)                       # seen (steps, layers, H): alpha_ma
+    seen = []                                                            # alpha_ma of each layer after each step
+    params, buffers = lessons.train(pool, config, train_ids, steps=400, batch=8, lr=6e-3, each=lambda b: seen.append(list(b.values())))
+    return params, buffers, config, np.array(seen)                       # seen (steps, layers, H)
 
 
 models = {"softmax": {"attention": "softmax"}, "affine, total": {"attention": "affine"},

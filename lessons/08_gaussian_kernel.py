@@ -238,7 +238,8 @@ lesson_08.check_weights_in_float32(weights_in_float32);
 #
 # The language variant: RMS norm per head, rotary positions on the features that are compared (not on the values), $\sigma$ starting at
 # $D^{1/4}$ (our choice, the paper is silent: then $x_i \cdot x_j/\sigma^2$ has the usual scale $1/\sqrt D$). Beside softmax of the same width
-# stands a softmax so narrow that it has as few parameters. Two seeds each.
+# stands a softmax so narrow that it has as few parameters. Two seeds each (`lessons.train`: lesson 02's training, and gradients whose norm is
+# above 1 are scaled back to 1).
 
 # %%
 corpus = lessons.text()
@@ -246,28 +247,11 @@ vocabulary = data.Vocabulary(corpus.text)
 train_ids, val_ids = data.split(vocabulary.encode(corpus.text))
 val_x, val_y = (a[:200] for a in data.blocks(val_ids, 64))
 
-def adam(params, gradients, steps, lr):
-    """Train a dict of arrays in place; gradients(step) -> loss, dict of arrays. -> losses"""
-    p, views, _ = optim.flatten(params)
-    params.update(views)                                             # the arrays are now views of one vector
-    m, v, losses = np.zeros_like(p), np.zeros_like(p), []
-    for step in range(steps):
-        loss, grads = gradients(step)
-        g, _, _ = optim.flatten({name: grads[name] for name in params})
-        optim.adamw(p, g, m, v, step + 1, optim.learning_rate(step, lr=lr, min_lr=lr / 10, warmup=30, steps=steps), betas=(0.9, 0.99))
-        losses.append(loss)
-    return losses
-
 def write(attention, C, seed, steps=250):
     """Train a small character model -> its parameters, their number, its loss on text it was not trained on"""
     config = model.Config(vocab_size=len(vocabulary), block_size=64, n_layer=2, n_head=4, n_embd=C, attention=attention, position="rope")
-    params, buffers = model.init(config, seed)
-    grads = {name: np.empty_like(a) for name, a in params.items()}
     with parallel.workers(2) as pool:
-        def gradients(step):
-            batch = data.batch(train_ids, 8, 64, seed, step)
-            return parallel.loss_and_gradients(pool, params, buffers, *batch, config, chunks=2, out=grads)[0], grads
-        adam(params, gradients, steps, 3e-3)
+        params, buffers = lessons.train(pool, config, train_ids, steps=steps, batch=8, lr=3e-3, seed=seed)
         return params, model.count_parameters(config), parallel.mean_loss(pool, params, buffers, val_x, val_y, config)
 
 for attention, C in (("softmax", 64), ("softmax", 56), ("gaussian", 64)):
@@ -371,7 +355,14 @@ def see(kind, seed, steps=900):
     p = {name: (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32) for name, shape in shapes.items()}
     p |= {f"norm_{n}": np.ones(C, np.float32) for n in (1, 2, 3)}
     p |= {"log_sigma": np.full(H, np.log((C // H)**0.25), np.float32)} if kind == "gaussian" else {}
-    losses = adam(p, lambda step: classify(kind, p, *pictures(64, rng))[:2], steps, 5e-3)
+    vector, p, _ = optim.flatten(p)                                  # all parameters in one vector, and views of it
+    m, v, losses = np.zeros_like(vector), np.zeros_like(vector), []
+    for step in range(steps):
+        loss, grads, _ = classify(kind, p, *pictures(64, rng))
+        g, _, _ = optim.flatten({name: grads[name] for name in p})   # in the same order
+        lr = optim.learning_rate(step, lr=5e-3, min_lr=5e-4, warmup=30, steps=steps)
+        optim.adamw(vector, g, m, v, step + 1, lr, betas=(0.9, 0.99))
+        losses.append(loss)
     return p, losses, classify(kind, p, *pictures(2000, np.random.default_rng(99)))[2]
 
 fig, ax = plots.figure(7, 3.8)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minattn import cli
+from minattn import cli, data, lessons, model, parallel
 from minattn.errors import InputError
 from minattn.lessons import command, lesson_00
 from minattn.lessons.grading import grade
@@ -50,6 +50,12 @@ def test_grade_of_several_results(capsys):
     assert "larger should be True" in capsys.readouterr().out
 
 
+def test_a_fraction_is_not_a_whole_number(capsys):
+    assert grade(lambda n: n // 2, lambda n: n // 2, [(5,)]) and grade(lambda n: float(n // 2), lambda n: n // 2, [(5,)])
+    assert not grade(lambda n: n / 2, lambda n: n // 2, [(5,)])
+    assert "should be 2; got 2.5" in capsys.readouterr().out
+
+
 def test_a_student_cannot_change_the_inputs():
     def careless(x):
         x += 1
@@ -82,6 +88,36 @@ def test_lesson_00(capsys):
     for wrong in (lambda *a: True, lambda *a: False, values_only):
         assert not lesson_00.check_is_causal(wrong)
     capsys.readouterr()
+
+
+def test_a_short_training():
+    text = data.load_corpus("builtin").text[:3000]
+    vocabulary = data.Vocabulary(text)
+    ids = vocabulary.encode(text)
+    config = model.Config(vocab_size=len(vocabulary), block_size=13, n_layer=1, n_head=2, n_embd=16, attention="affine")
+    x, y = data.blocks(ids, 13)
+
+    def trained(threads=1, steps=30, **options):
+        seen = []
+        with parallel.workers(threads) as pool:
+            params, buffers = lessons.train(pool, config, ids, steps=steps, batch=7, lr=1e-2, each=seen.append, **options)
+            losses = [parallel.mean_loss(pool, params, buffers, x, target, config) for target in (y, x)]
+        return params, losses, seen
+
+    params, (of_next, of_same), seen = trained()
+    assert of_next < np.log(len(vocabulary)) - 0.5
+    again, losses, also_seen = trained(threads=2)
+    assert losses == [of_next, of_same] and all((again[name] == params[name]).all() for name in params)
+    assert len(seen) == 30 and np.array_equal(*([list(b.values()) for b in s] for s in (seen, also_seen)))
+    assert np.all(np.diff([list(b.values()) for b in seen], axis=0) > 0)                    # alpha_ma rises from 0 towards 1/2
+    assert trained(seed=1)[1] != losses
+    assert trained(targets=lambda x, y: x)[1][1] < of_same - 0.5
+    own, _ = model.init(config, 5)
+    kept = {name: a.copy() for name, a in own.items()}
+    start = trained(steps=0, params=own)[0]
+    moved = trained(params=own)[0]
+    assert all((own[name] == kept[name]).all() and (start[name] == kept[name]).all() for name in own)
+    assert (moved["wte.weight"] != own["wte.weight"]).any()
 
 
 def build():

@@ -70,7 +70,7 @@ def _differs(came, expected, returns, tolerance):
     name = returns[0] if returns else "the result"
     expected = np.asarray(expected)
     try:
-        came = np.asarray(came, expected.dtype if expected.dtype.kind in "bif" else None)
+        came = np.asarray(came, float if expected.dtype.kind == "f" else None)      # 5.7 is not to pass for 5
     except (TypeError, ValueError):
         return f"{name} should be {_kind(expected)}; got {_kind(came)}."
     if came.shape != expected.shape:

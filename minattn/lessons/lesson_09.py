@@ -12,14 +12,14 @@ def check_is_center(candidate):
     def reached(M):
         return np.linalg.matrix_power(M.astype(float), len(M)) > 0           # [i, j]: j reaches i
 
-    graphs = [rollout.graph(7, causal=True), rollout.graph(7, window=2), rollout.graph(7, causal=True, prefix=3), rollout.graph(5)]
-    rng = np.random.default_rng(0)
-    graphs += [(rng.random((N, N)) < 0.2) | np.eye(N, dtype=bool) for N in (5, 7, 7, 11, 11, 13)] + [np.roll(np.eye(11, dtype=bool), 1, 0)
-                                                                                                    | np.eye(11, dtype=bool)]
+    masks = [(7, {"causal": True}), (7, {"window": 4}), (7, {"window": 2}), (7, {"causal": True, "prefix": 3}), (5, {})]
+    rng, loops = np.random.default_rng(0), [np.eye(N, dtype=bool) for N in (5, 7, 7, 11, 11, 13)]
+    graphs = [rollout.graph(N, **mask) for N, mask in masks] + [I | (rng.random(I.shape) < 0.2) for I in loops]
+    graphs += [I | np.roll(I, 1, axis=0) for I in loops[-1:]]                # a ring: everybody, but slowly
     return grade(candidate, lambda M: np.isin(np.arange(len(M)), rollout.center_nodes(M)), [(M,) for M in graphs],
-                 hints=[(lambda M: M.all(axis=0), "That asks who is seen by everybody in one step; several steps count too."),
+                 hints=[(lambda M: (M.astype(int) @ M > 0).all(axis=0), "Two steps are not always enough."),
+                        (lambda M: M.all(axis=0), "That asks who is seen by everybody in one step; several steps count too."),
                         (lambda M: reached(M).all(axis=1), "That is who can be reached by everybody: rows are queries."),
-                        (lambda M: (M.astype(int) @ M > 0).all(axis=0), "Two steps are not always enough."),
                         (lambda M: ~reached(M).all(axis=0), "That is turned round: True means a center.")])
 
 
@@ -30,7 +30,7 @@ def check_one_more_layer(candidate):
     def step(A, residual):
         return (A + np.eye(len(A))) / 2 if residual else A
 
-    return grade(candidate, lambda P, A, residual: rollout.rollout(np.array([P, A]))[-1] / (1 + residual) + residual * P / 2,
+    return grade(candidate, lambda P, A, residual: step(A, residual) @ P,
                  [(P, A, residual) for P, A in stacks for residual in (False, True)],
                  hints=[(lambda P, A, residual: P @ step(A, residual), "The order is turned: the new layer takes means of what P holds."),
                         (lambda P, A, residual: A @ P, "Right without a residual; with one, half of what the token holds stays."),
@@ -43,7 +43,7 @@ def check_one_more_layer(candidate):
 def check_critical_distance(candidate):
     """layers, m -> the whole distance where the logarithm of the walks' weight is largest."""
     paper = -math.log(0.8)
-    inputs = [(1, paper), (2, 0.3), (4, 0.17), (6, 0.17), (13, 0.31), (9, 1.1), (33, paper + 0.003)]
+    inputs = [(1, paper), (6, 0.3), (4, 0.17), (6, 0.17), (13, 0.31), (9, 1.1), (33, paper + 0.003)]
     star = lambda t, m: t / math.expm1(m)
     return grade(candidate, lambda layers, m: float(bounds.numerical_peak(layers - 1, 2000, m=m)), inputs,
                  hints=[(lambda layers, m: math.floor(star(layers, m)), "L layers are t = L - 1."),
