@@ -328,11 +328,11 @@ ax.set(xlabel="position in the block (tokens)", ylabel="loss (nats per character
 ax.legend(frameon=False, fontsize=9, ncols=2, loc="lower left");
 
 # %% [markdown]
-# - **The horizon.** Morlet with its published start answers in the first part of the block and is lost in the rest, where its loss climbs to
-#   that of a model without positions. (`none` is not hopeless: through the causal mask a model can find out a little about places.)
+# - **The horizon.** Morlet with its published start answers in the first part of the block; in the rest its loss climbs towards that of a
+#   model without positions. (`none` is not hopeless: through the causal mask a model can find out a little about places.)
 # - **The volume.** The sinusoidal encoding never fades and should do well. It does badly everywhere: its waves have amplitude 1, the token
 #   embeddings start at 0.02, and after the layer norm the tokens can hardly be heard. With tokens ten times louder it does far better.
-# - **Both together.** So does Morlet with wide bells and louder tokens. (Wide bells alone fail as the sinusoids do: try `token_scale=1`.)
+# - **Both together.** So does Morlet with wide bells and louder tokens. (Wide bells alone: worse than the sinusoids, try `token_scale=1`.)
 #
 # Fading thus limits the published start and rescues it too: waves that are gone drown nobody. And it says how to read the published
 # comparison (validation loss on TinyShakespeare: learned positions 1.474, Morlet 1.506, sinusoidal 1.586; arXiv 2605.26355 and 2606.01258):

@@ -346,6 +346,23 @@ def test_paired_over_few_seeds():
     assert tables.paired({1: 2.0}, {1: 1.5}) == tables.Paired((1,), (0.5,), 0.5, None, 0)
 
 
+def test_interaction_by_hand(tmp_path):
+    """Both changes together against their sum, seed by seed; a variant that differs in anything else has no interaction."""
+    made = plans.make(tmp_path, attention="softmax,energy[norm=key]", position="learned,rope", seeds="0-2",
+                      variants=("wide: attention=sink position=rope n_head=8",))
+    names = [v.name for v in made.variants]
+    assert tables.crossed(made.variants, "softmax learned") == [("energy[norm=key] learned", "softmax rope", "energy[norm=key] rope")]
+    assert tables.crossed(made.variants, "energy[norm=key] rope") == [("softmax rope", "energy[norm=key] learned", "softmax learned")]
+    rng = np.random.default_rng(0)
+    loss = rng.normal(size=(5, 3))
+    rows = [{"variant": name, "seed": seed, "status": "done", "sample_size": 7, **dict.fromkeys(measures.SCALARS, loss[i, seed])}
+            for i, name in enumerate(names) for seed in range(3)]
+    base, rope, energy, both = loss[:4]
+    low, high = stats.ttest_1samp((both - energy) - (rope - base), 0).confidence_interval(0.95)
+    page = tables.markdown(made, rows).split("## Interaction")[1]
+    assert f"[{low:+.4f}, {high:+.4f}]" in page and "wide" not in page.split("## Attention")[0]
+
+
 def test_results_round_trip(study, tmp_path):
     rows = tables.read_csv(study / tables.RESULTS)
     rows.append({name: rows[0][name] for name in tables.ABOUT} | {"status": "failed", "reason": 'a "quoted", reason\nin two lines', "seed": 7})

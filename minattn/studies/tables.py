@@ -40,6 +40,21 @@ def by_seed(rows, variant, name):
     return {row["seed"]: row[name] for row in rows if row["variant"] == variant and row["status"] == "done"}
 
 
+def crossed(variants, base):
+    """Where the baseline, another attention, another position and both together are all there -> [(attention alone, position alone, both)]"""
+    def parts(v):
+        shape = {"attention_options": {}, "position_options": {}, **v.shape}
+        attention, position = (json.dumps([shape.pop(what, None), shape.pop(f"{what}_options")], sort_keys=True)
+                               for what in ("attention", "position"))
+        return attention, position, (json.dumps(shape, sort_keys=True, default=str), v.settings)
+
+    named = {parts(v): v.name for v in variants}
+    a0, p0, rest = next(key for key, name in named.items() if name == base)
+    found = [(named.get((a, p0, rest)), named.get((a0, p, rest)), name) for (a, p, other), name in named.items()
+             if a != a0 and p != p0 and other == rest]
+    return [triple for triple in found if None not in triple]
+
+
 def write(plan, rows):
     """results.csv and table.md, into the plan's folder."""
     runs.write_aside(plan.folder / RESULTS, to_csv(rows).encode())
@@ -98,7 +113,14 @@ def markdown(plan, rows):
         return text + f" ± {statistics.stdev(values):.{digits}f}" if spread and len(values) > 1 else text
 
     def difference(name, measure):
-        found = None if name == base else paired(by_seed(rows, name, measure), by_seed(rows, base, measure))
+        return said(None if name == base else paired(by_seed(rows, name, measure), by_seed(rows, base, measure)))
+
+    def interaction(one, other, both, measure):
+        changes = [{seed: a - b for seed, a in by_seed(rows, x, measure).items() if (b := by_seed(rows, y, measure).get(seed)) is not None}
+                   for x, y in ((both, one), (other, base))]
+        return said(paired(*changes))
+
+    def said(found):
         if found is None:
             return "-"
         interval = f" [{found.mean - found.half:+.4f}, {found.mean + found.half:+.4f}]" if found.half is not None else ""
@@ -119,6 +141,11 @@ def markdown(plan, rows):
     parts = ["## Loss\n", table(losses), LOSS_NOTE.format(size=size)]
     if len(names) > 1:
         parts += [f"\n## Difference to {base}\n", table(differences), DIFFERENCE_NOTE]
+    if triples := crossed(plan.variants, base):
+        lines = [("variants", "prefix-only", "teacher-forced")]
+        lines += [(f"{both} against {one} and {other}", *(interaction(one, other, both, m) for m in ("val_loss_prefix_only", "val_loss")))
+                  for one, other, both in triples]
+        parts += ["\n## Interaction\n", table(lines), INTERACTION_NOTE]
     parts += ["\n## Attention and training\n", table(inside), INSIDE_NOTE]
     if failures:
         parts += ["\n## Failed\n", table([("run", "reason"), *failures])]
@@ -133,6 +160,9 @@ both teacher-forced in evaluation mode over equally many windows."""
 DIFFERENCE_NOTE = """
 Variant minus baseline at the same seed (same batches in the same order): mean over seeds and its 95 % interval (Student's t; not corrected for
 the number of variants). Below 0: better than the baseline."""
+INTERACTION_NOTE = """
+What both changes together do beyond the sum of what each does alone: (both - one) - (other - baseline), seed by seed, mean and 95 % interval.
+Below 0: together they are better than their sum (superadditive)."""
 INSIDE_NOTE = """
 First-token mass, entropy (of |w| / sum |w|, nats) and sum of weights: means over layers, heads and queries, on validation text. Gradient norm:
 before clipping; variation is standard deviation / mean over all steps; a spike exceeds median + k MAD."""
