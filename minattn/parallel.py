@@ -14,6 +14,7 @@ import numpy as np
 from minattn import model, optim
 
 OPTIMISER_RANGE = 1 << 18      # entries per task of the optimiser
+SUMS = 4                       # tasks that add the chunks' gradients: one per parameter costs more in hand-overs than it computes
 
 
 @contextmanager
@@ -65,16 +66,17 @@ def loss_and_gradients(pool, params, buffers, x, y, config, *, chunks, out, seed
     done = list(pool.map(one, range(len(parts))))
     names = list(out)
 
-    def add(name):
-        first, *rest = (grads[name] for _, grads, _, _ in done)
-        if rest:
-            np.add(first, rest[0], out=out[name])
-        else:
-            out[name][...] = first
-        for grad in rest[1:]:
-            out[name] += grad
+    def add(names):
+        for name in names:
+            first, *rest = (grads[name] for _, grads, _, _ in done)
+            if rest:
+                np.add(first, rest[0], out=out[name])
+            else:
+                out[name][...] = first
+            for grad in rest[1:]:
+                out[name] += grad
 
-    list(pool.map(add, names))
+    list(pool.map(add, [names[i::SUMS] for i in range(SUMS)]))
     # eq. 9's running mean is linear in the batch, so the chunks' means average to the batch's
     new = {name: sum(share * b[name] for _, _, b, share in done).astype(old.dtype) for name, old in buffers.items()}
     return math.fsum(loss * share for loss, _, _, share in done), new
