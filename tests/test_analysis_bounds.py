@@ -330,3 +330,9 @@ def test_arguments_that_are_none(call, said):
     with pytest.raises(InputError, match=said) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_the_report_has_every_bound_at_three_settings():
+    from minattn.analysis import tightness
+    lines = tightness.report(draws=3).splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [name for name in tightness.STACKS for _ in range(3)]

@@ -105,4 +105,28 @@ def _distance(N):
     return np.maximum(np.subtract.outer(np.arange(N), np.arange(N)), 0)
 
 
+SHOWN = {"causal": [(5, 1, {"floor": 0.1}), (17, 4, {"floor": 0.02}), (17, 16, {"floor": 0.02})],
+         "window": [(5, 1, {"window": 3, "floor": 0.1}), (17, 4, {"window": 9, "floor": 0.05}), (17, 16, {"window": 9, "floor": 0.05})],
+         "prefix": [(5, 1, {"prefix": 2, "floor": 0.1}), (17, 4, {"prefix": 4, "floor": 0.02}), (17, 16, {"prefix": 4, "floor": 0.02})],
+         "decay": [(17, 0, {}), (17, 4, {}), (17, 4, {"m": 1.0})],
+         "rope": [(17, 0, {}), (17, 4, {}), (17, 4, {"delta": 0.1, "high": 1.01})]}
+
+
+def report(draws=200):
+    """Every bound at three settings, as the lines of a table: python -m minattn.analysis.tightness"""
+    def said(pair):
+        return "" if pair is None else " / ".join(f"{x:.2g}" for x in pair)
+
+    lines = ["| bound | N | t | setting | P / upper, median / largest | lower / P, median / largest |", "|---|---|---|---|---|---|"]
+    for bound, settings in SHOWN.items():
+        for N, t, options in settings:
+            found = tightness(bound, N, t, draws=draws, **options)
+            words = ", ".join(f"{name} {value}" for name, value in options.items()) or "default"
+            lines.append(f"| {bound} | {N} | {t} | {words} | {said(found['upper'])} | {said(found['lower'])} |")
+    return "\n".join(lines)
+
+
 STACKS = {"causal": _masked, "window": _masked, "prefix": _masked, "decay": _decay, "rope": _rope}
+
+if __name__ == "__main__":
+    print(report())
