@@ -58,11 +58,11 @@ fig.colorbar(image, label="weight $P_{ij}$", shrink=0.8);
 # %% [markdown]
 # ## The formula, and ten lines that compute it
 #
-# $$ s_{ij} = \frac{q_i \cdot k_j}{\sqrt D}, \qquad P_{ij} = \frac{e^{s_{ij}}}{\sum_{k \le i} e^{s_{ik}}},
+# $$ s_{ij} = \frac{q_i \cdot k_j}{\sqrt D}, \qquad P_{ij} = \frac{e^{s_{ij}}}{\sum_{l \le i} e^{s_{il}}},
 # \qquad o_i = \sum_{j \le i} P_{ij}\, v_j $$
 #
-# (arXiv 1706.03762, eq. 1, with a causal mask). The sums run over the visible keys only. Nothing else in attention is deep: what the
-# four papers of this project change is *which* scores, *what* is added to them, or what happens to the weights afterwards.
+# (arXiv 1706.03762, eq. 1, with a causal mask: the future is hidden). The sums run over the visible keys only. This is all of attention:
+# the four papers of this project change *which* scores are taken, *what* is added to them, or what happens to the weights afterwards.
 
 
 # %%
@@ -162,8 +162,8 @@ lesson_00.check_is_causal(is_causal);
 # ## What a sharper or flatter comparison does
 #
 # Multiply all scores by a number and the weights move between two extremes: 0 gives the mean of the past (exercise 1), a large number gives
-# all the weight to the best key. How many keys a row really uses is measured by the *entropy* $-\sum_j P_{ij} \ln P_{ij}$, in nats; its
-# exponential is an effective number of keys.
+# all the weight to the best key, shared evenly if several are equally good. How many keys a row really uses is measured by the *entropy*
+# $-\sum_j P_{ij} \ln P_{ij}$ (its unit, with this logarithm, is called a *nat*); its exponential is an effective number of keys.
 
 # %%
 corpus = lessons.text()
@@ -204,7 +204,7 @@ ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"]);
 # `backward(dout, cache) -> gradients`. Nothing remembers anything between calls.
 #
 # **What we now know.** Attention is a weighted mean of values; the weights come from comparing a query with keys; a mask says what may
-# be seen; equal scores give a plain mean.
+# be seen; equal scores give a plain mean, and the further apart the scores are, the fewer keys count.
 #
 # **What remains unknown.** How queries, keys and values come to be: they are *learned*, and for that we need the gradient. That is
 # [lesson 01](01_softmax_attention.ipynb).

@@ -55,7 +55,7 @@ fig.colorbar(image, label="slope: weight per unit of score", shrink=0.85);
 #
 # For one head: queries $q$ are $(T_q, D)$, keys $k$ are $(T_k, D)$, values $v$ are $(T_k, D_v)$.
 #
-# $$ s_{ij} = \frac{q_i \cdot k_j}{\sqrt D} \quad (1), \qquad P_{ij} = \frac{e^{s_{ij}}}{\sum_k e^{s_{ik}}} \quad (2),
+# $$ s_{ij} = \frac{q_i \cdot k_j}{\sqrt D} \quad (1), \qquad P_{ij} = \frac{e^{s_{ij}}}{\sum_l e^{s_{il}}} \quad (2),
 # \qquad o_i = \sum_j P_{ij}\, v_j \quad (3) $$
 #
 # (arXiv 1706.03762, eq. 1.) Hidden keys get the score $-\infty$, hence the weight 0, and the sums run over the others.
@@ -70,9 +70,9 @@ def attention(q, k, v, visible=True):
 # %% [markdown]
 # ## The gradient, from the back
 #
-# Somewhere behind attention stands one number, the *loss* $L$: small is good. For every array $x$, write $dx$ for the array of the same shape
-# that holds $\partial L / \partial x$. Whatever comes after attention hands us $do$ (in code `dout`), called the *cotangent* of the output:
-# how much $L$ grows per unit of each output. We want $dq$, $dk$, $dv$. Undo the three lines from the last to the first.
+# Somewhere behind attention stands one number, the *loss* $L$: small is good. For every array $x$, write $dx$ for its *gradient*: the array of
+# the same shape that holds $\partial L / \partial x$. Whatever comes after attention hands us $do$ (in code `dout`), called the *cotangent* of
+# the output: how much $L$ grows per unit of each output. We want $dq$, $dk$, $dv$. Undo the three lines from the last to the first.
 #
 # **(3) $o_i = \sum_j P_{ij} v_j$.** Value $j$ went into every row $i$ with the factor $P_{ij}$, so it hears from every row with that factor;
 # and weight $P_{ij}$ multiplied $v_j$:
@@ -82,7 +82,7 @@ def attention(q, k, v, visible=True):
 # As matrices: `dv = P.T @ dout` is $(T_k, T_q)(T_q, D_v) \to (T_k, D_v)$, and `dP = dout @ v.T` is $(T_q, D_v)(D_v, T_k) \to (T_q, T_k)$. The
 # shapes alone nearly dictate this, and that is a good first check.
 #
-# **(2) the softmax of a row.** Write $P_j = e^{s_j} / Z$ with $Z = \sum_k e^{s_k}$, leaving out the row's index. Raising $s_k$ raises the
+# **(2) the softmax of a row.** Write $P_j = e^{s_j} / Z$ with $Z = \sum_l e^{s_l}$, leaving out the row's index. Raising $s_k$ raises the
 # numerator if $j = k$, and $Z$ in any case, by $e^{s_k}$:
 #
 # $$ \frac{\partial P_j}{\partial s_k} = \frac{e^{s_j} [j = k]}{Z} - \frac{e^{s_j} e^{s_k}}{Z^2} = P_j \big( [j = k] - P_k \big) $$
@@ -110,7 +110,7 @@ lesson_01.check_softmax_backward(softmax_backward);
 
 # %% [markdown]
 # In words: $ds_k = P_k \,(dP_k - \sum_j P_j\, dP_j)$. The sum is the *mean* of $dP$ under the weights. A score should rise if its key would do
-# better than the present mixture does, and only the difference counts: what would raise a whole row changes nothing.
+# better (less loss: a smaller $dP_k$) than the present mixture, and only the difference counts: the same added to a whole row of $dP$ is lost.
 #
 # **(1) $s_{ij} = q_i \cdot k_j / \sqrt D$.** Again a product, so again two products:
 #
@@ -192,7 +192,7 @@ lesson_01.check_slope(slope);
 
 # %% [markdown]
 # How small should $h$ be? The Taylor series of $L$ says that this difference is off by a multiple of $h^2$. Four values can cancel that term
-# too and leave $h^4$: with $\Delta(h) = L(x + hu) - L(x - hu)$, the slope is about $(8 \Delta(h) - \Delta(2h)) / 12 h$: four thirds of the
+# too and leave $h^4$: with $\Delta(h) = L(x + hu) - L(x - hu)$, the slope is about $(8 \Delta(h) - \Delta(2h)) / (12 h)$: four thirds of the
 # estimate with $h$ minus one third of that with $2h$. But $L$ is known to 16 digits only, and a rounding of $10^{-16}$ divided by $h$ grows as
 # $h$ shrinks.
 
@@ -229,7 +229,7 @@ for line in directional(f, arrays, dict(zip("qkv", ours)), dout):
 # It is tempting to test with $L = \sum o$, that is, $do = 1$ everywhere (`out.sum().backward()`, as one often sees). Take the softmax alone,
 # with $dP = 1$ everywhere: the rows of $P$ sum to 1 whatever the scores are, so $ds = 0$, and a backward that returns zeros, or has any wrong
 # factor or sign, passes. For attention as a whole, here are six wrong versions, each measured with both cotangents. A bug that only mixes up
-# *which* entry of $do$ goes where cannot be seen if they are all equal.
+# *which* entry of $do$ goes where, or forgets a factor $do$, cannot be seen if they are all 1.
 
 # %%
 def broken(bug):
@@ -369,7 +369,7 @@ _, (wq, wk, _) = results["right"]
 x = vocabulary.encode("".join(c for c in "to be, or not to be: that is" if c in vocabulary.characters))
 _, P = attention(wq[x], wk[x], np.zeros((len(x), 1)), np.tri(len(x), dtype=bool))
 
-fig, (left, right) = plots.figure(11.4, 4.6, ncols=2)
+fig, (left, right) = plots.figure(11.4, 5.2, ncols=2)
 for (name, (losses, _)), n in zip(results.items(), (0, 1, 3, 6)):
     smooth = np.convolve(losses, np.ones(25) / 25, "valid")
     left.plot(np.arange(25, len(losses) + 1), smooth, label=f"{name}: {smooth[-1]:.2f} at last", color=plots.COLOURS[n])
@@ -379,8 +379,8 @@ left.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.95))
 letters = list(vocabulary.decode(x).replace(" ", "␣"))
 image = right.imshow(P, cmap="cividis", vmin=0, vmax=1)
 right.grid(False)
-right.set_xticks(range(len(x)), letters)
-right.set_yticks(range(len(x)), letters)
+right.set_xticks(range(len(x)), letters, fontsize=8)
+right.set_yticks(range(len(x)), letters, fontsize=8)
 right.set(xlabel="key: looked at", ylabel="query: looks", title="Whom the right one looks at")
 fig.colorbar(image, label="weight", shrink=0.85);
 

@@ -252,7 +252,7 @@ for seed in range(3):
 # ## Learning
 #
 # Now walk downhill. One step size does not fit all: some parameters have gradients a thousand times others'. **Adam** keeps running means, $m$
-# of the gradient $g$ and $v$ of its square, and moves each parameter by about the learning rate $\eta$ (step $t = 1, 2, \dots$):
+# of the gradient $g$ and $v$ of its square, and moves each parameter $p$ by about the learning rate $\eta$ (step $t = 1, 2, \dots$):
 #
 # $$ m \leftarrow \beta_1 m + (1 - \beta_1)\, g, \qquad v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2, \qquad
 #    p \leftarrow p - \eta\, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} $$
@@ -301,7 +301,8 @@ ax.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.48));
 # %% [markdown]
 # The curve starts at the even guess. Within some tens of steps the model knows how frequent each character is, then which follows which; and
 # then it passes below what is possible for a model that looks at one character only. Does it use more, then? Measure the loss by how many
-# characters were in view: at the first place of a window the model has one, at the last it has all 48.
+# characters were in view: at the first place of a window the model has one, at the last it has all 48. (This time on all of the validation
+# text, so the mean is not quite the number above.)
 
 # %%
 everything = data.blocks(val, config.block_size)
@@ -322,8 +323,8 @@ right.set_xticks(range(config.block_size), [{" ": "␣", "\n": "⏎"}.get(c, c) 
 right.set(xlabel="the character that came (␣ space, ⏎ line end)", ylabel="surprise (nats)", title="Where it is surprised");
 
 # %% [markdown]
-# With one character in view it can be no better than a bigram table. The next few help most, then the curve is flat up to chance: a small
-# model, trained for seconds, uses little of what it sees. On the right: it is often surprised where a word begins, and less where it ends.
+# With one character in view it can be no better than the best bigram table. The next few help most, then the curve is flat up to chance: a
+# small model uses little of what it sees after seconds of training. On the right it is often surprised where a word begins, less where it ends.
 #
 # ## Exercise 3: from scores to a choice
 #
@@ -388,8 +389,8 @@ ax.legend(frameon=False, loc="lower right");
 # ([where the time goes](where_the_time_goes.md)).
 #
 # **What we now know.** A language model is a few kinds of layers, each with a backward of a few lines; the whole gradient is those in reverse,
-# and two independent judges agree with ours. Training learns frequencies first, then pairs, then more: a loss below the bigram's is proof that
-# it looks further back than one character. Products dominate the arithmetic.
+# and two independent judges agree with ours. Training learns frequencies first, then pairs, then more: a loss below the *best*
+# bigram table's proves that it looks further back than one character. Products dominate the arithmetic.
 #
 # **What remains unknown.** We gave the model a table of places without asking why. What would it lose without, and is a table the best way?
 # [Lesson 03](03_positions.ipynb) asks. And one run with one seed is an anecdote: to compare models takes several.

@@ -204,8 +204,8 @@ for h, row in enumerate(P[0, :, -1], 1):
 # ## Exercise 3: what would a slope learn?
 #
 # The slopes are constants, but they need not be. Given the weights $P$, the values and the gradient of the output $o = Pv$, find the gradient
-# of each head's slope. (Lesson 01 gave $ds = P \odot (dP - \mathrm{rowsum}(dP \odot P))$ with $dP = do\, v^\top$; the rest is the formula
-# above.)
+# of each head's slope. (Lesson 01 gave $ds = P \odot (dP - \mathrm{rowsum}(dP \odot P))$ with $dP = do\, v^\top$, where $\odot$ multiplies
+# entry by entry; the rest is the formula above.)
 
 
 # %% tags=["exercise"]
@@ -230,10 +230,11 @@ lesson_03.check_slope_gradient(slope_gradient);
 # %% [markdown]
 # ## Relative or absolute? Kernels as pictures
 #
-# What does position alone contribute to the score of query place $i$ and key place $j$? Call it $K_{ij}$. If it is *relative*, a function of
-# $i - j$, the picture has stripes along the diagonals. We measure how much of the variance below the diagonal is explained by the mean of each
-# diagonal, in per cent. The third panel puts the waves through random projections $W_Q, W_K$, as a model does:
-# $K = (\mathrm{pe}\,W_Q)(\mathrm{pe}\,W_K)^\top$. For RoPE we take one random query and one random key, the same at every place.
+# What does position alone contribute to the score of query place $i$ and key place $j$? Call it $K_{ij}$, the *kernel* of the positions. If it
+# is *relative*, a function of $i - j$, the picture has stripes along the diagonals. We measure how much of the variance below the diagonal is
+# explained by the mean of each diagonal, in per cent. The third panel puts the waves through random projections $W_Q, W_K$, as a model does:
+# $K = (\mathrm{pe}\,W_Q)(\mathrm{pe}\,W_K)^\top$. For RoPE we take one random query and one random key, the same at every place. Each picture
+# has colours of its own: bright is large. (Above the diagonal lies the future, which a causal model never sees.)
 
 
 # %%
@@ -264,9 +265,10 @@ axes[0].set_ylabel("query $i$");
 #
 # ## The experiment: what is lost
 #
-# One layer, 64 channels, trained on windows of 32 characters, two seeds each. Then we read windows of 128, four times as long as any in
-# training, and look at the loss place by place. One entry needs a word. The waves have size 1, the rows of a fresh `wte` size 0.02: added, the
-# waves drown the characters. "small waves" has the same waves times 0.03 in place of the learned table, and does not train them.
+# One layer, 64 channels, trained with lesson 02's Adam (`optim.adamw`) on windows of 32 characters, two seeds each. Then we read windows of
+# 128, four times as long as any in training, and look at the loss place by place. One entry needs a word. The waves have size 1, the rows of a
+# fresh `wte` size 0.02: added, the waves drown the characters. "small waves" has the same waves times 0.03 in place of the learned table, and
+# does not train them.
 
 # %%
 STEPS, BATCH, SHORT, LONG = 360, 16, 32, 128
@@ -361,8 +363,8 @@ axes[-1].legend(frameon=False, fontsize=8);
 #
 # **What we now know.** One layer of attention without positions sees a bag; a causal mask lets deeper layers count a little. Waves and turns
 # both rest on $\cos(a - b)$: products of encodings that know only distances. For added waves that holds only before projections; RoPE turns
-# after them, so its scores are relative whatever is learned. In a short training of a small model, relative encodings are far ahead; beyond
-# the trained length only decay stays as good.
+# after them, so its scores are relative whatever is learned. In a short training of a small model, relative encodings are clearly ahead;
+# beyond the trained length only decay stays as good.
 #
 # **What remains unknown.** What becomes of these gaps in longer training and larger models? Two seeds of one small model are no law: try
 # `minattn train --preset nano --position none`, then `learned` and `rope`. Can a wave that fades away combine both ideas? That is

@@ -49,17 +49,19 @@ axes[1].text(-17, -0.95, "before the text", color="gray")
 axes[0].legend(frameon=False, fontsize=8, loc="lower right");
 
 # %% [markdown]
-# The grey half has no tokens: positions start at 0, the *top* of the bell. So the encoding uses half a wavelet, at whole $p$. The argument
-# for 5 is about the whole one; half a sine, for example, does not average to zero. Keep that in mind when admissibility is given as a reason.
+# (The last mean is rounding: a sum of numbers near 1 is known to 16 digits only.) The grey half has no tokens: positions start at 0, the *top*
+# of the bell. So the encoding uses half a wavelet, at whole $p$. The argument for 5 is about the whole one; half a sine, for example, does not
+# average to zero. Keep that in mind when admissibility is given as a reason.
 #
 # ## The formula, and the code
 #
-# With $C$ channels there are $n = C/2$ pairs $k$, each with its own $\omega_k$ and $\sigma_k$. Pair $k$ gives two channels:
+# A text has $T$ tokens. With $C$ channels there are $n = C/2$ pairs $k$, each with its own $\omega_k$ and $\sigma_k$. Pair $k$ gives two
+# channels:
 #
 # $$ \mathrm{PE}(p)_{2k} = \cos(\omega_k p)\, e^{-p^2/(2\sigma_k^2)}, \qquad
 #    \mathrm{PE}(p)_{2k+1} = \sin(\omega_k p)\, e^{-p^2/(2\sigma_k^2)}, \qquad p = 0 \dots T-1 $$
 #
-# Learned are the logarithms, so that $\omega_k$ and $\sigma_k$ stay positive. Then, in this order:
+# Learned are the (natural) logarithms, so that $\omega_k$ and $\sigma_k$ stay positive. Then, in this order:
 #
 # 1. **cap**: $\omega = \min(e^{\log\omega},\ 0.95\,\pi)$. At whole positions no wave can be seen to turn faster than $\pi$ per token;
 # 2. **floor**: $\sigma = \max(e^{\log\sigma},\ 10^{-3})$;
@@ -125,8 +127,8 @@ right.set(yscale="log", ylim=(1e-6, 1.5), xlabel="position $p$ (tokens)", ylabel
 right.legend(frameon=False, fontsize=9, loc="upper right");
 
 # %% [markdown]
-# The first tokens get waves of amplitude 1 on top of embeddings fifty times smaller; after some fifteen tokens there is no position at all.
-# Both facts come back in the experiment.
+# The first tokens get waves of amplitude 1 on top of embeddings fifty times smaller; after some fifteen tokens the position can hardly be
+# heard. Both facts come back in the experiment.
 #
 # ## Exercise 2: the horizon
 #
@@ -164,7 +166,8 @@ for width in (1e2, 1e3, 1e4, 1e5):
 # %% [markdown]
 # ## The kernel, and the origin that does not go away
 #
-# What does attention see of two positions $p$ and $p'$? Their dot product. With $\cos a \cos b + \sin a \sin b = \cos(a - b)$,
+# What does attention see of two positions $p$ and $p'$, projections apart? Their dot product. With
+# $\cos a \cos b + \sin a \sin b = \cos(a - b)$,
 #
 # $$ \langle \mathrm{PE}(p), \mathrm{PE}(p')\rangle = \sum_k \cos\big(\omega_k (p - p')\big)\; e^{-(p^2 + p'^2)/(2\sigma_k^2)} $$
 #
@@ -262,11 +265,11 @@ lesson_04.check_gradient_log_sigma(gradient_log_sigma);
 # %% [markdown]
 # ### What the clamps do to it
 #
-# A capped $\omega$ does not move with its parameter, which gets gradient 0; the same for a floored $\sigma$. Where the projection put $\omega
-# = 5/\sigma$, its logarithm is $\log 5 - \log\sigma$: what was meant for $\log\omega$ goes to $\log\sigma$ with a minus sign, and the
+# A capped $\omega$ does not move with its parameter, which gets gradient 0; the same for a floored $\sigma$. Where the projection put
+# $\omega = 5/\sigma$, its logarithm is $\log 5 - \log\sigma$: what was meant for $\log\omega$ goes to $\log\sigma$ with a minus sign, and the
 # parameter $\log\omega$ gets *nothing*.
 #
-# The published start has $\omega\sigma = 5$ for every pair (the cap puts the very fastest a little below). Which side of the edge is that?
+# The published start has $\omega\sigma = 5$ for every pair (the cap puts the last two a little below). Which side of the edge is that?
 # Rounding decides.
 
 # %%
@@ -332,7 +335,7 @@ ax.legend(frameon=False, fontsize=9, ncols=2, loc="lower left");
 #   model without positions. (`none` is not hopeless: through the causal mask a model can find out a little about places.)
 # - **The volume.** The sinusoidal encoding never fades and should do well. It does badly everywhere: its waves have amplitude 1, the token
 #   embeddings start at 0.02, and after the layer norm the tokens can hardly be heard. With tokens ten times louder it does far better.
-# - **Both together.** So does Morlet with wide bells and louder tokens. (Wide bells alone: worse than the sinusoids, try `token_scale=1`.)
+# - **Both together.** So does Morlet with wide bells and louder tokens. (Wide bells without the louder tokens? Try `token_scale=1`.)
 #
 # Fading thus limits the published start and rescues it too: waves that are gone drown nobody. And it says how to read the published
 # comparison (validation loss on TinyShakespeare: learned positions 1.474, Morlet 1.506, sinusoidal 1.586; arXiv 2605.26355 and 2606.01258):
@@ -346,9 +349,9 @@ for name in ("none", "learned", "morlet"):
     print(f"next character, {name:8s}  tokens 0-11:  {near[0]:.3f}  {near[1]:.3f}    tokens 20-63:  {far[0]:.3f}  {far[1]:.3f}")
 
 # %% [markdown]
-# Compare seed with seed, column by column. After so few steps a model has learned which character follows which, and for that it need not
-# know where it is: a position encoding can hardly help, only hurt, and Morlet hurts where it is loud, in the first dozen tokens. Whoever
-# compares encodings by this loss needs long training and several seeds.
+# Compare seed with seed, column by column. After so few steps a model has learned which character follows which, and for that it need not know
+# where it is: an encoding that is added can hardly help, only hurt: the learned table at every place, Morlet where it is loud, in the first
+# dozen tokens. Whoever compares encodings by this loss needs long training and several seeds.
 #
 # ## What is learned
 #

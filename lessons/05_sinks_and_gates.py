@@ -91,8 +91,9 @@ print("weights and sink sum to 1:", np.allclose(P.sum(axis=1) + P_sink, 1))
 # %% [markdown]
 # ## Exercise 1: a sink for a kernel that has none
 #
-# A fast softmax kernel gives you `out` $(T, D_v)$ and `lse` $(T,)$ of *plain* attention, and you cannot change it. Make the output with a sink
-# from them. (Mind the ends: `lse - sink` may be a thousand, or minus a thousand.)
+# A fast softmax *kernel* (a program for attention that somebody else has tuned) gives you `out` $(T, D_v)$ and `lse` $(T,)$ of *plain*
+# attention, and you cannot change it. Make the output with a sink from them. (Mind the ends: `lse - sink` may be a thousand, or minus a
+# thousand.)
 
 
 # %% tags=["exercise"]
@@ -115,12 +116,12 @@ lesson_05.check_add_sink(add_sink);
 # ## The gradient: the sink is a key whose value is zero
 #
 # Nothing new has to be derived. Think of the sink as one more key, with the sink as its score and a value of zeros; then all of lesson 01
-# holds. Let $L$ be the loss, $\mathrm{d}x$ short for $\partial L / \partial x$, and $\mathrm{d}o_i$ what arrives at output $o_i$ (`dout`). A
-# weight hears $\mathrm{d}P_{ij} = \mathrm{d}o_i \cdot v_j$; for the sink this is 0, because its value is. The softmax rule $\mathrm{d}s_{ij} =
-# P_{ij} (\mathrm{d}P_{ij} - \delta_i)$ has the row constant $\delta_i = \sum_j P_{ij}\, \mathrm{d}P_{ij} = \mathrm{d}o_i \cdot o_i$ (the sink
+# holds. Let $L$ be the loss, $dx$ short for $\partial L / \partial x$, and $do_i$ what arrives at output $o_i$ (`dout`). A
+# weight hears $dP_{ij} = do_i \cdot v_j$; for the sink this is 0, because its value is. The softmax rule $ds_{ij} =
+# P_{ij} (dP_{ij} - \delta_i)$ has the row constant $\delta_i = \sum_j P_{ij}\, dP_{ij} = do_i \cdot o_i$ (the sink
 # adds nothing to the sum), and for the sink itself
 #
-# $$ \mathrm{d}\text{sink} = \sum_i P_{\text{sink},i}\,(0 - \delta_i) = -\sum_i P_{\text{sink},i}\; \mathrm{d}o_i \cdot o_i . $$
+# $$ d\text{sink} = \sum_i P_{\text{sink},i}\,(0 - \delta_i) = -\sum_i P_{\text{sink},i}\; do_i \cdot o_i . $$
 #
 # In words: if the output should grow, the sink should fall, and more so where it holds much of the row.
 
@@ -372,10 +373,11 @@ for ax, what in ((left, "first-token mass"), (right, "sum of the weights of a ro
     ax.set(ylabel=what, xlabel="each mark is a head: four of layer 0, then four of layer 1", ylim=(0, 1.06 * ax.get_ylim()[1]))
 
 # %% [markdown]
-# An honest result: **no first-token sink here**. The heads lie about the uniform line or below it, in all four models, and so short a training
-# cannot rank their losses. Experiment 1 says what is missing: a recognisable place that is always there, and heads with narrow questions. In
-# the paper's models (0.5 to 3 billion parameters) the learned sink gave a *worse* perplexity than softmax on C4 at each of three sizes: 81.5
-# against 71.7, 68.3 against 61.9, 48.5 against 44.9. A switch is not a free gift.
+# **No first-token sink here.** The heads lie about the uniform line or below it, in all four models, and so short a training cannot rank their
+# losses. (A gate acts after the weights, so its rows still sum to 1.) Experiment 1 says what is missing: a recognisable place that is always
+# there, and heads with narrow questions. In the paper's models (0.5 to 3 billion parameters) the learned sink gave a *worse* (higher)
+# perplexity, $e$ to the loss, than softmax on C4, a collection of web pages, at each of three sizes: 81.5 against 71.7, 68.3 against 61.9,
+# 48.5 against 44.9. A switch is not a free gift.
 #
 # **What we now know.** Softmax is blind to a common shift of the scores, so a row cannot be silent. A sink is a switch $\sigma(\ell -
 # \text{sink})$ made from the scores; off-by-one fixes it at 0; a gate is a switch made from the query's token, and cannot see that nobody

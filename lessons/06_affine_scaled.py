@@ -3,7 +3,7 @@
 #
 # **The question.** A softmax row spends exactly one unit, and never less than nothing on any key. What happens if the model may choose how
 # much a row spends, and weights may be negative? **Time:** half an hour. **You need:** softmax attention and its gradient ([lesson
-# 01](01_softmax_attention.ipynb)).
+# 01](01_softmax_attention.ipynb)), training a small model ([lesson 02](02_character_model.ipynb)).
 
 # %%
 import dataclasses
@@ -20,8 +20,8 @@ from minattn.lessons import lesson_06
 #
 # A row of softmax weights $P_{ij}$ over $N$ keys says two things at once. Its mean is $1/N$, and it has to be: that part is no information.
 # What the query found out is how each weight *deviates* from the mean, $P_{ij} - 1/N$. **Affine-scaled attention** multiplies the deviation by
-# a number $\alpha_i$ between 0 and 1 that query $i$ chooses, and sets the mean apart, to a number $\alpha_\text{ma}$ that does not depend on
-# the query:
+# a number $\alpha_i$ between 0 and 1 that query $i$ chooses, and replaces the mean $1/N$ by $\alpha_\text{ma}/N$. The number
+# $\alpha_\text{ma}$ does not depend on the query ("ma" for moving average; of what, we shall see):
 #
 # $$ A_{ij} = \alpha_i \left(P_{ij} - \frac1N\right) + \frac{\alpha_\text{ma}}{N} $$
 
@@ -46,17 +46,17 @@ ax.legend(frameon=False);
 #
 # ## The formula
 #
-# Sort the same expression by $P$ and the rest, and it is the paper's (arXiv 2602.23057, eq. 6 to 8 and 11):
+# Collect what stands before $P$, and the rest, and it is the paper's formula (arXiv 2602.23057, eq. 6 to 8 and 11):
 #
 # $$ o_i = \sum_{j \le i} (\alpha_i P_{ij} + \beta_i)\, v_j, \qquad \alpha_i = \varphi(x_i W_\alpha), \qquad
 # \beta_i = \frac{\alpha_\text{ma} - \alpha_i}{N} $$
 #
-# Here $x_i$ is the token of query $i$, $W_\alpha$ a learned matrix that makes one number for each head (`alpha_logits`), and $\varphi$ turns
+# Here $x_i$ is the vector of token $i$, $W_\alpha$ a learned matrix that makes one number for each head (`alpha_logits`), and $\varphi$ turns
 # any number $u$ into one between 0 and 1: $\varphi(u) = u / 10 + 1/2$, cut off at 0 and 1.
 #
-# The paper defines $N$ as the number of keys, and a mask is not mentioned. So two readings: `"total"`, all $T$ keys of the sequence (the
-# paper's own figures need this one), or `"visible"`, the $n_i$ keys that query $i$ may see. It will matter. In both, $\beta$ reaches visible
-# keys only.
+# The paper defines $N$ as the number of keys and does not mention a mask. So there are two readings: `"total"`, all $T$ keys of the sequence
+# (the paper's own figures need this one), or `"visible"`, the $n_i$ keys that query $i$ may see. It will matter which. In both, $\beta$
+# reaches visible keys only.
 
 
 # %%
@@ -114,8 +114,8 @@ lesson_06.check_row_sums(row_sums);
 #
 # ## No $T \times T$ array is needed
 #
-# Pull the sum apart: $o_i = \alpha_i \sum_j P_{ij} v_j + \beta_i \sum_{j \le i} v_j$. The first term is plain attention, from any fast kernel;
-# the second a **running sum** of the values.
+# Pull the sum apart: $o_i = \alpha_i \sum_j P_{ij} v_j + \beta_i \sum_{j \le i} v_j$. The first term is plain attention, from any fast
+# *kernel* (a program that computes attention without ever holding the $T \times T$ array); the second is a **running sum** of the values.
 #
 # ## Exercise 2: affine on top of a fast kernel
 
@@ -140,14 +140,14 @@ lesson_06.check_affine_from_kernel(affine_from_kernel);
 # %% [markdown]
 # ## The gradient
 #
-# Write $\mathrm{d}x$ for $\partial L / \partial x$, with $L$ the loss. The output is $A v$, so $\mathrm{d}A_{ij} = \mathrm{d}o_i \cdot v_j$
-# and $\mathrm{d}v = A^\top \mathrm{d}o$, as in lesson 01. In $A_{ij} = \alpha_i (P_{ij} - 1/N) + \alpha_\text{ma}/N$ the row's $\alpha_i$
-# stands before each visible deviation, and $P_{ij}$ after $\alpha_i$:
+# Write $dx$ for $\partial L / \partial x$, with $L$ the loss. The output is $A v$, so $dA_{ij} = do_i \cdot v_j$ and $dv = A^\top do$, as in
+# lesson 01. In $A_{ij} = \alpha_i (P_{ij} - 1/N) + \alpha_\text{ma}/N$ the number $\alpha_i$ multiplies every visible deviation of its row, and
+# $P_{ij}$ is multiplied by $\alpha_i$:
 #
-# $$ \mathrm{d}\alpha_i = \sum_{j \le i} \mathrm{d}A_{ij} \left(P_{ij} - \frac1N\right), \qquad \mathrm{d}P_{ij} = \alpha_i\, \mathrm{d}A_{ij},
-# \qquad \mathrm{d}(\text{alpha\_logits})_i = \varphi' \, \mathrm{d}\alpha_i $$
+# $$ d\alpha_i = \sum_{j \le i} dA_{ij} \left(P_{ij} - \frac1N\right), \qquad dP_{ij} = \alpha_i\, dA_{ij},
+# \qquad d(\text{alpha\_logits})_i = \varphi' \, d\alpha_i $$
 #
-# with $\varphi' = 1/10$ inside $(-5, 5)$ and 0 outside (at the two kinks we take 0). From $\mathrm{d}P$ on it is softmax. And
+# with $\varphi' = 1/10$ inside $(-5, 5)$ and 0 outside (at the two kinks we take 0). From $dP$ on it is softmax. And
 # $\alpha_\text{ma}$? It is not learned by gradient; see below.
 
 
@@ -182,7 +182,7 @@ for length in ("total", "visible"):
 # %% [markdown]
 # ## Exercise 3: the gradient of alpha_logits without a $T \times T$ array
 #
-# $\sum_j \mathrm{d}A_{ij} P_{ij}$ is a dot product of two vectors that a fast kernel has at hand, and so is $\sum_{j \le i} \mathrm{d}A_{ij}$.
+# $\sum_j dA_{ij} P_{ij}$ is a dot product of two vectors that a fast kernel has at hand, and so is $\sum_{j \le i} dA_{ij}$.
 # Do not forget the slope of $\varphi$.
 
 
@@ -207,13 +207,14 @@ lesson_06.check_alpha_gradient(alpha_gradient);
 # %% [markdown]
 # ## The running mean
 #
-# $\alpha_\text{ma}$ is a **buffer**: remembered, but not learned. After each training batch it moves a little towards the mean of $\alpha$
-# over the batch (eq. 9),
+# $\alpha_\text{ma}$ is a **buffer**: remembered, but not learned. With each training batch it moves a little towards the mean of $\alpha$
+# over that batch (eq. 9),
 #
 # $$ \alpha_\text{ma} \leftarrow \rho\, \alpha_\text{ma} + (1 - \rho)\, \text{mean}(\alpha), \qquad \rho = 0.9, $$
 #
-# one number for each head, as a constant without a gradient; in evaluation it stands still. It starts at 0, and if the mean of $\alpha$ stays
-# at $m$, then after $t$ steps it is $m (1 - 0.9^t)$:
+# one number for each head, a constant without a gradient; in evaluation it stands still. (Whether it moves before it is used or after, the
+# equation leaves open; the package moves it first.) It starts at 0, and if the mean of $\alpha$ stays at $m$, then after $t$ steps it is
+# $m (1 - 0.9^t)$:
 
 # %%
 alpha_ma, m = 0.0, phi(alpha_logits).mean()
@@ -224,9 +225,10 @@ for _ in range(20):
 print(f"after 20 steps {alpha_ma:.6f}   m (1 - 0.9^20) {m * (1 - 0.9**20):.6f}   minattn {theirs[0]:.6f}   m {m:.6f}")
 
 # %% [markdown]
-# So for some twenty steps $\alpha_\text{ma}$ is too small and $\beta$ clearly negative: training begins with rows that hardly sum to anything.
-# Watch it on real text in two layers with four heads and rotary positions (`lessons.train`: lesson 02's training, and gradients whose norm is
-# above 1 are scaled back to 1):
+# So for some twenty steps $\alpha_\text{ma}$ is too small and $\beta$ clearly negative: at first the late rows of `total`, and all rows of
+# `visible`, sum to almost nothing. Watch it on real text in two layers with four heads and rotary positions (`lessons.train`: lesson 02's
+# training, and gradients whose norm is above 1 are scaled back to 1). A fresh $W_\alpha$ is small, so that $\alpha \approx \varphi(0) = 1/2$
+# (dashed); later each head goes its own way:
 
 # %%
 corpus = lessons.text()
@@ -279,9 +281,9 @@ axes[0].set_ylabel("% of rows, all heads");
 
 # %% [markdown]
 # Softmax puts every row at 1. `visible` puts all rows of a head at one place, its $\alpha_\text{ma}$. `total` spreads them out, as in the
-# paper's figure. Negative weights are not rare, but they are small: $P \ge 0$, so none is below $\beta = -(\alpha - \alpha_\text{ma})/N$, and
-# $N$ is small only for the first rows of `visible`. The affine rows put less on every key, the first token included: they spend about half. So
-# short a run cannot rank the losses.
+# paper's figure. Weights below zero are not rare, but nearly all are small: $P \ge 0$, so none is below $\beta = -(\alpha -
+# \alpha_\text{ma})/N$, and $N$ is small only for the first rows of `visible`. The affine rows spend about half of what softmax spends, so a key
+# gets less on average, the first token included. So short a run cannot rank the losses.
 #
 # ## A prefix, or the same tokens inside a longer text?
 #
@@ -313,17 +315,17 @@ ax.set(xlabel="tokens in the prefix", ylabel="largest difference of a logit",
 ax.legend(frameon=False);
 
 # %% [markdown]
-# With `total` the model answers differently as soon as the text is cut, most of all for short prefixes; when it writes, nothing that was
-# computed for earlier tokens can be kept. The other two agree to rounding, and `length=64` computes the very same function of a full window.
-# The package keeps `total` as its default because it is what the paper says, and says so wherever it matters.
+# With `total` the model answers differently as soon as the text is cut, most of all for short prefixes; when it writes, most of what was
+# computed for earlier tokens has to be computed anew for each character. The other two agree to rounding, and `length=64` computes the very
+# same function of a full window. The package keeps `total` as its default because it is what the paper says, and says so wherever it matters.
 #
 # **What we now know.** Affine scaling multiplies the deviation from uniform by $\alpha(x)$; a row sums to $\alpha_\text{ma}$ (`visible`) or to
 # something between $\alpha_i$ and $\alpha_\text{ma}$ (`total`); weights below zero appear only where $\alpha > \alpha_\text{ma}$; the cost
 # over any fast kernel is a running sum of $v$. Read literally, the formula ties a prediction to the length of the text.
 #
-# **What remains unknown.** The paper reports a lower perplexity on C4 than softmax at three sizes (70.6 against 71.7, 58.9 against 61.9, 40.8
-# against 44.9); a run of half a minute can neither confirm nor deny that. Whether the negative weights are what helps, or the choice of how
-# sharp a row is, these numbers do not separate.
+# **What remains unknown.** The paper reports a lower perplexity ($e$ to the loss) than softmax on C4, a collection of web pages, at three sizes
+# (70.6 against 71.7, 58.9 against 61.9, 40.8 against 44.9); a run of half a minute can neither confirm nor deny that. Whether the negative
+# weights are what helps, or the choice of how sharp a row is, these numbers do not separate.
 #
 # **Next:** a mechanism that depends on later tokens themselves, and how to catch it: [lesson 07](07_energy_gate_and_leaks.ipynb).
 #

@@ -22,8 +22,9 @@ from minattn.validate.causality import causality
 #
 # $$ e_j = w \cdot x_j + b, \qquad z_j = \frac{e_j - \text{mean}(e)}{\text{std}(e)}, \qquad g_j = \sigma\big(\alpha (z_j - \tau)\big) $$
 #
-# ($\sigma(u) = 1 / (1 + e^{-u})$ is the sigmoid; $\alpha$, how sharp the gate is, and $\tau$, how much a key must stand out, are learned too,
-# from 2 and 0.) The gates multiply the softmax weights $P_{ij}$, and each row is made to sum to 1 again:
+# (Mean and standard deviation are those of the energies of the text. $\sigma(u) = 1 / (1 + e^{-u})$ is the sigmoid; $\alpha$, how sharp the
+# gate is, and $\tau$, how much a key must stand out, are learned too, from 2 and 0; this $\alpha$ is not lesson 06's.) The gates multiply the
+# softmax weights $P_{ij}$, and each row is made to sum to 1 again:
 #
 # $$ A_{ij} = \frac{P_{ij}\, g_j}{\sum_{k \le i} P_{ik}\, g_k} $$
 #
@@ -52,11 +53,11 @@ bottom.legend(frameon=False, ncols=2, loc="upper right");
 # %% [markdown]
 # ## The gate is a bias
 #
-# Put $P_{ij} = e^{s_{ij}} / \sum_k e^{s_{ik}}$ into the formula above: the denominator of $P$ cancels, and
+# Put $P_{ij} = e^{s_{ij}} / \sum_{k \le i} e^{s_{ik}}$ into the formula above: the denominator of $P$ cancels, and
 #
 # $$ A_{ij} = \frac{e^{s_{ij}} g_j}{\sum_{k \le i} e^{s_{ik}} g_k} = \frac{e^{s_{ij} + \ln g_j}}{\sum_{k \le i} e^{s_{ik} + \ln g_k}} : $$
 #
-# a softmax of $s_{ij} + \ln g_j$. So the whole mechanism is **one number added to the scores of each key**, which many fast kernels can do. A
+# a softmax of $s_{ij} + \ln g_j$. So the whole mechanism is **one number added to the scores of each key**, which many fast programs can do. A
 # closed gate must not become $\ln 0$: with $u = \alpha (z - \tau)$, $\ln g = -\ln(1 + e^{-u})$ is computed as $\min(u, 0) - \ln(1 +
 # e^{-|u|})$. The published way to take mean and deviation is called `norm="sequence"` in the package.
 
@@ -118,17 +119,17 @@ lesson_07.check_gated_weights(gated_weights);
 # %% [markdown]
 # ## The gradient
 #
-# With $L$ the loss and $\mathrm{d}x$ for $\partial L / \partial x$: the gate enters as a bias, so $\mathrm{d}(\ln g)_j$ is the sum of what all
-# queries' scores for key $j$ hear. And $\ln g = -\ln(1 + e^{-u})$ has the slope $e^{-u} / (1 + e^{-u}) = 1 - g$: an open gate hears nothing.
-# From there on, $u = \alpha (z - \tau)$ is a product:
+# With $L$ the loss and $dx$ for $\partial L / \partial x$: the gate enters as a bias, so $d(\ln g)_j$ is the sum of what all
+# queries' scores for key $j$ hear. And $\ln g = -\ln(1 + e^{-u})$ has the slope $e^{-u} / (1 + e^{-u}) = 1 - g$: a wide open gate hears
+# nothing. From there on, $u = \alpha (z - \tau)$ is a product:
 #
-# $$ \mathrm{d}u_j = (1 - g_j) \sum_i \mathrm{d}s_{ij}, \qquad \mathrm{d}z_j = \alpha\, \mathrm{d}u_j,
-# \qquad \mathrm{d}\alpha = \sum_j (z_j - \tau)\, \mathrm{d}u_j, \qquad \mathrm{d}\tau = -\alpha \sum_j \mathrm{d}u_j $$
+# $$ du_j = (1 - g_j) \sum_i ds_{ij}, \qquad dz_j = \alpha\, du_j,
+# \qquad d\alpha = \sum_j (z_j - \tau)\, du_j, \qquad d\tau = -\alpha \sum_j du_j $$
 #
 # Last, $z$ is a normalisation: layer norm without its gain (lesson 02), here over the *positions* $1 \dots T$. An energy moves its own $z$,
 # and, through the mean and the deviation, all others':
 #
-# $$ \mathrm{d}e_j = \frac{1}{\text{std}} \Big( \mathrm{d}z_j - \text{mean}(\mathrm{d}z) - z_j\, \text{mean}(\mathrm{d}z \cdot z) \Big) $$
+# $$ de_j = \frac{1}{\text{std}} \Big( dz_j - \text{mean}(dz) - z_j\, \text{mean}(dz \cdot z) \Big) $$
 
 
 # %%
@@ -157,7 +158,7 @@ print("largest difference from minattn:", ", ".join(f"d{n} {np.abs(grads[n].sque
 # ## Something is wrong
 #
 # Did you see it? The mask hides the scores of later keys. But the mean and the deviation were taken over **all** positions, later ones too: a
-# later token changes them, they change the gates of earlier keys, and those change what earlier queries read. The formula for $\mathrm{d}e_j$
+# later token changes them, they change the gates of earlier keys, and those change what earlier queries read. The formula for $de_j$
 # says the same: what only an early output asks for arrives at every energy, late ones included.
 #
 # Let us look. An untrained model of one layer reads 24 tokens. Change token $j$ alone, and record how much the logits at position $i$ move.
@@ -196,9 +197,9 @@ for ax, norm in zip(axes, ("sequence", "key")):
 fig.colorbar(image, ax=axes, label="$\\log_{10}$ of the largest change");
 
 # %% [markdown]
-# With the published statistics every output but the very first (which has one key, and no choice) depends on every token. The model is *not
-# causal*. Its training loss, and its validation loss measured the usual way, come from predictions that could hear of the very character they
-# predict.
+# With the published statistics every output but the very first (which has one key, and no choice) depends on every token. The future **leaks**
+# into the past: the model is *not causal*. Its training loss, and its validation loss measured the usual way, come from predictions that could
+# hear of the very character they predict.
 #
 # ## A certificate
 #
@@ -218,7 +219,7 @@ print(causality("affine"))
 #
 # The gate of key $j$ may use only what is there when key $j$ arrives: mean and variance over the keys $1 \dots j$. Then it never changes
 # again, and generation can keep it: this is `norm="key"`, the package's default. Where the paper is silent we chose: $z_j = (e_j -
-# \text{mean}_j) / \sqrt{\text{var}_j + 10^{-8}}$, and $z_1 = 0$, as there is nothing to compare with.
+# \text{mean}_j) / \sqrt{\text{var}_j + 10^{-8}}$, and $z_1 = 0$ (`z[0]`), as there is nothing to compare with.
 
 
 # %% tags=["exercise"]

@@ -2,10 +2,10 @@
 # # 09 · Position bias: does the beginning always win?
 # **The question.** A causal model reads a text in which nothing tells it that the beginning matters. Does it listen to all places equally? If
 # not: who arranged that, the training or the mask? **Time:** forty minutes. **You need:** attention ([lesson 01](01_softmax_attention.ipynb)),
-# positions ([lesson 03](03_positions.ipynb)), first-token mass ([lesson 05](05_sinks_and_gates.ipynb)).
+# positions ([lesson 03](03_positions.ipynb)), first-token mass ([lesson 05](05_sinks_and_gates.ipynb)); 02 for training.
 #
-# The theorems are those of *On the emergence of position bias in transformers* (arXiv 2502.01951). They are about attention alone; what a
-# residual changes we look at on the way. Tokens count from 0 as in the package, so the paper's token 1 is our token 0.
+# The theorems are those of *On the emergence of position bias in transformers* (arXiv 2502.01951). They are about attention alone; on
+# the way we look at what a residual changes. Tokens count from 0 as in the package, so the paper's token 1 is our token 0.
 
 # %%
 import math
@@ -127,7 +127,7 @@ lesson_09.check_one_more_layer(one_more_layer);
 #
 # $$ 1 - P^{(t)}_{i0} \le (1 - \varepsilon)^{t+1} . $$
 #
-# Random stacks on the left. On the right one that reaches the bound: all weights that can be seen are $\varepsilon$, the rest stays at home.
+# Random stacks on the left. On the right one that reaches the bound: all visible weights are $\varepsilon$, the rest stays with the token.
 
 # %%
 L, eps, draws, t = 32, 0.02, 50, np.arange(32)                       # t = 0 ... L - 1
@@ -186,8 +186,8 @@ fig.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, ncol
 #
 # $$ C_\min\, e^{-(i-j)m} \le A_{ij} \le C_\max\, e^{-(i-j)m}, \qquad C_\min = (1 - e^{-m})\, e^{-r}, \quad C_\max = e^{r} . $$
 #
-# The paper prints $C_\max = e^{r} / (1 + e^{-m})$, whose proof counts one key too many. It fails for the very first token, which sees only
-# itself:
+# The paper prints $C_\max = e^{r} / (1 + e^{-m})$; its proof counts one key too many. That bound fails for the very first token, which sees
+# only itself:
 
 # %%
 r = 0.1
@@ -276,15 +276,15 @@ axes[0].legend(frameon=False, fontsize=9);
 # The untrained model is the theory's case: scores near 0, nearly equal weights. One layer gives the first character no more than its due,
 # $1/T$ (dashed), and the first-token mass of lesson 05 would find nothing. Yet after four layers of attention alone it holds about a third.
 # Training with RoPE teaches the heads to look nearby and takes part of that back: *learned weights can work against the mask*. With residuals
-# all is slower, and the last character keeps a good part of itself (far right).
+# all is slower, and the last character keeps at least $1/2^4$ of itself (far right).
 # ## The experiment: two items that look the same
 # Shares are not yet decisions. The paper's test (section 5): a sequence $x_1 y_1 \dots x_8 y_8\, x_\text{query}$ has eight *items*, each a
 # vector $x$ with the vector $y$ of its label behind it. The $x$ are noisy copies of class means; a sequence has two classes, four copies of
 # each. The query is one more copy: *which of the 32 labels does its class have?* The network is two layers of attention without a residual,
 # and a small head on the last token. It trains on 2048 classes that keep their labels.
 #
-# Then come **new** classes, and a trap: items $a$ and $b$ get the *same* $x$, and keep their own labels. $[a, b]$ means that the query is
-# of $a$'s class, $[b, a]$ that it is of $b$'s. A network that prefers no place is right equally often; one that does is not:
+# Then come **new** classes, and a trap: item $a$ and a later item $b$ get the *same* $x$ and keep their own labels. $[a, b]$ means that the
+# query is of $a$'s class, $[b, a]$ that it is of $b$'s. A network that prefers no place is right on both equally often; else there is a gap:
 #
 # $$ \text{gap}(a, b) = \text{accuracy on } [a, b] - \text{accuracy on } [b, a], \qquad \text{above 0: the earlier item is believed} $$
 # ## Exercise 4: how large can a gap be?
@@ -351,8 +351,8 @@ ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1));
 # - **Causal mask** alone, unbiased data: the first item is believed, and nothing in the data says so. The gap is larger than the published one
 #   (a mean of five networks after 67 times as many steps): what we reproduce is the sign. **No mask**: no gap but chance (not published).
 # - **Trained on last.** With sinusoidal positions the network takes over the bias of the data, most of the way to the largest gap, as
-#   published. With the causal mask alone the paper finds that it ends up believing the *first*. Ours has the **opposite sign**: early in
-#   training it does use what little order the mask leaks. A short run is not a small version of a long one.
+#   published. With the causal mask alone the paper finds that it ends up believing the *first*. Ours has the **opposite sign**: so
+#   early it follows its data, with the mask alone to tell it which item is last. A short run is not a small version of a long one.
 #
 # Why must "no mask" show no gap? Put the sixteen tokens before the query in another order:
 

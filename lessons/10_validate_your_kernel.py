@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 10 · Is a faster implementation right?
 #
-# **The question.** Attention over $T$ tokens makes $T^2$ weights. A fast implementation never holds them all: it works through tiles. Its code
-# is no longer the formula, so how do we know that it still computes it: in every corner, forward and backward, in 32 bits? **Time:** fifty
-# minutes. **You need:** lessons 00 and 01. The same kit checks kernels in PyTorch and JAX from the command line: [validate your kernel in five
-# minutes](validate_your_kernel.md).
+# **The question.** Attention over $T$ tokens makes $T^2$ weights. A fast implementation, a *kernel*, never holds them all: it works through
+# tiles. Its code is no longer the formula, so how do we know that it still computes it: in every corner, forward and backward, in 32 bits?
+# **Time:** fifty minutes. **You need:** lessons 00 and 01. The validation kit used here also checks kernels in PyTorch and JAX from the command
+# line: [validate your kernel in five minutes](validate_your_kernel.md).
 #
 # ## The picture
 #
@@ -89,8 +89,8 @@ lesson_10.check_merge(merge);
 # %% [markdown]
 # ## The forward, tile by tile
 #
-# For $B$ texts and $H$ heads at once. `align` says where query $i$ sits when there are more keys than queries: at key $i + T_k - T_q$
-# (`"end"`) or at key $i$.
+# For $B$ texts and $H$ heads at once. `align` says where query $i$ sits when $T_k \ne T_q$: at key $i + T_k - T_q$ (`"end"`) or at
+# key $i$ (`"start"`).
 
 
 # %%
@@ -144,7 +144,8 @@ def forward(q, k, v, *, scale=None, causal=False, align="end"):
 #
 # ## Exercise 2: one tile backward
 #
-# Write the part of one tile. A row that sees no key at all has lse $= -\infty$, and all its weights are 0.
+# Write the part of one tile. A row that sees no key at all has lse $= -\infty$, and all its weights are 0. (Our `forward`
+# keeps $m = \ln \text{total} = 0$ for such a row: $e^{-\infty - 0} = 0$ needs no special case.)
 
 # %% tags=["exercise"]
 def tile_backward(dout, q, k, v, lse, delta, visible, scale):
@@ -243,7 +244,7 @@ print("all good:", report.ok, "|", report.count("passed"), "passed,", len(report
 # ## Plant bugs
 #
 # A report that says "all good" is worth something only if it says otherwise when something is wrong. So we break the cured kernel on purpose,
-# one line at a time, ten times. Half of these have been seen in released software (`python -m minattn validate-self --list` says where), and
+# one line at a time, ten times. Several of these have been seen in released software (`python -m minattn validate-self --list` says where), and
 # most leave every ordinary small example right.
 
 # %%
@@ -300,6 +301,8 @@ ax.set(ylabel="error / bound, worst tensor", title="The right kernel comes near 
 ax.legend(frameon=False);
 
 # %% [markdown]
+# Two families cannot tell: with one token, or with equal ones, half precision loses nothing, as the numbers of the cases have 8 bits each.
+#
 # ## Causality, without any truth to compare with
 #
 # A mask can be wrong in ways that no number beside it reveals. The *certificate* asks the kernel alone: (1) change the future: does the past
@@ -316,13 +319,13 @@ for name, change in kernels.items():
     print(f"{name:34}{forms['suffix']:>10}{forms['gradient']:>10}{forms['prefix']:>10}")
 
 # %% [markdown]
-# Each form finds what the others miss. The last kernel never looks at a later token; yet its answer to a prefix depends on how *long* the
-# whole text is, so that what was trained on whole texts is not what is used when a text is written token by token.
+# Each form finds what the others miss. The last kernel never looks at a later token; yet what it says about a prefix depends on how *long* the
+# whole text is: a model trained on whole texts would meet another attention when it writes token by token.
 #
 # ## Exercise 3: find ten bugs
 #
 # Write a function that is handed an implementation, `forward` and `backward` as ours, and says whether something is wrong. It is tried on two
-# right ones and ten wrong ones. Use what you like: `softmax` of the package as the truth, or the kit.
+# right ones and ten wrong ones, which take all options of the package's `softmax`. Use what you like: `softmax` as the truth, or the kit.
 
 # %% tags=["exercise"]
 def is_wrong(forward, backward):
@@ -381,6 +384,8 @@ ax.set(xlabel="characters of the text, $T$", ylabel="MB beyond the inputs", titl
 ax.legend(frameon=False);
 
 # %% [markdown]
+# Twice the text takes four times the memory with all weights at once, and in the end about twice with tiles.
+#
 # **What we now know.** A softmax can be summed in any number of parts, each with the maximum it knows, and its backward needs two numbers a
 # row. Agreement on ordinary inputs proves little: our first version was right to the last digit there, and wrong in a corner. A check is as
 # good as the bugs that it has been seen to find; a tolerance has to come from the rounding of the same arithmetic, and causality can be asked

@@ -1,4 +1,5 @@
 """The lessons' machinery: how an exercise is judged, what a notebook becomes, and the command that lists them."""
+import ast
 import importlib.util
 import json
 from pathlib import Path
@@ -156,6 +157,24 @@ def test_every_source_has_its_notebook_and_its_number():
         first = source.read_text(encoding="utf-8").splitlines()[:2]
         assert first[0] == "# %% [markdown]" and first[1].startswith(f"# # {source.name[:2]} · ")
         assert source.with_suffix(".ipynb").exists()
+
+
+def test_an_open_exercise_stops_nothing():
+    """No later cell may use the function that a student has not written yet."""
+    for source in sorted((ROOT / "lessons").glob("[0-9][0-9]_*.py")):
+        open_names = set()
+        for cell in source.read_text(encoding="utf-8").split("# %%")[1:]:
+            kind, _, code = cell.partition("\n")
+            if "[markdown]" in kind or "solution" in kind:
+                continue
+            tree = ast.parse(code)
+            defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+            if "exercise" in kind:
+                open_names |= defined
+            else:
+                used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+                assert not (open_names - defined) & used, f"{source.name}: {(open_names - defined) & used}"
+        assert len(open_names) >= 3, source.name
 
 
 def test_the_command(capsys, tmp_path):
