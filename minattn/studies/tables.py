@@ -147,6 +147,11 @@ def markdown(plan, rows):
                   for one, other, both in triples]
         parts += ["\n## Interaction\n", table(lines), INTERACTION_NOTE]
     parts += ["\n## Attention and training\n", table(inside), INSIDE_NOTE]
+    if len(names) > 1:
+        measures = ("first_token_mass", "entropy", "grad_norm_variance", "grad_norm_cv", "spikes_6", "spikes_9")
+        changes = [("variant", *(name.replace("_", " ") for name in measures))]
+        changes += [(name, *(difference(name, measure) for measure in measures)) for name in names if name != base]
+        parts += [f"\n## The same as differences to {base}\n", table(changes)]
     if failures:
         parts += ["\n## Failed\n", table([("run", "reason"), *failures])]
     return "\n".join(parts) + "\n"
