@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SECONDS, LINES, BYTES = 90, 400, 1_500_000
-LEAKS = re.compile(r"(/home/|/tmp/|/root/|/usr/|/work/|[A-Z]:\\\\|\b20\d\d-\d\d-\d\d[T ]\d\d:)")
+LEAKS = re.compile(r"(?<![\w./:])/[\w.-]+/[\w.-]|\b[A-Z]:\\|\b20\d\d-\d\d-\d\d[T ]\d\d:")       # an absolute path, a time
 
 
 def main():
