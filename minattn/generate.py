@@ -1,9 +1,11 @@
 """Sampling: one token after another, each from its own prefix, with a key-value cache where one can serve."""
 import numpy as np
 
-from minattn import checks, model
+from minattn import checks, decode, model
 from minattn.attention_layer import Past, plan
 from minattn.errors import InputError
+
+TOGETHER = 8          # sequences that take each step together: a fixed number, so that the text does not depend on the threads
 
 
 def recompute_reason(config):
@@ -11,12 +13,12 @@ def recompute_reason(config):
     return next((f"{layer.mechanism.name}: {why}" for layer in plan(config) if (why := layer.mechanism.recompute(**layer.kernel))), "")
 
 
-def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=None, seed=0, cached=True):
+def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=None, seed=0, cached=True, pool=None):
     """Continue a prompt; yields n_tokens ids, one at a time.
 
     prompt (T,) ids, at least one -> yields integers; or (B, T), B prompts at once -> yields (B,) arrays.
     temperature divides the logits (0 < temperature; small is nearly greedy); top_k keeps only that many of the most
-    likely tokens (1: greedy).
+    likely tokens (1: greedy). pool: threads (minattn.parallel.workers) that share the prompts, TOGETHER to a task.
 
     When block_size tokens are in view, the older half is let go and the newer half is read again from position 0: the
     model never sees a position that it was not trained on, and the cost of reading again is spread over half a block.
@@ -32,18 +34,26 @@ def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=
         raise InputError("the prompt must have at least one token.")
     rng = np.random.default_rng(seed)
     cached = cached and not recompute_reason(config)
+    decoder = decode.prepare(params, buffers, config) if cached and decode.serves(config) else None
     view = np.atleast_2d(prompt).astype(np.int64)[:, -config.block_size:]            # (B, T) what is in view
-    past, unread = None, view
+    parts = [slice(i, i + TOGETHER) for i in range(0, len(view), TOGETHER)]
+    pasts, unread = None, view
+
+    def read(part, past):
+        """The logits after what is unread, (b, V)"""
+        if decoder and past.length:
+            return decode.step(decoder, unread[part, 0], past)
+        return model.forward(params, unread[part], config, buffers=buffers, past=past, last_only=True)[0][:, -1]
+
     for _ in range(n_tokens):
         if view.shape[1] > config.block_size:
             view = view[:, -max(1, config.block_size // 2):]
-            past, unread = None, view
-        if cached:
-            past = past or Past(config.block_size)
-        else:
-            unread = view
-        logits, _, _ = model.forward(params, unread, config, buffers=buffers, past=past, last_only=True)
-        unread = _pick(logits[:, -1].astype(np.float64), temperature, top_k, rng)[:, None]
+            pasts, unread = None, view
+        if pasts is None:
+            pasts = [Past(config.block_size) if cached else None for _ in parts]
+        unread = unread if cached else view
+        logits = np.concatenate(list((pool.map if pool and len(parts) > 1 else map)(read, parts, pasts)))
+        unread = _pick(logits.astype(np.float64), temperature, top_k, rng)[:, None]
         view = np.concatenate([view, unread], axis=1)
         yield unread[:, 0] if prompt.ndim == 2 else int(unread[0, 0])
 

@@ -225,6 +225,14 @@ def backward(cache, config, dloss=1.0, dlogits=None):
     return grads
 
 
+def position_codes(params, config):
+    """All that positions add to the token embeddings, (block_size, C)."""
+    codes = np.zeros((config.block_size, config.n_embd), params["wte.weight"].dtype)
+    for name in embeddings_of(config):
+        codes += _position_forward(name, params, config, config.block_size, 0, codes.dtype)[0]
+    return codes
+
+
 def _linear_forward(x, params, name):
     return ops.linear_forward(x, params[f"{name}.weight"], params.get(f"{name}.bias"))
 

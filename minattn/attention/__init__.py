@@ -19,6 +19,7 @@ class Mechanism(NamedTuple):
     buffers: dict            # argument that is remembered but not learned -> initial value
     not_causal: dict         # (option, value) -> why the future leaks in
     not_cacheable: dict      # (option, value) -> why a prefix alone gives another answer than the prefix of a whole
+    decode: Any              # forward for one query that sees every key, unchecked and without a cache; None: forward serves
     arxiv: str
     summary: str
 
@@ -48,7 +49,8 @@ class Mechanism(NamedTuple):
 def describe(name, module):
     return Mechanism(name, module, module.ARGUMENTS, getattr(module, "OPTIONS", {}), getattr(module, "LAYER_OPTIONS", {}),
                      getattr(module, "PROJECTIONS", {}), getattr(module, "PARAMETERS", {}), getattr(module, "BUFFERS", {}),
-                     getattr(module, "NOT_CAUSAL", {}), getattr(module, "NOT_CACHEABLE", {}), module.ARXIV, module.SUMMARY)
+                     getattr(module, "NOT_CAUSAL", {}), getattr(module, "NOT_CACHEABLE", {}), getattr(module, "decode", None),
+                     module.ARXIV, module.SUMMARY)
 
 
 MECHANISMS = {name: describe(name, module) for name, module in {

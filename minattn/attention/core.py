@@ -102,6 +102,27 @@ def attend(q, k, v, *, scale=None, bias=None, sink=None, causal=False, window=No
     return (out, cache, weights) if return_weights else (out, cache)
 
 
+def attend_last(q, k, v, *, bias=None, sink=None):
+    """attend for one query that sees every key, as each step of decoding has it: unchecked, nothing kept, q already scaled.
+
+    q (B, H, 1, D), k (B, H, Tk, D), v (B, H, Tk, Dv), bias broadcastable to (B, H, 1, Tk), sink (H,) -> out (B, H, 1, Dv)
+    """
+    s = q @ k.swapaxes(2, 3)                                          # 1. scores           (1, D), (D, Tk) -> (1, Tk)
+    if bias is not None:
+        s += bias
+    m = s.max(axis=3, keepdims=True)                                  # 2. the true row maximum
+    if sink is not None:
+        m = np.maximum(m, sink[:, None, None])
+    s -= m
+    np.exp(s, out=s)                                                  # 3. numerators
+    total = s.sum(axis=3, keepdims=True)                              # 4. denominators
+    if sink is not None:
+        total += np.exp(sink[:, None, None] - m)
+    out = s @ v                                                       # 5. (1, Tk), (Tk, Dv) -> (1, Dv)
+    out /= total
+    return out
+
+
 def attend_backward(dout, cache, dlse=None):
     """dout (B, H, Tq, Dv) [, dlse (B, H, Tq)] -> {"q", "k", "v"} and, where given, {"bias", "sink"}.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn import checks
-from minattn.attention.core import attend, attend_backward
+from minattn.attention.core import attend, attend_backward, attend_last
 
 ARXIV = "2505.06708"
 SUMMARY = "a sigmoid gate on the output, per head and channel"
@@ -51,6 +51,11 @@ def backward(dout, cache):
     grads = gate_backward(dout, cache.gate)                       # 2. out = ungated * sigmoid(gate_logits)
     dungated = grads.pop("out")
     return {**attend_backward(dungated, cache.attention), **grads}   # 1. ungated = P v
+
+
+def decode(q, k, v, gate_logits, bias=None):
+    """forward for one query, in generation: see core.attend_last"""
+    return attend_last(q, k, v, bias=bias) * sigmoid(gate_logits)
 
 
 def gate_forward(out, gate_logits):

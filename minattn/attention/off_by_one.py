@@ -5,6 +5,7 @@
 import numpy as np
 
 from minattn.attention import sink
+from minattn.attention.core import attend_last
 
 ARXIV = "2602.23057"
 SUMMARY = "softmax with 1 added to the denominator"
@@ -26,3 +27,8 @@ def backward(dout, cache):
     grads = sink.backward(dout, cache)      # 1. the sink is a constant here: its gradient is dropped
     del grads["sink"]
     return grads
+
+
+def decode(q, k, v, bias=None):
+    """forward for one query, in generation: see core.attend_last"""
+    return attend_last(q, k, v, bias=bias, sink=np.zeros(q.shape[1], q.dtype))

@@ -6,7 +6,7 @@ Softmax must spend a full unit on some key; with a sink a head may spend less. s
 sink -> -infinity is plain softmax.
 """
 from minattn import checks
-from minattn.attention.core import attend, attend_backward
+from minattn.attention.core import attend, attend_backward, attend_last
 
 ARXIV = "2602.23057"
 SUMMARY = "a learned logit without a value: a head may attend to nothing"
@@ -32,3 +32,6 @@ def backward(dout, cache):
        dsink_h = -sum_bi P_sink,i rowsum(dout * out)_i,   P_sink,i = exp(sink - lse_i).
     """
     return attend_backward(dout, cache)
+
+
+decode = attend_last       # generation: one query

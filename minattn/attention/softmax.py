@@ -4,7 +4,7 @@
 
 Everything happens in the core; this file is the baseline against which the others say what they change.
 """
-from minattn.attention.core import attend, attend_backward
+from minattn.attention.core import attend, attend_backward, attend_last
 
 ARXIV = "1706.03762"
 SUMMARY = "a softmax average of the values"
@@ -27,3 +27,6 @@ def backward(dout, cache):
     dk = scale ds^T q,   dbias = ds summed over what was broadcast.
     """
     return attend_backward(dout, cache)
+
+
+decode = attend_last       # generation: one query

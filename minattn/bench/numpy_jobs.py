@@ -88,11 +88,12 @@ def attention(spec, session):
 
 
 def sample(spec, session):
-    """Greedy generation of a whole block after one token, keys and values kept, on one thread -> the tokens."""
+    """Greedy generation of a whole block after one token, keys and values kept -> the tokens."""
+    pool, _ = session
     config, params, buffers, x, _ = step_inputs(spec)
 
     def work():
-        return [new.tolist() for new in generate.stream(params, buffers, config, x[:, :1], spec["tokens"], top_k=1)]
+        return [new.tolist() for new in generate.stream(params, buffers, config, x[:, :1], spec["tokens"], top_k=1, pool=pool)]
 
     return work, 0
 

@@ -6,18 +6,14 @@ PRESET, BATCHES = "paper", (1, 16)
 
 
 def suite(args, torch, problems):
-    """-> {"preset", "tokens", "batches": [{"batch", "sides"}, ...]}; prints a table.
-
-    One token of a few sequences gives several threads little to share: minattn uses one, PyTorch is tried with one and all.
-    """
+    """-> {"preset", "tokens", "batches": [{"batch", "sides"}, ...]}; prints a table. Both sides with one thread and with all."""
     spec = step.spec(PRESET)
     spec["tokens"] = tokens = spec["config"]["block_size"]
-    wanted = {"minattn": ("numpy_jobs", 1)}
-    for n in sorted({1, args.threads}) if torch else ():
-        wanted[f"PyTorch, {n} thread{'s' * (n > 1)}"] = ("torch_jobs", n)
+    wanted = {f"{who}, {n} thread{'s' * (n > 1)}": (module, n) for n in sorted({1, args.threads})
+              for who, module in (("minattn", "numpy_jobs"), ("PyTorch", "torch_jobs")) if torch or who == "minattn"}
     found = []
     print(f"\ngeneration, {PRESET}: {tokens} tokens after one, greedy, key-value cache, float32")
-    table = [("batch", "", "tokens/s", "quartiles", "minattn is faster by")]
+    table = [("batch", "", "tokens/s", "quartiles", "minattn, with as many threads, is faster by")]
     for batch in BATCHES:
         progress(f"generation, {PRESET}, batch {batch}")
         with sides(wanted) as group:
@@ -25,9 +21,9 @@ def suite(args, torch, problems):
             compare(f"generation, batch {batch}", answers, 0, problems)
             times = take_turns(group, answers, args.repeat, problems)
         rate = {label: {at: batch * tokens / seconds for at, seconds in spread(turns).items()} for label, turns in times.items()}
-        faster = {label: 1 / ratio(times["minattn"], turns) for label, turns in times.items()}
+        faster = {label: 1 / ratio(times[label.replace("PyTorch", "minattn")], turns) for label, turns in times.items()}
         table += [(str(batch), label, f"{rate[label]['median']:.0f}", f"{rate[label]['q3']:.0f}-{rate[label]['q1']:.0f}",
-                   "" if label == "minattn" else f"{faster[label]:.2f}x") for label in times]
+                   "" if label.startswith("minattn") else f"{faster[label]:.2f}x") for label in times]
         found.append({"batch": batch, "sides": {label: {"tokens_per_second": rate[label]["median"], "speedup": faster[label],
                                                         "turns": turns} for label, turns in times.items()}})
     print_table(table)

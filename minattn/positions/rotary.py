@@ -46,7 +46,7 @@ def forward(x, *, base=10000.0, start=0, pairs="half"):
     checks.choice("pairs", pairs, ("half", "interleaved"))
     T, D = x.shape[-2:]
     turn = turns(T, D, base, start, x.dtype)                        # 1. look up the angles  (T, D/2)
-    y = _multiply(x, turn, pairs)                                   # 2. turn every pair     (..., T, D)
+    y = multiply(x, turn, pairs)                                   # 2. turn every pair     (..., T, D)
     return y, RotaryCache(turn, pairs)
 
 
@@ -55,7 +55,7 @@ def backward(dy, cache):
     turn, pairs = cache
 
     # 2. y = x turned by the angle: a rotation's transpose is its inverse, so dx is dy turned by -angle
-    dx = _multiply(dy, turn.conj(), pairs)
+    dx = multiply(dy, turn.conj(), pairs)
     return {"x": dx}
 
 
@@ -68,7 +68,7 @@ def turns(T, D, base, start, dtype):
     return turn
 
 
-def _multiply(x, turn, pairs):
+def multiply(x, turn, pairs):
     """Read x (..., T, D) as complex pairs, multiply by turn (T, D/2), write to a new (..., T, D)."""
     half = x.shape[-1] // 2
     if pairs == "interleaved":   # the two numbers of a pair are neighbours, as memory holds a complex number
