@@ -232,7 +232,7 @@ def attention_backward(dy, cache, layer, config, shape):
     grads.update((name, part[name]) for name in row.parameters)
     # 3. projected arguments
     dlogits.update((name, part[name]) for name in row.projections)
-    dx = sum(undo(name, _merge(d if d.ndim == 4 else d[..., None]), cache.projections[name]) for name, d in dlogits.items())
+    dprojected = [undo(name, _merge(d if d.ndim == 4 else d[..., None]), cache.projections[name]) for name, d in dlogits.items()]
     if "q" in row.arguments:
         dq, dk, dv = part["q"], part["k"], part["v"]
         # 2. turn q and k
@@ -240,7 +240,7 @@ def attention_backward(dy, cache, layer, config, shape):
             dq, dk = (rotary.backward(d, turn)["x"] for d, turn in zip((dq, dk), cache.rotations))
         # 1. q, k, v = x @ c_attn
         dqkv = np.stack([d.swapaxes(1, 2) for d in (dq, dk, dv)], axis=2)         # (B, T, 3, H, D)
-        return {"x": dx + undo("c_attn", dqkv.reshape(B * T, -1), cache.inputs), **grads}
+        return {"x": sum(dprojected, undo("c_attn", dqkv.reshape(B * T, -1), cache.inputs)), **grads}
     du = part["x"]
     # 2. turn the features
     if layer.rope:
@@ -250,7 +250,7 @@ def attention_backward(dy, cache, layer, config, shape):
     # 1. the channels themselves
     if cache.inputs is not None:
         du = ops.rms_norm_backward(du, cache.inputs)["x"]
-    return {"x": dx + _merge(du), **grads}
+    return {"x": sum(dprojected, _merge(du)), **grads}
 
 
 def _fold(arg, arguments, buffers, name, layer, training):

@@ -72,4 +72,6 @@ def gate_backward(dout, cache):
     dgate = dout * ungated
     if gate.shape[3] == 1:
         dgate = dgate.sum(axis=3, keepdims=True)
-    return {"out": dout * gate, "gate_logits": dgate * gate * (1 - gate)}
+    dgate *= gate
+    dgate -= dgate * gate
+    return {"out": dout * gate, "gate_logits": dgate}
