@@ -1,6 +1,6 @@
 """The exercises of lesson 03: right solutions pass in any form, plausible wrong ones do not."""
 import numpy as np
-import pytest
+from exercises import held_to
 
 from minattn.lessons import lesson_03
 from minattn.positions import rotary
@@ -98,20 +98,4 @@ WRONG = {lesson_03.check_move: [
              (lambda P, v, do: -np.einsum("bhij,ij->h", ds_of(P, v, do), np.abs(steps(P)) + 1) / P.shape[2], "should be")]}
 
 
-@pytest.mark.parametrize("check, candidate", [(check, f) for check, right in RIGHT.items() for f in right])
-def test_right_solutions_pass(check, candidate, capsys):
-    assert check(candidate)
-    assert capsys.readouterr().out.startswith("right")
-
-
-@pytest.mark.parametrize("check, candidate, said", [(check, f, said) for check, wrong in WRONG.items() for f, said in wrong])
-def test_wrong_solutions_are_told_why(check, candidate, said, capsys):
-    assert not check(candidate)
-    assert said in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("check", RIGHT)
-def test_an_open_exercise_is_not_yet_solved(check, capsys):
-    assert not check(lambda *a, **k: ...)
-    assert not check(None)
-    assert capsys.readouterr().out.count("not yet") == 2
+test_right_solutions_pass, test_wrong_solutions_are_told_why, test_open_exercises_are_not_yet = held_to(RIGHT, WRONG)
