@@ -57,18 +57,10 @@ def plan(config):
             raise InputError(f"attention {name!r}: only '+gated' can be put on top of another mechanism.")
         parsed.append((row, bool(plus)))
         known.update({**row.options, **row.layer_options, **(gated.LAYER_OPTIONS if plus else {})})
-    for option in config.attention_options:
-        if option not in known:
-            listed = ", ".join(known) or "no options"
-            raise InputError(f"attention option {option!r} is unknown to {config.attention}, which takes {listed}."
-                             f"{checks.nearest(option, known)}")
+    _check_known("attention", config.attention, config.attention_options, known)
     _check_options("attention", config.attention_options)
     position_known = {key: value for name in positions for key, value in POSITIONS[name].options.items()}
-    for option in config.position_options:
-        if option not in position_known:
-            listed = ", ".join(position_known) or "no options"
-            raise InputError(f"position option {option!r} is unknown to {config.position}, which takes {listed}."
-                             f"{checks.nearest(option, position_known)}")
+    _check_known("position", config.position, config.position_options, position_known)
     _check_options("position", config.position_options)
     rope = {key: config.position_options.get(key, value) for key, value in rotary.OPTIONS.items()} if "rope" in positions else None
     if rope and config.n_embd // config.n_head % 2:
@@ -97,6 +89,13 @@ def position_names(config):
 def embeddings_of(config):
     """Those that are added to the token embeddings."""
     return [name for name in position_names(config) if POSITIONS[name].kind == "embedding"]
+
+
+def _check_known(kind, names, options, known):
+    for option in options:
+        if option not in known:
+            listed = ", ".join(known) or "no options"
+            raise InputError(f"{kind} option {option!r} is unknown to {names}, which takes {listed}.{checks.nearest(option, known)}")
 
 
 def _check_options(kind, options):

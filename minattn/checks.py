@@ -21,6 +21,19 @@ def choice(what, value, known):
         raise InputError(f"{what} must be one of {listed}; got {value!r}.{nearest(value, known)}")
 
 
+def option(text):
+    """"NAME=VALUE" -> (name, value): the value a number, true / false, or a word."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InputError(f"option {text!r} is not NAME=VALUE.")
+    for kind in (int, float):
+        try:
+            return name.replace("-", "_"), kind(value)
+        except ValueError:
+            pass
+    return name.replace("-", "_"), {"true": True, "false": False}.get(value.lower(), value)
+
+
 def number(what, value, low=None, *, integer=False, above=None, high=None):
     """Raise unless `value` is a finite number (an integer if asked) with low <= value <= high and value > above."""
     kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)

@@ -111,16 +111,13 @@ def _train_arguments(parser):
 
 
 def _option(text):
-    """NAME=VALUE, the value read as a number, true / false, or a word."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    for kind in (int, float):
-        try:
-            return name.replace("-", "_"), kind(value)
-        except ValueError:
-            pass
-    return name.replace("-", "_"), {"true": True, "false": False}.get(value.lower(), value)
+    """NAME=VALUE, as argparse wants it"""
+    from minattn import checks
+    from minattn.errors import InputError
+    try:
+        return checks.option(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(error) from None
 
 
 def run_train(args):

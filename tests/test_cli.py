@@ -8,17 +8,12 @@ import subprocess
 import pytest
 from run_cases import TINY, command, contents, environment, flags, process, train, write_corpus
 
-from minattn import cli, data, generate, model, plots, runs
+from minattn import cli, data, generate, model, runs
 from minattn import train as trainer
 from minattn.attention import MECHANISMS
 from minattn.positions import POSITIONS
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_picture():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "loss", lambda rows, path: path.write_bytes(b"a picture"))
-        yield
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 @pytest.fixture(scope="module")

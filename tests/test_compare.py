@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from run_cases import TINY, command, contents, copy, environment, flags, outcome, write_corpus
+from run_cases import TINY, command, contents, copy, environment, flags, outcome
 from scipy import stats
 
-from minattn import cli, data, generate, model, plots, runs, studies, train
+from minattn import cli, data, generate, model, runs, studies, train
 from minattn.analysis import leak
 from minattn.attention import MECHANISMS
 from minattn.errors import InputError
@@ -21,20 +21,10 @@ from minattn.positions import POSITIONS
 from minattn.studies import executors, figures, measures, tables, work
 from minattn.studies import plan as plans
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 SMALL = TINY | dict(steps=20)
 GRID = "softmax,energy[norm=sequence]"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_picture():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "loss", lambda rows, path: path.write_bytes(b"a picture"))
-        yield
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("text"))
 
 
 def compare(out, corpus, *words, attention=GRID, seeds="0-1", workers=1, **fields):
@@ -408,8 +398,9 @@ def test_prefix_only_of_a_model_that_leaks():
         for found, seen in ((forced, 13), (alone, t + 1)):
             logits = model.forward(params, x[w:w + 1, :seen], config, buffers=buffers)[0][0, t]
             assert found[i] == pytest.approx(np.log(np.exp(logits).sum()) - logits[y[w, t]], rel=1e-12)
-    last = positions == 12
-    assert np.abs((alone - forced)[~last]).min() > 0 and np.abs((alone - forced)[last]).max() < 1e-12
+    nothing = (positions == 0) | (positions == 12)           # the first token sees itself alone whatever its gate; after the last there is none
+    assert 0 < nothing.sum() < 10
+    assert np.abs((alone - forced)[~nothing]).min() > 1e-6 and np.abs((alone - forced)[nothing]).max() < 1e-12
 
 
 @pytest.mark.parametrize("n_windows, T, n", [(7, 5, 35), (7, 5, 1000), (31, 64, 512), (1742, 64, 512), (3, 1, 2), (2, 2, 3)])

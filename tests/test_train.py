@@ -8,27 +8,16 @@ import time
 
 import numpy as np
 import pytest
-from run_cases import CASES, TINY, command, contents, copy, environment, flags, outcome, process, train, write_corpus
+from run_cases import CASES, TINY, command, contents, copy, environment, flags, outcome, process, train
 
-from minattn import cli, data, generate, model, parallel, plots, runs
+from minattn import cli, data, generate, model, parallel, runs
 from minattn import train as trainer
 from minattn.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 GOOD = ("step", "train_loss", "val_loss", "grad_norm", "lr", "tokens_per_second", "seconds")
 RESUME = "continue with: python -m minattn train --resume"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_picture():
-    """Drawing takes longer than these runs; processes of their own draw."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "loss", lambda rows, path: path.write_bytes(b"a picture"))
-        yield
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +141,7 @@ def test_chunks_change_only_the_rounding(corpus, tmp_path):
 KILLED = """
 import os, signal, sys
 from minattn import cli, data, generate, runs
+
 moment, count = sys.argv[1], int(sys.argv[2])
 owner, name = {"batch": (data, "batch"), "replace": (os, "replace"), "fsync": (os, "fsync"), "link": (os, "link"),
                "text": (generate, "text")}[moment.split()[-1]]

@@ -147,7 +147,7 @@ def expanded(fields):
             options = {}
             for inside in re.findall(r"\[([^\]]*)\]", fields[what]):
                 for word in inside.split(","):
-                    key, value = option(word.strip())
+                    key, value = checks.option(word.strip())
                     if options.setdefault(key, value) != value:
                         raise InputError(f"option {key} is there twice, as {options[key]!r} and {value!r}: one value serves all layers.")
             out[what] = re.sub(r"\[[^\]]*\]", "", fields[what])
@@ -155,19 +155,6 @@ def expanded(fields):
                 out[what] = out[what].replace("/", ",")
             out[f"{what}_options"] = options
     return out
-
-
-def option(text):
-    """NAME=VALUE -> (name, value), the value a number, true / false / none, or a word."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise InputError(f"option {text!r} is not NAME=VALUE.")
-    for kind in (int, float):
-        try:
-            return name.replace("-", "_"), kind(value)
-        except ValueError:
-            pass
-    return name.replace("-", "_"), {"true": True, "false": False}.get(value.lower(), value)
 
 
 def folder_name(name):
