@@ -46,7 +46,7 @@ def forward(x, *, base=10000.0, start=0, pairs="half"):
     checks.choice("pairs", pairs, ("half", "interleaved"))
     T, D = x.shape[-2:]
     turn = turns(T, D, base, start, x.dtype)                        # 1. look up the angles  (T, D/2)
-    y = multiply(x, turn, pairs)                                   # 2. turn every pair     (..., T, D)
+    y = multiply(x, turn, pairs)                                    # 2. turn every pair     (..., T, D)
     return y, RotaryCache(turn, pairs)
 
 
