@@ -197,7 +197,7 @@ ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"]);
 # | 06 | affine-scaled attention | `attention/affine.py` |
 # | 07 | energy-gated attention, and a leak | `attention/energy.py`, `validate/causality.py` |
 # | 08 | Gaussian kernel attention | `attention/gaussian.py` |
-# | 09 | position bias | `analysis/` |
+# | 09 | position bias | `experiments/position_bias/` |
 # | 10 | is a faster implementation right? | `validate/` |
 #
 # Every mechanism of the package is two functions that face each other: `forward(arrays, options) -> out, cache` and

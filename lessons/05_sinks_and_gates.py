@@ -8,7 +8,7 @@
 import numpy as np
 
 from minattn import attention, data, lessons, model, optim, parallel, plots
-from minattn.analysis import maps, statistics
+from minattn.inspect import maps, statistics
 from minattn.lessons import lesson_05
 
 # %% [markdown]

@@ -11,8 +11,8 @@ import dataclasses
 import numpy as np
 
 from minattn import data, lessons, model, parallel, plots
-from minattn.analysis import maps, statistics
 from minattn.attention import affine
+from minattn.inspect import maps, statistics
 from minattn.lessons import lesson_06
 
 # %% [markdown]

@@ -8,8 +8,8 @@
 import numpy as np
 
 from minattn import data, lessons, model, parallel, plots
-from minattn.analysis import leak
 from minattn.attention import energy
+from minattn.inspect import leak
 from minattn.lessons import lesson_07
 from minattn.validate.causality import causality
 
@@ -329,4 +329,4 @@ for name, (forced, alone) in results.items():
 # **Next:** attention without queries and keys: [lesson 08](08_gaussian_kernel.ipynb).
 #
 # **Source.** Energy-gated attention: arXiv 2605.21842 and 2605.26355 (formulas as in the authors' published code). In the package:
-# `attention/energy.py`, `validate/causality.py`, `analysis/leak.py`.
+# `attention/energy.py`, `validate/causality.py`, `inspect/leak.py`.

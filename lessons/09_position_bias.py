@@ -13,9 +13,10 @@ import math
 import numpy as np
 
 from minattn import data, lessons, model, optim, parallel, plots
-from minattn.analysis import bounds, maps, published, recall_network, recall_task, recall_training
-from minattn.analysis import rollout as package
-from minattn.analysis.rollout import attention, graph, random_stack
+from minattn.experiments.position_bias import bounds, published, recall_network, recall_task, recall_training, stacks
+from minattn.experiments.position_bias.stacks import attention, graph, random_stack
+from minattn.inspect import maps
+from minattn.inspect import rollout as package
 from minattn.lessons import lesson_09
 
 # %% [markdown]
@@ -33,7 +34,7 @@ for ax, (name, rule) in zip(axes, rules.items()):
     for i, j in np.argwhere(M & ~np.eye(N, dtype=bool)):
         ax.plot((i + j) / 2 - (i - j) / 2 * np.cos(a), (i - j) / 2 * np.sin(a), color="gray", lw=0.9)        # to the left: below the line
         ax.plot((i + j) / 2, (i - j) / 2, ">" if i > j else "<", color="gray", ms=5)
-    colours = [plots.COLOURS[4] if token in package.center_nodes(M) else "white" for token in range(N)]
+    colours = [plots.COLOURS[4] if token in stacks.center_nodes(M) else "white" for token in range(N)]
     ax.scatter(range(N), np.zeros(N), s=190, c=colours, edgecolors="black", zorder=3)
     for token in range(N):
         ax.text(token, 0, token, ha="center", va="center_baseline", zorder=4, fontsize=9)
@@ -397,4 +398,4 @@ ax.legend(frameon=False);
 # needs data which favour both ends. **Next:** is a faster implementation right? [Lesson 10](10_validate_your_kernel.ipynb).
 #
 # **Source.** arXiv 2502.01951: eq. 4; Definition 3.1; Theorems 4.1 to 4.3 and 4.5; Lemmas A.1 and 4.4; section 5 (RoPE's theorem 4.7 is in
-# `analysis/bounds.py`). Residual rollout: 2005.00928. In the package: `analysis/rollout.py`, `bounds.py`, `recall_*.py`.
+# `experiments/position_bias/bounds.py`). Residual rollout: 2005.00928. In the package: `inspect/rollout.py`, `experiments/position_bias/`.

@@ -27,9 +27,9 @@ COMMANDS = {
     "vectors": ("write golden vectors, or check results against them", "minattn.validate.vectors"),
     "validate-self": ("does the validation kit catch every wrong implementation it knows?", "minattn.validate.self_check"),
     "lessons": ("the notebooks, and how to open them", "minattn.lessons.command"),
-    "inspect": ("what a trained model attends to: a table of its heads, and pictures", "minattn.analysis.inspect"),
-    "bias": ("train attention-only networks and measure which places they prefer", "minattn.analysis.bias"),
-    "vision": ("train tiny vision transformers on noisy shapes, with error bars", "minattn.studies.vision"),
+    "inspect": ("what a trained model attends to: a table of its heads, and pictures", "minattn.inspect.command"),
+    "bias": ("train attention-only networks and measure which places they prefer", "minattn.experiments.position_bias.command"),
+    "vision": ("train tiny vision transformers on noisy shapes, with error bars", "minattn.experiments.vision.command"),
     "bench": ("time it beside PyTorch", "minattn.bench"),
 }
 

@@ -6,10 +6,11 @@ from math import comb
 import numpy as np
 import pytest
 
-from minattn.analysis import bounds, figures
-from minattn.analysis.rollout import attention, graph, least_entry, random_stack, rollout, steps
-from minattn.analysis.tightness import PAPER_DECAY, STACKS, compare, tightness
 from minattn.errors import InputError
+from minattn.experiments.position_bias import bounds, figures
+from minattn.experiments.position_bias.stacks import attention, graph, least_entry, random_stack, steps
+from minattn.experiments.position_bias.tightness import PAPER_DECAY, STACKS, compare, tightness
+from minattn.inspect.rollout import rollout
 
 # every theorem at settings from even to sharp rows, short to long sequences, one layer to many
 SETTINGS = [
@@ -333,6 +334,6 @@ def test_arguments_that_are_none(call, said):
 
 
 def test_the_report_has_every_bound_at_three_settings():
-    from minattn.analysis import tightness
+    from minattn.experiments.position_bias import tightness
     lines = tightness.report(draws=3).splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [name for name in tightness.STACKS for _ in range(3)]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from minattn import model
-from minattn.analysis import maps
-from minattn.analysis.rollout import (
+from minattn.attention import MECHANISMS
+from minattn.errors import InputError
+from minattn.experiments.position_bias.stacks import (
     attention,
     center_nodes,
     checked_mask,
@@ -16,12 +17,11 @@ from minattn.analysis.rollout import (
     has_self_loops,
     least_entry,
     random_stack,
-    rollout,
     steps,
     walks,
 )
-from minattn.attention import MECHANISMS
-from minattn.errors import InputError
+from minattn.inspect import maps
+from minattn.inspect.rollout import rollout
 
 L, B, H, N = 5, 2, 3, 7
 MASKS = {"causal": graph(N, causal=True), "window": graph(N, window=3), "prefix": graph(N, causal=True, prefix=4), "none": graph(N),

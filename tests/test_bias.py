@@ -8,9 +8,10 @@ import pytest
 import run_cases
 
 from minattn import cli, masks, optim, runs
-from minattn.analysis import bias, published, recall_network, recall_task, recall_training
 from minattn.attention import softmax
 from minattn.errors import InputError
+from minattn.experiments.position_bias import command as bias
+from minattn.experiments.position_bias import published, recall_network, recall_task, recall_training
 from minattn.positions import decay, rotary, sinusoidal
 
 B, T, C, LABELS = 3, 7, 22, 5
@@ -252,7 +253,8 @@ def often(monkeypatch):
         monkeypatch.setattr(recall_training, name, value)
 
 
-OFTEN = ("import sys; from pathlib import Path; from minattn.analysis import recall_network, recall_task, recall_training as t; "
+OFTEN = ("import sys; from minattn.experiments.position_bias import recall_network, recall_task; "
+         "from minattn.experiments.position_bias import recall_training as t; "
          "t.LOG, t.SAVE, t.EVALUATE, t.ON_THE_WAY = 5, 10, 10, 37; "
          f"t.train(sys.argv[1], recall_network.{TINY_NETWORK!r}, recall_task.{TINY!r}, t.Training(batch=13), 7, int(sys.argv[2]))")
 

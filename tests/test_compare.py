@@ -14,9 +14,9 @@ from run_cases import TINY, command, contents, copy, environment, flags, outcome
 from scipy import stats
 
 from minattn import cli, data, generate, model, runs, studies, train
-from minattn.analysis import leak
 from minattn.attention import MECHANISMS
 from minattn.errors import InputError
+from minattn.inspect import leak
 from minattn.positions import POSITIONS
 from minattn.studies import executors, figures, measures, tables, work
 from minattn.studies import plan as plans

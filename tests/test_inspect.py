@@ -5,9 +5,10 @@ import pytest
 from run_cases import contents, copy, write_corpus
 
 from minattn import cli, data, masks, model, plots, runs
-from minattn.analysis import inspect, maps, statistics
 from minattn.attention import MECHANISMS, describe, sink
 from minattn.errors import InputError
+from minattn.inspect import command as inspect
+from minattn.inspect import maps, statistics
 from minattn.positions import POSITIONS
 
 B, T = 3, 5

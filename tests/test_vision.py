@@ -10,7 +10,9 @@ from scipy import stats
 
 from minattn import cli, ops, optim
 from minattn.errors import InputError
-from minattn.studies import shapes, tables, vision, vit
+from minattn.experiments.vision import command as vision
+from minattn.experiments.vision import shapes, vit
+from minattn.studies import tables
 
 SMALL = dict(width=21, heads=3, layers=2, patch=5, size=15, labels=7)          # 9 tokens, 7 channels per head
 NETWORKS = {

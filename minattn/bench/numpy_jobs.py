@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from minattn import generate, model, optim, parallel
-from minattn.analysis import recall_network, recall_training
 from minattn.attention import softmax
+from minattn.experiments.position_bias import recall_network, recall_training
 
 
 @contextmanager

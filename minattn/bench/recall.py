@@ -1,12 +1,12 @@
-"""One training step of the position-bias networks (minattn.analysis.recall_network), beside the same network in PyTorch.
+"""One training step of the position-bias networks (minattn.experiments.position_bias.recall_network), beside the same network in PyTorch.
 
 Both sides make the same savings: the last layer asks with one query, and without rotation it takes that query to the keys and
 averages before it projects. A step is forward, loss, backward and AdamW; batches are made outside.
 """
 import dataclasses
 
-from minattn.analysis import recall_network
 from minattn.bench.sides import compare, milliseconds, prepare, print_table, progress, ratio, sides, spread, take_turns
+from minattn.experiments.position_bias import recall_network
 
 CELLS = (("causal", "none", 2, False), ("causal", "rope", 2, True), ("causal", "none", 6, False), ("causal", "rope", 10, True))
 BATCH, LENGTH = 128, 17

@@ -139,7 +139,7 @@ def whole(spec, session):
 
 
 class Recall(torch.nn.Module):
-    """The network of minattn.analysis.recall_network, with the same savings in its last layer. Causal or no mask."""
+    """The network of minattn.experiments.position_bias.recall_network, with the same savings in its last layer. Causal or no mask."""
 
     def __init__(self, config, params, length):
         super().__init__()

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 
-from minattn.analysis import bounds, recall_task, rollout
+from minattn.experiments.position_bias import bounds, recall_task, stacks
 from minattn.lessons.grading import grade
 
 
@@ -14,9 +14,9 @@ def check_is_center(candidate):
 
     masks = [(7, {"causal": True}), (7, {"window": 4}), (7, {"window": 2}), (7, {"causal": True, "prefix": 3}), (5, {})]
     rng, loops = np.random.default_rng(0), [np.eye(N, dtype=bool) for N in (5, 7, 7, 11, 11, 13)]
-    graphs = [rollout.graph(N, **mask) for N, mask in masks] + [I | (rng.random(I.shape) < 0.2) for I in loops]
+    graphs = [stacks.graph(N, **mask) for N, mask in masks] + [I | (rng.random(I.shape) < 0.2) for I in loops]
     graphs += [I | np.roll(I, 1, axis=0) for I in loops[-1:]]                # a ring: everybody, but slowly
-    return grade(candidate, lambda M: np.isin(np.arange(len(M)), rollout.center_nodes(M)), [(M,) for M in graphs],
+    return grade(candidate, lambda M: np.isin(np.arange(len(M)), stacks.center_nodes(M)), [(M,) for M in graphs],
                  hints=[(lambda M: (M.astype(int) @ M > 0).all(axis=0), "Two steps are not always enough."),
                         (lambda M: M.all(axis=0), "That asks who is seen by everybody in one step; several steps count too."),
                         (lambda M: reached(M).all(axis=1), "That is who can be reached by everybody: rows are queries."),
@@ -25,13 +25,13 @@ def check_is_center(candidate):
 
 def check_one_more_layer(candidate):
     """P, A (N, N), residual -> (N, N)."""
-    stacks = [rollout.random_stack(rollout.graph(N, **mask), 2, N) for N, mask in ((5, {"causal": True}), (7, {"window": 3}), (3, {}))]
+    pairs = [stacks.random_stack(stacks.graph(N, **mask), 2, N) for N, mask in ((5, {"causal": True}), (7, {"window": 3}), (3, {}))]
 
     def step(A, residual):
         return (A + np.eye(len(A))) / 2 if residual else A
 
     return grade(candidate, lambda P, A, residual: step(A, residual) @ P,
-                 [(P, A, residual) for P, A in stacks for residual in (False, True)],
+                 [(P, A, residual) for P, A in pairs for residual in (False, True)],
                  hints=[(lambda P, A, residual: P @ step(A, residual), "The order is turned: the new layer takes means of what P holds."),
                         (lambda P, A, residual: A @ P, "Right without a residual; with one, half of what the token holds stays."),
                         (lambda P, A, residual: A @ P + residual * P, "The rows sum to 2: halve."),

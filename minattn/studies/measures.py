@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from minattn import data, model, parallel, runs, train
-from minattn.analysis import leak, maps, statistics
 from minattn.errors import InputError
+from minattn.inspect import leak, maps, statistics
 
 MEASURES = "measures.json"
 EDITION = 1               # of the definitions below: another one, and every run is measured again

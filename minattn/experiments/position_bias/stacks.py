@@ -1,8 +1,8 @@
-"""Follow attention through the layers: what share of an output, t layers up, came from each input token?
+"""Random stacks of attention, and the mask as a directed graph: an edge leads from key j to query i where i sees j.
 
-A mask is also a directed graph: an edge leads from key j to query i where i may attend to j. Attention then walks on
-that graph, and where walks end is what the theorems of "On the Emergence of Position Bias in Transformers"
-(arXiv 2502.01951) are about. Positions count from 0 here, where the paper counts from 1; matrices are [query, key].
+Attention walks on that graph, and the theorems of "On the Emergence of Position Bias in Transformers"
+(arXiv 2502.01951) are about where the walks end. Positions count from 0, where the paper counts from 1;
+matrices are [query, key].
 """
 import numpy as np
 from scipy.sparse import csgraph
@@ -10,58 +10,7 @@ from scipy.special import softmax
 
 from minattn import checks, masks
 from minattn.errors import InputError
-
-
-def rollout(stack, *, residual=False, stochastic=True):
-    """Products of a stack of attention matrices, bottom layer first: P^(t) = A^(t) A^(t-1) ... A^(0), t = 0 ... L - 1.
-
-    P^(t)[i, j] is the probability that a walk from query i down through t + 1 layers ends at token j (arXiv 2502.01951,
-    eq. 4). residual=True puts (A + I) / 2 in A's place, half of each token's stream staying where it is (Abnar and Zuidema
-    2020, arXiv 2005.00928); the rows still sum to 1. The paper's theorems are about residual=False.
-
-    stack (L, ..., N, N), float32 or float64, or a list of L arrays (..., N, N), as analysis.maps.weights gives (axes for
-    batch and heads stay apart: average before, if you want to) -> (L, ..., N, N) float64.
-    stochastic=False lifts the demand on rows, for affine attention, sinks and masks with empty rows; what
-    comes out is then the same product, but not a probability.
-    Raises InputError for an empty stack, wrong or unequal shapes, another dtype, entries that are not finite and, if
-    stochastic, for a negative entry or a row whose sum is not 1 within rounding, (N + 8) eps of the dtype.
-    """
-    layers = _layers(stack, stochastic)
-    P = np.empty((len(layers),) + layers[0].shape)
-    for t, A in enumerate(layers):
-        step = (A + np.eye(A.shape[-1])) / 2 if residual else A
-        P[t] = step @ P[t - 1] if t else step                               # (..., N, N), (..., N, N) -> (..., N, N)
-    return P
-
-
-def _layers(stack, stochastic):
-    layers = list(stack) if isinstance(stack, (list, tuple)) or getattr(stack, "ndim", 0) > 2 else []
-    if not layers:
-        raise InputError("the stack must be an array (L, ..., N, N) or a list of arrays (..., N, N), with at least one layer; "
-                         f"got {type(stack).__name__}" + (f" of shape {stack.shape}." if isinstance(stack, np.ndarray) else "."))
-    for t, A in enumerate(layers):
-        if not isinstance(A, np.ndarray) or A.dtype not in checks.FLOATS:
-            raise InputError(f"layer {t} of the stack must be a float32 or float64 array; got {getattr(A, 'dtype', type(A).__name__)}.")
-        if A.ndim < 2 or A.shape[-1] != A.shape[-2] or A.size == 0 or A.shape != layers[0].shape:
-            raise InputError(f"layer {t} of the stack must be (..., N, N), N >= 1, of the shape of layer 0; "
-                             f"got {A.shape}, layer 0 has {layers[0].shape}.")
-        _refuse(t, ~np.isfinite(A), A, "entry {} must be finite; it is {:g}.")
-        if stochastic:
-            off = A.sum(axis=-1, dtype=np.float64) - 1
-            _refuse(t, A < 0, A, "entry {} must not be negative; it is {:.6g} (stochastic=False takes any entries).")
-            _refuse(t, np.abs(off) > (A.shape[-1] + 8) * np.finfo(A.dtype).eps, off,
-                    "row {} must sum to 1; its sum is off by {:+.6g} (stochastic=False takes any rows).")
-    return layers
-
-
-def _refuse(t, bad, values, message):
-    """Raise about the first True, by its indices within layer t."""
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise InputError(f"layer {t} of the stack: " + message.format(where, values[where]))
-
-
-# ------------------------------------------------------------------------------------------------- stacks to try it on
+from minattn.inspect.rollout import checked_stack
 
 
 def attention(logits, mask):
@@ -89,7 +38,7 @@ def random_stack(mask, shape, rng, *, temperature=1.0, floor=0.0):
 
 def least_entry(stack, mask):
     """The smallest visible weight of each stack, the eps of the theorems: (L, ..., N, N), mask (N, N) -> (...)"""
-    return np.min([A[..., checked_mask(mask)].min(axis=-1) for A in _layers(stack, True)], axis=0)
+    return np.min([A[..., checked_mask(mask)].min(axis=-1) for A in checked_stack(stack)], axis=0)
 
 
 # -------------------------------------------------------------------------------------------------- the mask as a graph

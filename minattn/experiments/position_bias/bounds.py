@@ -1,6 +1,6 @@
 """How far attention can drift to the first tokens: the bounds of arXiv 2502.01951, with constants that hold.
 
-P = P^(t) is the rollout of t + 1 layers (analysis.rollout), eps the smallest visible weight of all of them. Positions i
+P = P^(t) is the rollout of t + 1 layers (inspect.rollout), eps the smallest visible weight of all of them. Positions i
 (query) and j (key) count from 0 like everywhere in this package: the paper's j - 1 is our j. Each function quotes the
 paper's formula in the paper's own counting. Positions, distances and constants may be arrays that broadcast.
 """

@@ -1,6 +1,6 @@
 """How tight are the bounds? Random stacks of attention, what their rollout really does, and what the theorems allow.
 
-    from minattn.analysis.tightness import compare, tightness
+    from minattn.experiments.position_bias.tightness import compare, tightness
     tightness("window", N=17, t=8, window=9, floor=0.01)     # how close to the bound did 100 stacks come
 """
 from typing import NamedTuple
@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minattn import checks
-from minattn.analysis import bounds
-from minattn.analysis.rollout import attention, graph, least_entry, random_stack, rollout
 from minattn.errors import InputError
+from minattn.experiments.position_bias import bounds
+from minattn.experiments.position_bias.stacks import attention, graph, least_entry, random_stack
+from minattn.inspect.rollout import rollout
 from minattn.positions import rotary
 
 PAPER_DECAY = float(-np.log(0.8))   # the slope of the paper's experiments (section 5)
@@ -113,7 +114,7 @@ SHOWN = {"causal": [(5, 1, {"floor": 0.1}), (17, 4, {"floor": 0.02}), (17, 16, {
 
 
 def report(draws=200):
-    """Every bound at three settings, as the lines of a table: python -m minattn.analysis.tightness"""
+    """Every bound at three settings, as the lines of a table: python -m minattn.experiments.position_bias.tightness"""
     def said(pair):
         return "" if pair is None else " / ".join(f"{x:.2g}" for x in pair)
 

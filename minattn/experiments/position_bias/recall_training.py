@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from minattn import checks, ops, optim, parallel, runs
-from minattn.analysis import recall_network, recall_task
 from minattn.errors import InputError
+from minattn.experiments.position_bias import recall_network, recall_task
 from minattn.train import Diverged
 
 RESULT = "result.json"

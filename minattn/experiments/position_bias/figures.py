@@ -2,9 +2,10 @@
 import numpy as np
 
 from minattn import plots
-from minattn.analysis import bounds
-from minattn.analysis.rollout import attention, graph, rollout
-from minattn.analysis.tightness import PAPER_DECAY, STACKS
+from minattn.experiments.position_bias import bounds
+from minattn.experiments.position_bias.stacks import attention, graph
+from minattn.experiments.position_bias.tightness import PAPER_DECAY, STACKS
+from minattn.inspect.rollout import rollout
 
 
 def collapse(path, N=17, depth=32, *, draws=100, rng=0):

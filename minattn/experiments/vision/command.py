@@ -13,7 +13,8 @@ import numpy as np
 
 from minattn import checks, ops, optim, parallel, plots, runs
 from minattn.errors import InputError
-from minattn.studies import plan, shapes, tables, vit
+from minattn.experiments.vision import shapes, vit
+from minattn.studies import plan, tables
 
 RECIPE = {"batch": 32, "weight_decay": 0.05, "test": 2000}      # no weight decay on log sigma, as in the paper; test: pictures
 LOOKS = 10                                                      # how often a run is tested, at its end the last time

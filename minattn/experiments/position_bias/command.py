@@ -2,7 +2,7 @@
 
     python -m minattn bias --mask causal --position rope --layers 2 --residual --train-bias first,last
 
-Trains small attention-only networks on in-context recall (minattn.analysis.recall_task), one per seed, and asks each about
+Trains small attention-only networks on in-context recall (recall_task), one per seed, and asks each about
 novel classes with two items that look the same: how much more often is the earlier one believed? A run folder holds
 
     config.json                          every setting
@@ -23,7 +23,7 @@ RESULTS, PICTURE = "results.json", "gaps.png"
 
 def add_arguments(parser):
     """The options of `python -m minattn bias`."""
-    from minattn.analysis import recall_network, recall_task
+    from minattn.experiments.position_bias import recall_network, recall_task
     default = " (default %(default)s)"
     network = parser.add_argument_group("network")
     network.add_argument("--layers", type=int, default=2, help="attention layers" + default)
@@ -87,9 +87,9 @@ def run(args):
 
 def settings_of(args):
     """The command line -> {"network": Config, "task": Task, "training": Training}, checked."""
-    from minattn.analysis.recall_network import Config
-    from minattn.analysis.recall_task import Task
-    from minattn.analysis.recall_training import Training
+    from minattn.experiments.position_bias.recall_network import Config
+    from minattn.experiments.position_bias.recall_task import Task
+    from minattn.experiments.position_bias.recall_training import Training
     places = () if args.train_bias == "none" else tuple(part.strip() for part in args.train_bias.split(","))
     task = Task(classes=args.classes, scale=args.scale, middle=args.middle)
     for name in ("window", "prefix"):
@@ -122,7 +122,7 @@ def name_of(settings):
 def prepare(folder, settings, steps, *, overwrite):
     """Make the run folder and write its config.json; InputError if it holds a run of other settings."""
     from minattn import runs
-    from minattn.analysis import recall_training
+    from minattn.experiments.position_bias import recall_training
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -168,7 +168,7 @@ def read_config(folder):
 
 def train_seeds(folder, settings, seeds, steps, count, jobs):
     """Every seed to its end, `jobs` at a time; what is done already is left as it is."""
-    from minattn.analysis import recall_training
+    from minattn.experiments.position_bias import recall_training
     work = [(folder / f"seed{seed}", settings["network"], settings["task"], settings["training"], seed, steps, count) for seed in seeds]
     if jobs == 1 or len(seeds) == 1:
         for item in work:
@@ -182,7 +182,7 @@ def train_seeds(folder, settings, seeds, steps, count, jobs):
 
 
 def _finish_quietly(item):
-    from minattn.analysis import recall_training
+    from minattn.experiments.position_bias import recall_training
     return recall_training.finish(*item, bar=False)
 
 
@@ -198,7 +198,7 @@ def _say(result):
 def collect(folder, settings, steps):
     """All seeds that are at `steps` -> what results.json holds, and it is written."""
     from minattn import runs
-    from minattn.analysis import published, recall_task, recall_training
+    from minattn.experiments.position_bias import published, recall_task, recall_training
     found = sorted(filter(None, map(recall_training.read_result, folder.glob("seed*"))), key=lambda result: result["seed"])
     found = [result for result in found if result["steps"] == steps]
     pairs = list(found[0]["gaps"])

@@ -1,11 +1,11 @@
-"""The pictures of `minattn inspect`, each from what inspect.look found (a list of Inside, one per layer)."""
+"""The pictures of `minattn inspect`, each from what look found (a list of Inside, one per layer)."""
 from itertools import accumulate
 
 import numpy as np
 
 from minattn import plots
-from minattn.analysis import rollout as walks
-from minattn.analysis import statistics
+from minattn.inspect import rollout as walks
+from minattn.inspect import statistics
 from minattn.positions.morlet import MIN_PRODUCT
 
 

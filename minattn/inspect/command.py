@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minattn import checks, data, masks, model, parallel, runs
-from minattn.analysis import inspect_figures, statistics
 from minattn.attention_layer import attention_parameters, embeddings_of, plan
 from minattn.errors import InputError
+from minattn.inspect import figures, statistics
 from minattn.positions import morlet
 
 MOST = 256          # sequences at once: their maps are held in memory
@@ -116,17 +116,17 @@ def table(inside):
 
 def draw(inside, folder, wavelets=None):
     """Every picture that there is something to show in -> the files' names"""
-    pictures = {"maps.png": lambda path: inspect_figures.maps(inside, 0, path),
-                "rollout.png": lambda path: inspect_figures.rollout(inside, path),
-                "sinks.png": lambda path: inspect_figures.sinks(inside, [even(layer) for layer in inside], path)}
+    pictures = {"maps.png": lambda path: figures.maps(inside, 0, path),
+                "rollout.png": lambda path: figures.rollout(inside, path),
+                "sinks.png": lambda path: figures.sinks(inside, [even(layer) for layer in inside], path)}
     if len(inside[0].weights) > 1:
-        pictures["maps_mean.png"] = lambda path: inspect_figures.maps(inside, None, path)
+        pictures["maps_mean.png"] = lambda path: figures.maps(inside, None, path)
     if any(layer.computed for layer in inside):
-        pictures["computed.png"] = lambda path: inspect_figures.computed(inside, path)
+        pictures["computed.png"] = lambda path: figures.computed(inside, path)
     if any(layer.learned for layer in inside):
-        pictures["learned.png"] = lambda path: inspect_figures.learned(inside, path)
+        pictures["learned.png"] = lambda path: figures.learned(inside, path)
     if wavelets:
-        pictures["wavelets.png"] = lambda path: inspect_figures.wavelets(*wavelets, path)
+        pictures["wavelets.png"] = lambda path: figures.wavelets(*wavelets, path)
     for name, picture in pictures.items():
         picture(folder / name)
     return list(pictures)
@@ -189,10 +189,10 @@ def _is_recall(folder):
 
 def _recall(args):
     """A run of `minattn bias`: its first seed, on sequences whose query may be about any item. As _run."""
-    from minattn.analysis import bias, recall_network, recall_task, recall_training
+    from minattn.experiments.position_bias import command, recall_network, recall_task, recall_training
     if args.text is not None:
         raise InputError(f"{args.folder} is a run of `minattn bias`, whose networks read no text: leave out --text.")
-    settings, _ = bias.read_config(args.folder)
+    settings, _ = command.read_config(args.folder)
     try:
         config, task = recall_network.Config(**settings["network"]), recall_task.Task(**settings["task"])
     except TypeError as error:

@@ -1,1 +1,0 @@
-"""Looking inside: attention maps, statistics, rollout and what they say about position."""
