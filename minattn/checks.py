@@ -3,7 +3,7 @@ import difflib
 
 import numpy as np
 
-from minattn.errors import InputError
+from minattn.errors import InputError, NotFinite
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -80,4 +80,4 @@ def finite(**named):
     for name, array in named.items():
         if not np.isfinite(array).all():
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            raise InputError(f"{name} must be finite; entry {where} is {array[where]}.")
+            raise NotFinite(name, f"must be finite; entry {where} is {array[where]}.")

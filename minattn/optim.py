@@ -1,7 +1,7 @@
 """AdamW, clipping and the learning-rate schedule, over one flat vector.
 
-All parameters live in one vector of which the named arrays are views, so that an update is a few passes over memory
-whatever the model; the arrays that decay come first.
+All parameters live in one vector of which the named arrays are views, so that an update is a few
+passes over memory whatever the model; the arrays that decay come first.
 """
 import math
 
@@ -9,20 +9,32 @@ import numpy as np
 
 from minattn import checks
 
-BLOCK = 1 << 16    # entries per pass of the update: large enough that threads do not wait for the interpreter lock
+# entries per pass of the update: large enough that threads do not wait for the interpreter lock
+BLOCK = 1 << 16
 
 
-def flatten(params, decay="2d"):
-    """Move a dict of arrays into one vector -> (vector, the same dict as views of it, how many entries decay).
+def layout(params, decay="2d"):
+    """How a dict of arrays lies in one vector -> ({name: shape} in order, how many entries decay).
 
-    decay="2d": only matrices and embeddings decay (GPT-2's and nanoGPT's rule); "all": every parameter does.
+    decay="2d": only matrices and embeddings decay (the rule of GPT-2 and nanoGPT); "all": every
+    parameter does. What decays comes first.
     """
     checks.choice("decay", decay, ("2d", "all"))
     decays = [name for name, a in params.items() if decay == "all" or a.ndim >= 2]
-    order = decays + [name for name in params if name not in set(decays)]
-    vector = np.concatenate([params[name].ravel() for name in order])
-    where = views_of(vector, {name: params[name].shape for name in order})
-    return vector, {name: where[name] for name in params}, sum(params[name].size for name in decays)
+    others = [name for name in params if name not in set(decays)]
+    shapes = {name: params[name].shape for name in decays + others}
+    return shapes, sum(params[name].size for name in decays)
+
+
+def flatten(params, decay="2d"):
+    """Move a dict of arrays into one vector.
+
+    -> (the vector, the same dict as views of it, how many entries decay)
+    """
+    shapes, decayed = layout(params, decay)
+    vector = np.concatenate([params[name].ravel() for name in shapes])
+    views = views_of(vector, shapes)
+    return vector, {name: views[name] for name in params}, decayed
 
 
 def views_of(vector, shapes):
@@ -36,10 +48,13 @@ def views_of(vector, shapes):
 
 
 def adamw(p, g, m, v, step, lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
-    """One AdamW step on vectors, in place (arXiv 1711.05101, algorithm 2, as PyTorch has it). step counts from 1.
+    """One AdamW step on vectors, in place; step counts from 1.
 
-    m <- b1 m + (1 - b1) g                    v <- b2 v + (1 - b2) g^2
-    p <- p - lr wd p - lr m_hat / (sqrt(v_hat) + eps),     m_hat = m / (1 - b1^step),  v_hat = v / (1 - b2^step)
+    m <- b1 m + (1 - b1) g                    m_hat = m / (1 - b1^step)
+    v <- b2 v + (1 - b2) g^2                  v_hat = v / (1 - b2^step)
+    p <- p - lr wd p - lr m_hat / (sqrt(v_hat) + eps)
+
+    arXiv 1711.05101, algorithm 2, as PyTorch has it.
     """
     b1, b2 = betas
     rate, root = lr / (1 - b1**step), math.sqrt(1 - b2**step)
@@ -63,17 +78,23 @@ def adamw(p, g, m, v, step, lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.
 
 
 def global_norm(grads):
-    """sqrt of the sum of squares over a dict of arrays: each in its own precision, added in float64, always in one order."""
+    """sqrt of the sum of squares over a dict of arrays.
+
+    Each array's sum is in its own precision; they are added in float64, in the order of the dict.
+    """
     return math.sqrt(sum(float(np.dot(g.ravel(), g.ravel())) for g in grads.values()))
 
 
 def clip_factor(norm, clip):
-    """What to multiply the gradients by so that their norm is at most `clip` (0: never). As PyTorch: clip / (norm + 1e-6)."""
+    """What to multiply the gradients by so that their norm is at most `clip`; 0: no clipping.
+
+    As PyTorch: clip / (norm + 1e-6).
+    """
     return min(1.0, clip / (norm + 1e-6)) if clip else 1.0
 
 
 def learning_rate(step, *, lr, min_lr, warmup, steps):
-    """Linear warm-up, then half a cosine down to min_lr at the last step. step counts from 0."""
+    """Linear warm-up, then half a cosine down to min_lr at the last step; step counts from 0."""
     if step < warmup:
         return lr * (step + 1) / (warmup + 1)
     if step >= steps:

@@ -1,66 +1,124 @@
-"""A training step on several threads whose result does not depend on how many there are.
+"""One training step, on several threads, whose result does not depend on how many there are.
 
-The batch is cut into a fixed number of chunks; each is one forward and backward on one thread, with the matrix
-library on one thread too (NumPy lets go of the interpreter lock while it computes). Gradients are added in the order
-of the chunks, so 1, 2 or 3 threads give the same bits.
+    state = start(params, buffers)                     parameters and moments as flat vectors
+    train_step(pool, state, x, y, config, settings)    loss and gradients, then update(...)
+    update(state, settings, pool)                      norm, clipping, learning rate, AdamW
+
+The batch is cut into a fixed number of chunks; each is one forward and backward on one thread, with
+the matrix library on one thread too (NumPy releases the interpreter lock while it computes).
+Gradients are added in the order of the chunks, so 1, 2 or 3 threads give the same bits.
 """
 import ctypes
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
 from minattn import model, optim
+from minattn.errors import NotFinite
 
 OPTIMISER_RANGE = 1 << 18      # entries per task of the optimiser
-SUMS = 4                       # tasks that add the chunks' gradients: one per parameter costs more in hand-overs than it computes
+SUMS = 4                       # tasks that add the chunks' gradients; one per parameter costs more
 
 
-@contextmanager
-def workers(threads):
-    """A pool of threads, while the matrix library keeps to one thread inside each."""
-    from threadpoolctl import threadpool_limits
-    keep_freed_memory()
-    quiet = dict(initializer=np.seterr, initargs=("ignore",))     # the trainer finds what is not finite, and names it
-    with threadpool_limits(1), ThreadPoolExecutor(threads, **quiet) as pool:
-        yield pool
+# ------------------------------------------------------------------------------- one training step
 
 
-def keep_freed_memory():
-    """Ask glibc to reuse freed arrays instead of returning them: fresh pages cost more than the arithmetic on them.
+@dataclass
+class State:
+    """A model in training: flat vectors, laid out as `shapes`, and views of them by name."""
+    params: dict
+    grads: dict
+    buffers: dict
+    p: np.ndarray        # every parameter, flat
+    g: np.ndarray        # its gradient
+    m: np.ndarray        # AdamW's first moment
+    v: np.ndarray        # and its second
+    decayed: int         # so many entries of p decay, from the first on
+    shapes: dict
+    step: int            # steps done
 
-    Does nothing where the C library is another one.
+    def named(self, vector):
+        """The arrays of a flat vector, named as the parameters."""
+        return optim.views_of(vector, self.shapes)
+
+
+def start(params, buffers=None, decay="2d", *, m=None, v=None, step=0):
+    """The State that training begins with, or goes on from after `step` steps.
+
+    The arrays are copied. m, v: the moments as dicts, zero by default. decay: see optim.layout.
     """
-    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(M_ARENA_MAX, 1)                    # one heap for all threads: what one frees another can use
-    mallopt(M_MMAP_THRESHOLD, 32 << 20)        # the largest that glibc takes
-    mallopt(M_TRIM_THRESHOLD, 512 << 20)
-    mallopt(M_TOP_PAD, 16 << 20)
+    shapes, decayed = optim.layout(params, decay)
+
+    def flat(arrays):
+        return np.concatenate([arrays[name].ravel() for name in shapes])
+
+    p = flat(params)
+    g = np.zeros_like(p)
+    m = flat(m) if m else np.zeros_like(p)
+    v = flat(v) if v else np.zeros_like(p)
+    views, grads = (optim.views_of(vector, shapes) for vector in (p, g))
+    params = {name: views[name] for name in params}
+    return State(params, grads, dict(buffers or {}), p, g, m, v, decayed, shapes, step)
 
 
-def chunks_of(B, n):
-    """Cut B sequences into at most n slices of nearly equal length."""
-    bounds = [round(i * B / min(n, B)) for i in range(min(n, B) + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:])]
+def train_step(pool, state, x, y, config, settings):
+    """One step on a batch x, y (B, T), in place -> (loss, norm of the gradient, learning rate).
+
+    settings: a train.Settings. Raises NotFinite for a loss, gradient or parameter that is not.
+    """
+    seed = (settings.seed, state.step, 1)
+    loss, buffers = loss_and_gradients(pool, state.params, state.buffers, x, y, config,
+                                       chunks=settings.chunks, out=state.grads, seed=seed)
+    if not math.isfinite(loss):
+        raise NotFinite("the loss")
+    norm, lr = update(state, settings, pool)
+    state.buffers = buffers
+    return loss, norm, lr
+
+
+def update(state, settings, pool=None):
+    """Clip state.grads and take one AdamW step -> (norm before clipping, learning rate)."""
+    norm = optim.global_norm(state.grads)
+    if not math.isfinite(norm):
+        raise NotFinite(f"the gradient of {_not_finite(state.grads)}")
+    factor = optim.clip_factor(norm, settings.clip)
+    if factor < 1:
+        state.g *= factor
+    lr = optim.learning_rate(state.step, lr=settings.lr, min_lr=settings.min_lr,
+                             warmup=settings.warmup, steps=settings.steps)
+    state.step += 1
+    adamw(pool, state.p, state.g, state.m, state.v, state.decayed, state.step, lr,
+          settings.weight_decay, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+    if not np.isfinite(state.p).all():
+        raise NotFinite(f"the parameter {_not_finite(state.params)}")
+    return norm, lr
+
+
+def _not_finite(arrays):
+    """The first name whose array is not finite; finite ones can have a norm that is not."""
+    return next((name for name, a in arrays.items() if not np.isfinite(a).all()),
+                "all parameters together")
 
 
 def loss_and_gradients(pool, params, buffers, x, y, config, *, chunks, out, seed=None):
     """Mean loss of a batch and its gradient, chunk by chunk.
 
-    x, y (B, T) -> loss, new buffers; the gradients are written into `out`, a dict of arrays shaped as params.
-    seed (any tuple of integers): dropout draws from seed + the chunk's number; None: no dropout.
+    x, y (B, T) -> loss, new buffers; the gradients are written into `out`, a dict of arrays shaped
+    as params. seed (any tuple of integers): dropout draws from seed + the chunk's number; None: no
+    dropout.
     """
     parts = chunks_of(len(x), chunks)
 
     def one(n):
-        rng = np.random.default_rng([*seed, n]) if seed is not None and config.dropout else None
+        rng = None
+        if seed is not None and config.dropout:
+            rng = np.random.default_rng([*seed, n])
         part, share = parts[n], len(x[parts[n]]) / len(x)
-        _, loss, cache = model.forward(params, x[part], config, targets=y[part], buffers=buffers, training=True, rng=rng)
+        _, loss, cache = model.forward(params, x[part], config, targets=y[part], buffers=buffers,
+                                       training=True, rng=rng)
         return loss, model.backward(cache, config, share), cache.buffers, share
 
     done = list(pool.map(one, range(len(parts))))
@@ -77,8 +135,9 @@ def loss_and_gradients(pool, params, buffers, x, y, config, *, chunks, out, seed
                 out[name] += grad
 
     list(pool.map(add, [names[i::SUMS] for i in range(SUMS)]))
-    # eq. 9's running mean is linear in the batch, so the chunks' means average to the batch's
-    new = {name: sum(share * b[name] for _, _, b, share in done).astype(old.dtype) for name, old in buffers.items()}
+    # affine's running mean (its eq. 9) is linear in the batch: the chunks' means average to it
+    new = {name: sum(share * b[name] for _, _, b, share in done).astype(old.dtype)
+           for name, old in buffers.items()}
     return math.fsum(loss * share for loss, _, _, share in done), new
 
 
@@ -88,16 +147,55 @@ def adamw(pool, p, g, m, v, decayed, step, lr, weight_decay, **options):
 
     def one(a, b):
         part = slice(a, b)
-        optim.adamw(p[part], g[part], m[part], v[part], step, lr, weight_decay=weight_decay if a < decayed else 0.0, **options)
+        optim.adamw(p[part], g[part], m[part], v[part], step, lr,
+                    weight_decay=weight_decay if a < decayed else 0.0, **options)
 
-    list(pool.map(one, bounds[:-1], bounds[1:]))
+    list((pool.map if pool else map)(one, bounds[:-1], bounds[1:]))
 
 
 def mean_loss(pool, params, buffers, x, y, config, group=None):
-    """Loss over many sequences without their gradients, x, y (N, T): the mean over all tokens."""
+    """Mean loss over all tokens of many sequences x, y (N, T), without gradients."""
     group = group or max(1, 2048 // x.shape[1])
 
     def one(i):
-        return model.forward(params, x[i:i + group], config, targets=y[i:i + group], buffers=buffers)[1] * len(x[i:i + group])
+        part = slice(i, i + group)
+        loss = model.forward(params, x[part], config, targets=y[part], buffers=buffers)[1]
+        return loss * len(x[part])
 
     return math.fsum(pool.map(one, range(0, len(x), group))) / len(x)
+
+
+# -------------------------------------------------------------------------------- threads, memory
+
+
+@contextmanager
+def workers(threads):
+    """A pool of threads, while the matrix library keeps to one thread inside each."""
+    from threadpoolctl import threadpool_limits
+    keep_freed_memory()
+    # no warnings: a training step names what is not finite
+    quiet = dict(initializer=np.seterr, initargs=("ignore",))
+    with threadpool_limits(1), ThreadPoolExecutor(threads, **quiet) as pool:
+        yield pool
+
+
+def keep_freed_memory():
+    """Ask glibc to reuse freed arrays: fresh pages cost more than the arithmetic on them.
+
+    Does nothing with another C library.
+    """
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_ARENA_MAX, 1)                    # one heap: what one thread frees, another can use
+    mallopt(M_MMAP_THRESHOLD, 32 << 20)        # the largest that glibc takes
+    mallopt(M_TRIM_THRESHOLD, 512 << 20)
+    mallopt(M_TOP_PAD, 16 << 20)
+
+
+def chunks_of(B, n):
+    """Cut B sequences into at most n slices of nearly equal length."""
+    bounds = [round(i * B / min(n, B)) for i in range(min(n, B) + 1)]
+    return [slice(a, b) for a, b in zip(bounds, bounds[1:])]

@@ -1,12 +1,13 @@
-"""A run folder: what lies in it, and how it is written so that a kill at any moment loses nothing.
+"""A run folder: what is in it, and how it is written so that a kill at any moment loses nothing.
 
     config.json                     every setting, the vocabulary, the corpus and its checksum
     metrics.jsonl                   one line per step
-    checkpoint.safetensors          parameters, buffers, both moments of AdamW; step and seconds in its header
+    checkpoint.safetensors          parameters, buffers, both moments of AdamW; step and seconds in
+                                    its header
     checkpoint.previous.safetensors the one before
     loss.png  sample.txt
 
-Files are written aside, synced and renamed. The checkpoint carries a checksum of its own.
+Files are written aside, synced and renamed. The checkpoint carries its own checksum.
 """
 import hashlib
 import json
@@ -35,6 +36,9 @@ class Checkpoint(NamedTuple):
     seconds: float       # of training, all sittings together
 
 
+PARTS = {"params": "params", "buffers": "buffers", "m": "adam_m", "v": "adam_v"}   # in the file
+
+
 class Run(NamedTuple):
     folder: Path
     config: model.Config
@@ -44,7 +48,7 @@ class Run(NamedTuple):
     checkpoint: Checkpoint
 
 
-# ------------------------------------------------------------------------------------------------- writing
+# ----------------------------------------------------------------------------------------- writing
 
 
 def write_aside(path, content):
@@ -58,14 +62,29 @@ def write_aside(path, content):
     os.replace(aside, path)
 
 
-def vacant(folder, *, overwrite=False):
-    """The files of a run that is to be replaced; InputError if one is there and should not be."""
+@contextmanager
+def _writable(folder):
+    """What cannot be written becomes one sentence about --out."""
     try:
         if os.path.lexists(folder) and not os.path.isdir(folder):
             raise InputError(f"--out {folder} is a file; name a folder.")
-        there = [Path(folder) / name for name in FILES if (Path(folder) / name).exists()]
+        yield
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out.") from None
+        raise InputError(f"cannot write to {folder}: {error.strerror}; "
+                         "choose another --out.") from None
+
+
+def make_folder(folder):
+    """Make a folder that files can be written to; InputError if there can be none."""
+    with _writable(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+def vacant(folder, *, overwrite=False):
+    """The files of a run to be replaced; InputError if one is there that should not be."""
+    with _writable(folder):
+        there = [path for name in FILES if (path := Path(folder) / name).exists()]
     if there and not overwrite:
         raise InputError(f"{folder} already holds a run: continue it with --resume {folder}, "
                          "replace it with --overwrite, or choose another --out.")
@@ -74,22 +93,18 @@ def vacant(folder, *, overwrite=False):
 
 @contextmanager
 def create(folder, *, overwrite=False):
-    """Make the folder of a new run and hold it; InputError as vacant, or if it cannot be written."""
+    """Make the folder of a new run and lock it; InputError as vacant and make_folder."""
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out.") from None
-    with held(folder):
+    make_folder(folder)
+    with lock(folder):
         for path in vacant(folder, overwrite=overwrite):
             path.unlink()
         yield folder
 
 
 @contextmanager
-def held(folder):
-    """Keep other processes from training in this folder. The lock ends with the process, however that ends."""
+def lock(folder):
+    """Keep other processes from training in this folder. The lock ends with the process."""
     try:
         import fcntl
         handle = os.open(folder, os.O_RDONLY)
@@ -100,7 +115,8 @@ def held(folder):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise InputError(f"another process is training in {folder}: let it finish, or choose another --out.") from None
+        raise InputError(f"another process is training in {folder}: let it finish, "
+                         "or choose another --out.") from None
     except OSError:                      # a file system without locks
         pass
     try:
@@ -110,16 +126,19 @@ def held(folder):
 
 
 def write_config(folder, config, train, vocabulary, corpus):
-    content = {"model": model.to_dict(config), "train": train, "vocabulary": vocabulary, "corpus": corpus}
+    content = {"model": model.to_dict(config), "train": train, "vocabulary": vocabulary,
+               "corpus": corpus}
     write_aside(Path(folder) / CONFIG, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def save_checkpoint(folder, checkpoint):
-    """Write the checkpoint; the last one becomes the previous one. At every moment a whole one is in place."""
+    """Write the checkpoint; the last one becomes the previous one. A whole one is always there."""
     from safetensors.numpy import save
     folder = Path(folder)
-    tensors = _tensors(checkpoint)
-    header = {"step": str(checkpoint.step), "seconds": repr(checkpoint.seconds), "sha256": _digest(tensors)}
+    tensors = {f"{there}/{name}": np.ascontiguousarray(array) for part, there in PARTS.items()
+               for name, array in getattr(checkpoint, part).items()}
+    header = {"step": str(checkpoint.step), "seconds": repr(checkpoint.seconds),
+              "sha256": _digest(tensors)}
     content = save(tensors, metadata=header)
     if (folder / CHECKPOINT).exists():
         link = folder / (PREVIOUS + ".tmp")
@@ -132,11 +151,6 @@ def save_checkpoint(folder, checkpoint):
     write_aside(folder / CHECKPOINT, content)
 
 
-def _tensors(checkpoint):
-    parts = {"params": checkpoint.params, "buffers": checkpoint.buffers, "adam_m": checkpoint.m, "adam_v": checkpoint.v}
-    return {f"{part}/{name}": np.ascontiguousarray(array) for part, arrays in parts.items() for name, array in arrays.items()}
-
-
 def _digest(tensors):
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -144,11 +158,14 @@ def _digest(tensors):
     return digest.hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------- reading
+# ----------------------------------------------------------------------------------------- reading
 
 
 def read_config(folder):
-    """config.json -> (Config, train settings, vocabulary, corpus); InputError if it is missing or damaged."""
+    """config.json -> (Config, train settings, vocabulary, corpus).
+
+    InputError if it is missing or damaged.
+    """
     path = Path(folder) / CONFIG
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is not a run folder: no folder has this name.")
@@ -156,8 +173,10 @@ def read_config(folder):
         content = json.loads(path.read_text(encoding="utf-8"))
         config, vocabulary = model.Config(**content["model"]), str(content["vocabulary"])
         if len(set(vocabulary)) != config.vocab_size:
-            raise ValueError(f"vocab_size is {config.vocab_size}, but the vocabulary has {len(set(vocabulary))} characters")
-        corpus = {key: kind(content["corpus"][key]) for key, kind in (("name", str), ("sha256", str), ("characters", int))}
+            raise ValueError(f"vocab_size is {config.vocab_size}, but the vocabulary has "
+                             f"{len(set(vocabulary))} characters")
+        kinds = {"name": str, "sha256": str, "characters": int}
+        corpus = {key: kind(content["corpus"][key]) for key, kind in kinds.items()}
         return config, dict(content["train"]), vocabulary, corpus
     except FileNotFoundError:
         raise InputError(f"{folder} is not a run folder: it has no {CONFIG}.") from None
@@ -166,23 +185,32 @@ def read_config(folder):
     except InputError as error:
         raise InputError(f"{path} describes no model: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); the run cannot be read without it.") from None
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); "
+                         "the run cannot be read without it.") from None
 
 
 def load(folder, which=CHECKPOINT):
-    """A run folder -> Run. InputError names what is missing, truncated, damaged or from other settings, and the
-    previous good checkpoint where there is one."""
+    """A run folder -> Run.
+
+    InputError names what is missing, truncated, damaged or from other settings, and the previous
+    good checkpoint if there is one.
+    """
     folder = Path(folder)
     config, train, vocabulary, corpus = read_config(folder)
     try:
         checkpoint = read_checkpoint(folder / which, config)
     except InputError as error:
-        raise InputError(f"{error}{_previous_good(folder, config) if which == CHECKPOINT else ''}") from None
+        if which != CHECKPOINT:
+            raise
+        raise InputError(f"{error}{_previous_good(folder, config)}") from None
     return Run(folder, config, train, vocabulary, corpus, checkpoint)
 
 
 def read_checkpoint(path, config=None, shapes=None):
-    """A checkpoint file -> Checkpoint, verified: whole, undamaged, and of this config (or with parameters of these shapes)."""
+    """A checkpoint file -> Checkpoint.
+
+    Verified: whole, undamaged, and of this config (or with parameters of these shapes).
+    """
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(path, framework="np") as file:
@@ -198,17 +226,22 @@ def read_checkpoint(path, config=None, shapes=None):
         raise InputError(f"{path} is not a checkpoint of this program.")
     if _digest(tensors) != header["sha256"]:
         raise InputError(f"{path} is damaged: its contents do not match their checksum.")
-    parts = {part: {} for part in ("params", "buffers", "adam_m", "adam_v")}
+    parts = {part: {} for part in PARTS.values()}
     for name, array in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = array
-    expected = shapes or {name: shape for name, (shape, _) in model.parameter_shapes(config).items()}
-    for name in expected.keys() | parts["params"].keys():
-        came = parts["params"][name].shape if name in parts["params"] else "nothing"
-        if came != expected.get(name, "nothing"):
-            raise InputError(f"{path} is from other settings: {CONFIG} expects {expected.get(name, 'nothing')} for {name}; got {came}.")
-    ordered = [{name: parts[part][name] for name in expected} for part in ("params", "adam_m", "adam_v")]
-    return Checkpoint(ordered[0], parts["buffers"], ordered[1], ordered[2], int(header["step"]), float(header.get("seconds", 0)))
+    if shapes is None:
+        shapes = {name: shape for name, (shape, _) in model.parameter_shapes(config).items()}
+    came = {name: array.shape for name, array in parts["params"].items()}
+    for name in shapes.keys() | came.keys():
+        if came.get(name) != shapes.get(name):
+            raise InputError(f"{path} is from other settings: {CONFIG} expects "
+                             f"{shapes.get(name, 'nothing')} for {name}; "
+                             f"got {came.get(name, 'nothing')}.")
+    params, m, v = ({name: parts[PARTS[part]][name] for name in shapes}
+                    for part in ("params", "m", "v"))
+    buffers = parts["buffers"]
+    return Checkpoint(params, buffers, m, v, int(header["step"]), float(header.get("seconds", 0)))
 
 
 def _previous_good(folder, config):
@@ -218,33 +251,32 @@ def _previous_good(folder, config):
         step = read_checkpoint(folder / PREVIOUS, config).step
     except InputError:
         return ""
-    return f" The previous good checkpoint, of step {step}, is kept: go on from it with --resume {folder / PREVIOUS}"
+    return (f" The previous good checkpoint, of step {step}, is kept: "
+            f"go on from it with --resume {folder / PREVIOUS}")
 
 
-# ------------------------------------------------------------------------------------------------- metrics
+# ----------------------------------------------------------------------------------------- metrics
 
 
 class Metrics:
-    """metrics.jsonl, one line per step; `keep` first drops the lines of steps that a resumed run will do again."""
+    """metrics.jsonl, one line per step.
+
+    `keep` first drops the lines of steps that a resumed run will do again.
+    """
 
     def __init__(self, folder, keep=0):
         self.path = Path(folder) / METRICS
         rows = [row for row in read_metrics(folder) if row["step"] <= keep]
         write_aside(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         self.file = open(self.path, "a", encoding="utf-8")
+        self.flush, self.close = self.file.flush, self.file.close
 
     def add(self, **row):
         self.file.write(json.dumps(row) + "\n")
 
-    def flush(self):
-        self.file.flush()
-
-    def close(self):
-        self.file.close()
-
 
 def read_metrics(folder):
-    """The lines of metrics.jsonl as dicts; a last line that a kill cut short, or that is none of ours, is left out."""
+    """The lines of metrics.jsonl as dicts, up to the first that a kill cut short or is not ours."""
     path, rows = Path(folder) / METRICS, []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:

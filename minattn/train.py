@@ -6,40 +6,45 @@ import os
 import signal
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from minattn import checks, data, model, optim, parallel, runs
-from minattn.errors import InputError
+from minattn import checks, data, model, parallel, runs
+from minattn.errors import InputError, NotFinite
 
-# Each preset names what it changes of the defaults below and of model.Config. Biases everywhere and one plain
-# normal(0, 0.02) for all weights: at this size both help (nano, seed 0: validation loss 1.911 without either, 1.897 with
-# the plain start, 1.882 with both).
-GPT2 = dict(bias=True, qkv_bias=True, scaled_init=False)
+# Biases everywhere, and every weight starts from normal(0, 0.02), those back into the residual
+# stream too. GPT-2 and nanoGPT start those smaller, and nanoGPT has no biases; at this size both
+# differences help (nano, seed 0: validation loss 1.911 with nanoGPT's choices, 1.897 with the plain
+# start, 1.882 with both).
+BIASES_PLAIN_START = dict(bias=True, qkv_bias=True, scaled_init=False)
+
+# Each preset names what it changes of the defaults below and of model.Config.
 PRESETS = {
     # learns enough to look like a play in some twenty seconds on two cores
-    "demo": dict(n_layer=3, n_head=4, n_embd=96, block_size=64, batch_size=8, steps=1200, lr=3e-3, min_lr=3e-4, warmup=50,
-                 eval_interval=300, **GPT2),
-    # nanoGPT's recipe for a CPU
-    "nano": dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, steps=2000, lr=1e-3, min_lr=1e-4, warmup=100,
-                 **GPT2),
-    "laptop": dict(n_layer=4, n_head=4, n_embd=128, block_size=128, batch_size=32, steps=3000, lr=1e-3, min_lr=1e-4, warmup=100,
-                   chunks=4, **GPT2),
+    "demo": dict(n_layer=3, n_head=4, n_embd=96, block_size=64, batch_size=8, steps=1200, lr=3e-3,
+                 min_lr=3e-4, warmup=50, eval_interval=300, **BIASES_PLAIN_START),
+    # nanoGPT's recipe for a CPU, but with biases and a plain start
+    "nano": dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, steps=2000, lr=1e-3,
+                 min_lr=1e-4, warmup=100, **BIASES_PLAIN_START),
+    "laptop": dict(n_layer=4, n_head=4, n_embd=128, block_size=128, batch_size=32, steps=3000,
+                   lr=1e-3, min_lr=1e-4, warmup=100, chunks=4, **BIASES_PLAIN_START),
     # the published runs of energy-gated attention and Morlet positions (arXiv 2605.26355)
-    "paper": dict(n_layer=6, n_head=8, n_embd=256, block_size=256, batch_size=64, steps=5000, lr=3e-4, min_lr=0.0, warmup=300,
-                  beta2=0.95, decay="all", dropout=0.1, bias=True, scaled_init=False, eval_interval=500, chunks=8),
+    "paper": dict(n_layer=6, n_head=8, n_embd=256, block_size=256, batch_size=64, steps=5000,
+                  lr=3e-4, min_lr=0.0, warmup=300, beta2=0.95, decay="all", dropout=0.1, bias=True,
+                  scaled_init=False, eval_interval=500, chunks=8),
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything about a run that is not the model's shape. A run is a function of these and of nothing else."""
+    """All of a run but the model's shape. A run depends on these two and on nothing else."""
     corpus: str = "tinyshakespeare"   # or "builtin", or the path of a UTF-8 text
     batch_size: int = 12
     steps: int = 2000
-    lr: float = 1e-3                  # after the warm-up; a cosine takes it to min_lr at the last step
+    lr: float = 1e-3                  # after the warm-up; then half a cosine down to min_lr
     min_lr: float = 1e-4
     warmup: int = 100
     beta1: float = 0.9
@@ -48,15 +53,16 @@ class Settings:
     weight_decay: float = 0.1
     decay: str = "2d"                 # what decays: "2d" (matrices and embeddings) or "all"
     clip: float = 1.0                 # largest global gradient norm; 0: no clipping
-    chunks: int = 2                   # parts of a batch that can run at the same time; the result depends on it, not on threads
+    chunks: int = 2                   # parts of a batch that can run at once; changes the rounding
     eval_interval: int = 250          # steps between validation losses
-    eval_blocks: int = 200            # windows of the validation split in each; the last evaluation takes them all
+    eval_blocks: int = 200            # validation windows in each; the last evaluation takes all
     checkpoint_interval: int = 100
     seed: int = 1337
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("batch_size", "steps", "chunks", "eval_interval", "eval_blocks", "checkpoint_interval"):
+        for name in ("batch_size", "steps", "chunks", "eval_interval", "eval_blocks",
+                     "checkpoint_interval"):
             checks.number(name, getattr(self, name), 1, integer=True)
         for name in ("warmup", "seed"):
             checks.number(name, getattr(self, name), 0, integer=True)
@@ -75,41 +81,52 @@ class Interrupted(Exception):
 
 
 class Diverged(Exception):
-    """The loss or a gradient is no longer finite."""
+    """The loss, a gradient or a parameter is no longer finite."""
 
 
 def settings_for(preset, overrides):
     """A preset with overrides -> (Settings, fields of model.Config)."""
     checks.choice("preset", preset, PRESETS)
     values = {**PRESETS[preset], **overrides}
-    mine = {f.name for f in dataclasses.fields(Settings)}
-    return Settings(**{k: v for k, v in values.items() if k in mine}), {k: v for k, v in values.items() if k not in mine}
+    ours = {f.name for f in dataclasses.fields(Settings)}
+    shape = {name: value for name, value in values.items() if name not in ours}
+    return Settings(**{name: values[name] for name in values if name in ours}), shape
+
+
+# ------------------------------------------------------------------------------- start and resume
 
 
 def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="data", say=print):
     """Begin a run: load the corpus, make the model, and train to the end. -> runs.Run"""
-    runs.vacant(folder, overwrite=overwrite)                       # what cannot work fails before any download
+    runs.vacant(folder, overwrite=overwrite)            # what cannot work fails before any download
     model.Config(**shape)
     corpus = data.load_corpus(settings.corpus, data_dir=data_dir, say=say)
     vocabulary = data.Vocabulary(corpus.text)
     config = model.Config(vocab_size=len(vocabulary), **shape)
     ids = vocabulary.encode(corpus.text)
     _splits(ids, config, corpus.name)
-    about = {"name": corpus.name, "sha256": hashlib.sha256(corpus.text.encode()).hexdigest(), "characters": len(corpus.text)}
     params, buffers = model.init(config, settings.seed, np.dtype(settings.dtype))
+    model.forward(params, ids[None, :1], config, buffers=buffers)   # a mechanism may refuse options
     zeros = {name: np.zeros_like(a) for name, a in params.items()}
-    state = runs.Checkpoint(params, buffers, zeros, zeros, 0, 0.0)
-    say(f"{corpus.name}: {len(corpus.text):,} characters, {len(vocabulary)} distinct ({corpus.where})")
-    with runs.create(folder, overwrite=overwrite) as folder:       # from here on an older run is gone
-        runs.write_config(folder, config, dataclasses.asdict(settings), vocabulary.characters, about)
-        return _train(folder, config, settings, vocabulary, ids, state, threads=threads, say=say)
+    checkpoint = runs.Checkpoint(params, buffers, zeros, zeros, 0, 0.0)
+    say(f"{corpus.name}: {len(corpus.text):,} characters, {len(vocabulary)} distinct "
+        f"({corpus.where})")
+    about = {"name": corpus.name, "sha256": _sha256(corpus.text), "characters": len(corpus.text)}
+    with runs.create(folder, overwrite=overwrite) as folder:        # here an older run is removed
+        runs.write_config(folder, config, dataclasses.asdict(settings), vocabulary.characters,
+                          about)
+        return _train(folder, config, settings, ids, checkpoint, threads=threads, say=say)
 
 
 def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
-    """Continue a run to its end, bit for bit as if it had never stopped. `where`: its folder, or a checkpoint in it."""
-    where = Path(where)
-    folder, which = (where.parent, where.name) if where.suffix == ".safetensors" else (where, runs.CHECKPOINT)
-    with runs.held(folder):
+    """Continue a run to its end, bit for bit as if it had never stopped.
+
+    where: its folder, or a checkpoint in it.
+    """
+    where, folder, which = Path(where), Path(where), runs.CHECKPOINT
+    if where.suffix == ".safetensors":
+        folder, which = where.parent, where.name
+    with runs.lock(folder):
         return _resume(where, runs.load(folder, which), which, overrides, threads, data_dir, say)
 
 
@@ -118,117 +135,148 @@ def _resume(where, run, which, overrides, threads, data_dir, say):
     known = {**model.to_dict(run.config), **run.train}
     for name, value in (overrides or {}).items():
         if known.get(name) != value:
-            raise InputError(f"--resume {where}: that run has {name} = {known.get(name)!r}, not {value!r}; "
-                             "leave the flag out, or start a new run with another --out.")
+            raise InputError(f"--resume {where}: that run has {name} = {known.get(name)!r}, not "
+                             f"{value!r}; leave the flag out, or start a new run with another "
+                             "--out.")
     try:
         settings = Settings(**run.train)
     except (InputError, TypeError) as error:
-        raise InputError(f"--resume {where}: {folder / runs.CONFIG} has no usable settings: {error}") from None
+        raise InputError(f"--resume {where}: {folder / runs.CONFIG} has no usable settings: "
+                         f"{error}") from None
     came = run.checkpoint.params["wte.weight"].dtype
     if came != settings.dtype:
-        raise InputError(f"--resume {where}: the checkpoint is from other settings: {came}, not {settings.dtype}.")
+        raise InputError(f"--resume {where}: the checkpoint is from other settings: {came}, not "
+                         f"{settings.dtype}.")
     wanted = run.corpus["name"]
-    corpus = data.load_corpus(wanted, data_dir=data_dir, say=say, download=wanted == "tinyshakespeare")
-    if hashlib.sha256(corpus.text.encode()).hexdigest() != run.corpus["sha256"]:
-        raise InputError(f"--resume {where}: the corpus is not the one this run began with ({wanted}, "
-                         f"{run.corpus['characters']:,} characters); found {corpus.name} with {len(corpus.text):,}.")
-    vocabulary = data.Vocabulary(run.vocabulary)
+    corpus = data.load_corpus(wanted, data_dir=data_dir, say=say,
+                              download=wanted == "tinyshakespeare")
+    if _sha256(corpus.text) != run.corpus["sha256"]:
+        raise InputError(f"--resume {where}: the corpus is not the one this run began with "
+                         f"({wanted}, {run.corpus['characters']:,} characters); found "
+                         f"{corpus.name} with {len(corpus.text):,}.")
     if run.checkpoint.step >= settings.steps:
         say(f"{folder} is finished: {run.checkpoint.step} of {settings.steps} steps are done.")
-        return _finish(run, say)                                   # a kill may have come before the picture and the sample
-    if which != runs.CHECKPOINT:                                   # a damaged one must not become the previous one
+        return _finish(run, say)                 # a kill may have come before picture and sample
+    if which != runs.CHECKPOINT:                 # a damaged one must not become the previous one
         runs.write_aside(folder / runs.CHECKPOINT, (folder / which).read_bytes())
     say(f"{folder}: continuing after step {run.checkpoint.step} of {settings.steps}")
-    return _train(folder, run.config, settings, vocabulary, vocabulary.encode(corpus.text), run.checkpoint, threads=threads, say=say)
+    ids = data.Vocabulary(run.vocabulary).encode(corpus.text)
+    return _train(folder, run.config, settings, ids, run.checkpoint, threads=threads, say=say)
+
+
+def _sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _splits(ids, config, name):
     """Train and validation ids; InputError if a block does not fit into both."""
     train, val = data.split(ids)
     if min(len(train), len(val)) <= config.block_size:
-        raise InputError(f"corpus {name!r} is too short for block_size {config.block_size}: its {len(ids):,} characters are split "
-                         f"{len(train):,} / {len(val):,}, and each part needs at least {config.block_size + 1:,}. "
-                         "Use a longer text or a smaller --block-size.")
+        raise InputError(f"corpus {name!r} is too short for block_size {config.block_size}: its "
+                         f"{len(ids):,} characters are split {len(train):,} / {len(val):,}, and "
+                         f"each part needs at least {config.block_size + 1:,}. Use a longer text "
+                         "or a smaller --block-size.")
     return train, val
 
 
-def _train(folder, config, settings, vocabulary, ids, state, *, threads, say):
+# --------------------------------------------------------------------------------------- the loop
+
+
+def _train(folder, config, settings, ids, checkpoint, *, threads, say):
     threads = threads or min(os.cpu_count() or 1, settings.chunks)
     checks.number("threads", threads, 1, integer=True)
-    train_ids, val_ids = _splits(ids, config, settings.corpus)
-    val_x, val_y = data.blocks(val_ids, config.block_size)
-    some = evenly(len(val_x), settings.eval_blocks)
-
-    p, params, decayed = optim.flatten(state.params, settings.decay)
-    shapes = {name: a.shape for name, a in _in_memory_order(params)}
-    g = np.zeros_like(p)
-    grads = optim.views_of(g, shapes)
-    m, v = (np.concatenate([moment[name].ravel() for name in shapes]) for moment in (state.m, state.v))
-    buffers, step, before = dict(state.buffers), state.step, state.seconds
-    tokens = settings.batch_size * config.block_size
-
-    def snapshot():
-        moments = (optim.views_of(vector, shapes) for vector in (m, v))
-        return runs.Checkpoint(params, buffers, *moments, step, before + time.perf_counter() - began)
-
-    for name, layer in _leaks(config):
-        say(f"warning: {name} is not causal: {layer}. Losses below are measured with that leak.")
-    say(f"{model.count_parameters(config):,} parameters, {settings.steps} steps of {settings.batch_size} x {config.block_size} tokens, "
-        f"{threads} thread{'s' * (threads > 1)}")
-    metrics, loss, val_loss = runs.Metrics(folder, keep=step), float("nan"), None
-    began = time.perf_counter()
-    try:
-        with _stop_on_interrupt() as stop, parallel.workers(threads) as pool, _progress(settings.steps, step) as bar:
-            while step < settings.steps:
-                x, y = data.batch(train_ids, settings.batch_size, config.block_size, settings.seed, step)
-                tick = time.perf_counter()
-                try:
-                    loss, new_buffers = parallel.loss_and_gradients(pool, params, buffers, x, y, config, chunks=settings.chunks,
-                                                                    out=grads, seed=(settings.seed, step, 1))
-                except InputError as error:
-                    if "must be finite" not in str(error):         # a layer noticed first: "alpha_ma must be finite ..."
-                        raise
-                    raise _diverged(step + 1, folder, str(error).split()[0]) from None
-                norm = optim.global_norm(grads)
-                if not math.isfinite(loss):
-                    raise _diverged(step + 1, folder, "the loss")
-                if not math.isfinite(norm):
-                    raise _diverged(step + 1, folder, "the gradient of {}", grads)
-                factor = optim.clip_factor(norm, settings.clip)
-                if factor < 1:
-                    g *= factor
-                lr = optim.learning_rate(step, lr=settings.lr, min_lr=settings.min_lr, warmup=settings.warmup, steps=settings.steps)
-                parallel.adamw(pool, p, g, m, v, decayed, step + 1, lr, settings.weight_decay,
-                               betas=(settings.beta1, settings.beta2), eps=settings.eps)
-                buffers, step = new_buffers, step + 1
-                if not np.isfinite(p).all():
-                    raise _diverged(step, folder, "the parameter {}", params)
-                speed = tokens / (time.perf_counter() - tick)
-                last = step == settings.steps
-                val_loss = None
-                if last or step % settings.eval_interval == 0:
-                    part = slice(None) if last else some
-                    val_loss = parallel.mean_loss(pool, params, buffers, val_x[part], val_y[part], config)
-                    bar.write(f"step {step:5d}   train {loss:.4f}   val {val_loss:.4f}" + "  (whole split)" * last)
-                    if not math.isfinite(val_loss):
-                        raise _diverged(step, folder, "the validation loss")
-                metrics.add(step=step, train_loss=loss, val_loss=val_loss, grad_norm=norm, lr=lr, tokens_per_second=round(speed),
-                            seconds=round(before + time.perf_counter() - began, 3))
-                bar.set_postfix_str(f"loss {loss:.3f}, {speed / 1000:.1f}k tokens/s", refresh=False)
-                bar.update()
-                if last or stop or step % settings.checkpoint_interval == 0:
-                    metrics.flush()
-                    runs.save_checkpoint(folder, snapshot())
-                if stop and not last:
-                    raise Interrupted(f"stopped after step {step} of {settings.steps} and saved; "
-                                      f"continue with: python -m minattn train --resume {folder}")
-    finally:
-        metrics.close()
+    for name, why in _leaks(config):
+        say(f"warning: {name} is not causal: {why}. Losses below are measured with that leak.")
+    say(f"{model.count_parameters(config):,} parameters, {settings.steps} steps of "
+        f"{settings.batch_size} x {config.block_size} tokens, {threads} "
+        + ("thread" if threads == 1 else "threads"))
+    metrics = runs.Metrics(folder, keep=checkpoint.step)
+    loop = _Loop(folder, config, settings, ids, checkpoint)
+    with (closing(metrics), _stop_on_interrupt() as stop, parallel.workers(threads) as pool,
+          _progress(settings.steps, checkpoint.step) as bar):
+        while loop.state.step < settings.steps:
+            row = loop.step(pool)
+            loop.record(row, metrics, bar, stop)
     return _finish(runs.load(folder), say)
 
 
+class _Loop:
+    """A run in training: what its steps share."""
+
+    def __init__(self, folder, config, settings, ids, checkpoint):
+        self.folder, self.config, self.settings = folder, config, settings
+        self.train_ids, val_ids = _splits(ids, config, settings.corpus)
+        self.val = data.blocks(val_ids, config.block_size)
+        self.some_val = evenly(len(self.val[0]), settings.eval_blocks)
+        self.state = parallel.start(checkpoint.params, checkpoint.buffers, settings.decay,
+                                    m=checkpoint.m, v=checkpoint.v, step=checkpoint.step)
+        self.began = time.perf_counter() - checkpoint.seconds
+
+    def step(self, pool):
+        """One training step, and the validation loss if it is due -> the line of metrics.jsonl."""
+        s, number = self.settings, self.state.step + 1
+        x, y = data.batch(self.train_ids, s.batch_size, self.config.block_size, s.seed, number - 1)
+        tick = time.perf_counter()
+        try:
+            loss, norm, lr = parallel.train_step(pool, self.state, x, y, self.config, s)
+        except NotFinite as error:
+            raise self.diverged(number, error.name) from None
+        speed = x.size / (time.perf_counter() - tick)
+        val_loss = self.validation_loss(pool)
+        if val_loss is not None and not math.isfinite(val_loss):
+            raise self.diverged(number, "the validation loss")
+        return {"step": number, "train_loss": loss, "val_loss": val_loss, "grad_norm": norm,
+                "lr": lr, "tokens_per_second": round(speed), "seconds": round(self.seconds(), 3)}
+
+    def validation_loss(self, pool):
+        """From some windows every eval_interval steps, from all after the last; None in between."""
+        state, s = self.state, self.settings
+        if state.step == s.steps:
+            x, y = self.val
+        elif state.step % s.eval_interval == 0:
+            x, y = (part[self.some_val] for part in self.val)
+        else:
+            return None
+        return parallel.mean_loss(pool, state.params, state.buffers, x, y, self.config)
+
+    def record(self, row, metrics, bar, stop):
+        """Show the step and write it down; raises Interrupted after Ctrl-C, once all is saved."""
+        step, steps = row["step"], self.settings.steps
+        if row["val_loss"] is not None:
+            windows = "  (whole split)" if step == steps else ""
+            bar.write(f"step {step:5d}   train {row['train_loss']:.4f}   "
+                      f"val {row['val_loss']:.4f}{windows}")
+        metrics.add(**row)
+        speed = row["tokens_per_second"] / 1000
+        bar.set_postfix_str(f"loss {row['train_loss']:.3f}, {speed:.1f}k tokens/s", refresh=False)
+        bar.update()
+        if step == steps or stop or step % self.settings.checkpoint_interval == 0:
+            metrics.flush()
+            runs.save_checkpoint(self.folder, self.checkpoint())
+        if stop and step < steps:
+            raise Interrupted(f"stopped after step {step} of {steps} and saved; continue with: "
+                              f"python -m minattn train --resume {self.folder}")
+
+    def checkpoint(self):
+        state = self.state
+        return runs.Checkpoint(state.params, state.buffers, state.named(state.m),
+                               state.named(state.v), state.step, self.seconds())
+
+    def seconds(self):
+        return time.perf_counter() - self.began
+
+    def diverged(self, step, what):
+        """The exception that says what is not finite, and where the last good checkpoint is."""
+        good = Path(self.folder) / runs.CHECKPOINT
+        kept = "no checkpoint had been written yet"
+        if good.exists():
+            kept = f"the last good checkpoint is {good}"
+        return Diverged(f"step {step}: {what} is not finite; {kept}. "
+                        "Try a smaller --lr, or a --clip.")
+
+
 def evenly(n, most):
-    """At most `most` of the numbers below n, evenly spread: the validation windows of an evaluation on the way."""
+    """At most `most` of the numbers below n, evenly spread: the windows of an evaluation."""
     return np.unique(np.linspace(0, n - 1, min(most, n)).astype(int))
 
 
@@ -244,23 +292,11 @@ def _finish(run, say):
     return run
 
 
-def _in_memory_order(params):
-    """(name, array) as they lie in the flat vector."""
-    return sorted(params.items(), key=lambda item: item[1].__array_interface__["data"][0])
-
-
 def _leaks(config):
     """(mechanism, reason) for those of the model that are not causal."""
     from minattn.attention_layer import plan
-    return dict.fromkeys((layer.mechanism.name, why) for layer in plan(config) if (why := layer.mechanism.leak(**layer.kernel)))
-
-
-def _diverged(step, folder, what, arrays=None):
-    """The exception that says what is no longer finite, which of these arrays it was, and where the last good ones are."""
-    what = what.format(next((name for name, a in (arrays or {}).items() if not np.isfinite(a).all()), "all parameters together"))
-    good = Path(folder) / runs.CHECKPOINT
-    kept = f"the last good checkpoint is {good}" if good.exists() else "no checkpoint had been written yet"
-    return Diverged(f"step {step}: {what} is not finite; {kept}. Try a smaller --lr, or a --clip.")
+    return dict.fromkeys((layer.mechanism.name, why) for layer in plan(config)
+                         if (why := layer.mechanism.leak(**layer.kernel)))
 
 
 class _stop_on_interrupt:
@@ -290,4 +326,5 @@ class _stop_on_interrupt:
 
 def _progress(steps, done):
     from tqdm import tqdm
-    return tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 5)
+    interval = 0.2 if sys.stderr.isatty() else 5
+    return tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, mininterval=interval)

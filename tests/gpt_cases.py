@@ -5,7 +5,7 @@ A run is a dict of arrays: "logits", "loss", "grad/NAME", then some AdamW steps 
 """
 import numpy as np
 
-from minattn import model, optim, parallel
+from minattn import model, optim, parallel, train
 
 SIZES = dict(vocab_size=19, block_size=11, n_layer=2, n_head=3, n_embd=18)        # heads of 6 channels
 TINY = dict(vocab_size=11, block_size=5, n_layer=2, n_head=2, n_embd=8)           # of the saved results
@@ -90,20 +90,16 @@ def run_numpy(config, params, buffers, x, y, steps=5, clip=CLIP):
     result = {"logits": logits, "loss": np.array(loss)}
     result.update((f"grad/{name}", g) for name, g in model.backward(cache, config).items())
 
-    p, params, decayed = optim.flatten(params, "2d")
-    order = sorted(params, key=lambda name: params[name].__array_interface__["data"][0])
-    shapes = {name: params[name].shape for name in order}
-    g, m, v = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
-    grads, losses, norms = optim.views_of(g, shapes), [], []
     chunks = 1 if buffers else 2                      # a running mean is one per chunk: PyTorch has one
+    settings = train.Settings(**RATE, steps=steps, beta1=ADAMW["betas"][0], beta2=ADAMW["betas"][1], eps=ADAMW["eps"],
+                              weight_decay=DECAY, clip=clip, chunks=chunks)
+    state, losses, norms = parallel.start(params, buffers), [], []
     with parallel.workers(1) as pool:
-        for step in range(1, steps + 1):
-            loss, buffers = parallel.loss_and_gradients(pool, params, buffers, x, y, config, chunks=chunks, out=grads)
-            norms.append(optim.global_norm(grads))
-            g *= optim.clip_factor(norms[-1], clip)
-            rate = optim.learning_rate(step - 1, steps=steps, **RATE)
-            parallel.adamw(pool, p, g, m, v, decayed, step, rate, DECAY, **ADAMW)
+        for _ in range(steps):
+            loss, norm, _ = parallel.train_step(pool, state, x, y, config, settings)
             losses.append(loss)
+            norms.append(norm)
+    params, buffers = state.params, state.buffers
     result.update(losses=np.array(losses), norms=np.array(norms))
     result.update((f"after/{name}", a) for name, a in {**params, **buffers}.items())
     result["after/logits"] = model.forward(params, x, config, buffers=buffers)[0]

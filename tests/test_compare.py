@@ -255,7 +255,7 @@ def test_waits_for_another_worker_on_the_same_run(study, corpus, tmp_path):
     plan = plans.make(out, attention="softmax", overrides=SMALL | {"corpus": str(corpus)}, prefix_positions=90)
     rows = []
     thread = threading.Thread(target=lambda: rows.append(work.do(plan.jobs()[0])))
-    with runs.held(plan.jobs()[0].folder):
+    with runs.lock(plan.jobs()[0].folder):
         thread.start()
         time.sleep(0.3)
         assert not rows
@@ -312,7 +312,7 @@ def test_stopped_from_outside(study, corpus, tmp_path, workers, how):
         assert process.returncode == 130 and "give the same command again to go on" in said[1] and "Traceback" not in said[1]
     time.sleep(1)
     for folder in {path.parent for path in out.glob("*/*/config.json")}:
-        with runs.held(folder):                                       # nobody is at work there
+        with runs.lock(folder):                                       # nobody is at work there
             pass
     assert compare(out, corpus) == 0
     assert timeless(tables.read_csv(out / tables.RESULTS)) == timeless(tables.read_csv(study / tables.RESULTS))

@@ -12,6 +12,7 @@ from run_cases import CASES, TINY, command, contents, copy, environment, flags, 
 
 from minattn import cli, data, generate, model, parallel, runs
 from minattn import train as trainer
+from minattn.attention import MECHANISMS
 from minattn.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -105,6 +106,18 @@ def test_overwrite_replaces_the_run_and_nothing_else(finished, corpus, tmp_path)
     (folder / "notes.txt").write_text("mine")
     assert train(folder, corpus, overwrite=True) == 0
     assert outcome(folder) == outcome(finished()) and (folder / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_mechanism_refuses_removes_nothing(finished, corpus, tmp_path, capsys, monkeypatch):
+    """Not every value of an option is checked before the mechanism is called: it is, on one token, before an old run goes."""
+    def refuse(*args, **options):
+        raise InputError("softer must be above 0; got -1.")
+    folder = copy(finished(), tmp_path / "run")
+    before = contents(folder)
+    monkeypatch.setattr(MECHANISMS["softmax"].module, "forward", refuse)
+    assert train(folder, corpus, overwrite=True) == 2 and contents(folder) == before
+    assert train(tmp_path / "new", corpus) == 2 and not (tmp_path / "new").exists()
+    assert capsys.readouterr().err == "error: softer must be above 0; got -1.\n" * 2
 
 
 def test_float64(corpus, tmp_path):
@@ -492,7 +505,7 @@ def test_file_system_without_hard_links(stopped, finished, tmp_path, monkeypatch
 def test_only_one_run_at_a_time_in_a_folder(stopped, corpus, tmp_path, capsys):
     folder = copy(stopped, tmp_path / "run")
     before = contents(folder)
-    with runs.held(folder):
+    with runs.lock(folder):
         assert cli.main(["train", "--resume", str(folder)]) == train(folder, corpus, overwrite=True) == 2
         assert capsys.readouterr().err.count(f"another process is training in {folder}") == 2
         assert contents(folder) == before

@@ -52,7 +52,7 @@ def _train(job):
 
 
 def _measure(job):
-    with runs.held(job.folder):
+    with runs.lock(job.folder):
         return measures.measure(job.folder, job.prefix_positions, threads=job.threads, data_dir=job.data_dir)
 
 
@@ -72,7 +72,7 @@ def _when_free(folder, action):
 
 def _free(folder):
     try:
-        with runs.held(folder):
+        with runs.lock(folder):
             return True
     except InputError:
         return False

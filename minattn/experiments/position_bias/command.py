@@ -131,7 +131,7 @@ def prepare(folder, settings, steps, *, overwrite):
     old, done = read_config(folder) if there else ({}, 0)               # never touches what another program wrote
     if there and overwrite:
         for seed in folder.glob("seed*"):
-            with runs.held(seed):
+            with runs.lock(seed):
                 for name in (*runs.FILES, recall_training.RESULT):
                     (seed / name).unlink(missing_ok=True)
         for name in (RESULTS, PICTURE):

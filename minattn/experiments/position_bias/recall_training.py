@@ -127,7 +127,7 @@ def finish(folder, config, task, training, seed, steps, count, *, bar=True):
     """Train to the end, evaluate, write result.json -> its content. What is already there is not done again."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with runs.held(folder):
+    with runs.lock(folder):
         old = read_result(folder)
         if old and old["steps"] == steps and old["count"] == count:
             return old

@@ -42,7 +42,7 @@ def run(args):
         raise InputError("--out must name a folder.")
     configs, seeds, folder = variants(args.attention, matched=not args.no_matched), plan.numbers(args.seeds), Path(args.out)
     plan.check_folder(folder)
-    with runs.held(folder), parallel.workers(1), np.errstate(all="ignore"):
+    with runs.lock(folder), parallel.workers(1), np.errstate(all="ignore"):
         rows = {}
         for name, seed in ((name, seed) for seed in seeds for name in configs):
             settings = {**dataclasses.asdict(configs[name]), **RECIPE, "steps": args.steps, "lr": args.lr}
