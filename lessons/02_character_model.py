@@ -386,7 +386,7 @@ ax.legend(frameon=False, loc="lower right");
 # %% [markdown]
 # Nearly all the arithmetic is products, but not all the time: elementwise layers do little with each number that they fetch. That is why the
 # package's `ops.py` writes the same GELU and layer norm in passes over blocks that fit a core's cache
-# ([where the time goes](where_the_time_goes.md)).
+# ([where the time goes](../docs/where_the_time_goes.md)).
 #
 # **What we now know.** A language model is a few kinds of layers, each with a backward of a few lines; the whole gradient is those in reverse,
 # and two independent judges agree with ours. Training learns frequencies first, then pairs, then more: a loss below the *best*

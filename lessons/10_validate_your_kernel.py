@@ -4,7 +4,7 @@
 # **The question.** Attention over $T$ tokens makes $T^2$ weights. A fast implementation, a *kernel*, never holds them all: it works through
 # tiles. Its code is no longer the formula, so how do we know that it still computes it: in every corner, forward and backward, in 32 bits?
 # **Time:** fifty minutes. **You need:** lessons 00 and 01. The validation kit used here also checks kernels in PyTorch and JAX from the command
-# line: [validate your kernel in five minutes](validate_your_kernel.md).
+# line: [validate your kernel in five minutes](../docs/validate_your_kernel.md).
 #
 # ## The picture
 #
@@ -219,7 +219,7 @@ print("one number, exp(s - (m + ln total)):", np.exp(x - (x + np.log(n))))
 print("two numbers, exp(s - m - ln total): ", np.exp(x - x - np.log(n)))
 
 # %% [markdown]
-# This is not ours alone: kernels that keep one number per row in float32 share it, as [other people's kernels](third_party_kernels.md) shows.
+# This is not ours alone: kernels that keep one number per row in float32 share it, as [other people's kernels](../docs/third_party_kernels.md) shows.
 # Whether such scores matter to you is for you to say, but now you know. The cure is to keep both numbers and subtract the large one first. A
 # function that changes one line of our source lets us try it, and will serve again in a moment:
 
@@ -392,7 +392,7 @@ ax.legend(frameon=False);
 # apart.
 #
 # **What remains unknown.** Which corner nobody has thought of: the kit's own list of wrong implementations, and which family finds which, is
-# in [mutation_score.md](mutation_score.md). Speed is another question: [where the time goes](where_the_time_goes.md).
+# in [mutation_score.md](../docs/mutation_score.md). Speed is another question: [where the time goes](../docs/where_the_time_goes.md).
 #
 # **Source.** Milakov and Gimelshein, arXiv 1805.02867, algorithm 3 (the online sum); Dao et al., arXiv 2205.14135, algorithm 1 (tiles); Dao,
 # arXiv 2307.08691, algorithm 2 (the backward from the log-sum-exp). The bound has the form that attention-gym's tests use; the cases are this

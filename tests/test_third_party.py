@@ -1,7 +1,7 @@
 """Attention that nobody here wrote, through the kit: what is right must pass, what differs must be known by name.
 
 Every part is skipped where its library is missing. What differs is listed as an expected failure with its reason, in
-the form of a skip file; the findings are written up in lessons/third_party_kernels.md.
+the form of a skip file; the findings are written up in docs/third_party_kernels.md.
 """
 import warnings
 

@@ -21,7 +21,7 @@ from minattn.validate.check import check_case, prepare, read_skips
 from minattn.validate.frameworks import resolve
 
 ROOT = Path(__file__).parent.parent
-GUIDE = ROOT / "lessons" / "validate_your_kernel.md"
+GUIDE = ROOT / "docs" / "validate_your_kernel.md"
 SEEDS = range(20)
 
 
