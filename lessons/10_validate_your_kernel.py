@@ -219,7 +219,8 @@ print("one number, exp(s - (m + ln total)):", np.exp(x - (x + np.log(n))))
 print("two numbers, exp(s - m - ln total): ", np.exp(x - x - np.log(n)))
 
 # %% [markdown]
-# This is not ours alone: kernels that keep one number per row in float32 share it, as [other people's kernels](../docs/third_party_kernels.md) shows.
+# This is not ours alone: kernels that keep one number per row in float32 share it, as
+# [other people's kernels](../docs/third_party_kernels.md) shows.
 # Whether such scores matter to you is for you to say, but now you know. The cure is to keep both numbers and subtract the large one first. A
 # function that changes one line of our source lets us try it, and will serve again in a moment:
 
