@@ -1,5 +1,6 @@
 """Turn a wrong array or a mistyped name into one clear sentence."""
 import difflib
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,19 +22,6 @@ def choice(what, value, known):
         raise InputError(f"{what} must be one of {listed}; got {value!r}.{nearest(value, known)}")
 
 
-def option(text):
-    """"NAME=VALUE" -> (name, value): the value a number, true / false, or a word."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise InputError(f"option {text!r} is not NAME=VALUE.")
-    for kind in (int, float):
-        try:
-            return name.replace("-", "_"), kind(value)
-        except ValueError:
-            pass
-    return name.replace("-", "_"), {"true": True, "false": False}.get(value.lower(), value)
-
-
 def number(what, value, low=None, *, integer=False, above=None, high=None):
     """Raise unless `value` is a finite number (an integer if asked) with low <= value <= high and value > above."""
     kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
@@ -46,12 +34,52 @@ def number(what, value, low=None, *, integer=False, above=None, high=None):
         raise InputError(f"{what} must be {' and '.join(bounds)}; got {value!r}.")
 
 
+class Option(NamedTuple):
+    """A setting of a mechanism or a position: its default, and the values that it may have."""
+    default: Any
+    choices: tuple = ()           # values that are allowed as they stand
+    number: dict | None = None    # or any number within these bounds: keywords of `number`
+    examples: tuple = ()          # numbers that tests and the validation kit try
+
+    def check(self, what, value):
+        """Raise InputError unless this value is allowed."""
+        if any(value is c or (type(value) is type(c) and value == c) for c in self.choices):
+            return
+        if self.number is None:
+            choice(what, value, self.choices)
+            raise InputError(f"{what} must be {type(self.default).__name__}; got {value!r}.")
+        words = ", ".join(c for c in self.choices if isinstance(c, str))
+        number(f"{what} ({words} or a number)" if words else what, value, **self.number)
+
+    def others(self):
+        """Every value worth a test beside the default."""
+        return tuple(v for v in (*self.choices, *self.examples) if v != self.default)
+
+
+def defaults(options):
+    """{name: Option} -> {name: its default}"""
+    return {name: option.default for name, option in options.items()}
+
+
+def options(what, owner, given, known):
+    """Raise InputError unless every given option is one of the known ones and has an allowed value.
+
+    what: "attention option"; owner: whose options these are; given {name: value}; known {name: Option}
+    """
+    for name, value in given.items():
+        if name not in known:
+            listed = ", ".join(known) or "no options"
+            raise InputError(f"{what} {name!r} is unknown to {owner}, which takes {listed}."
+                             f"{nearest(name, known)}")
+        known[name].check(f"{what} {name}", value)
+
+
 def arrays(sizes=None, dtype=None, **named):
     """Check arrays against symbolic shapes and one common dtype.
 
     arrays(q=(q, "B H Tq D"), k=(k, "B H Tk D")) binds each symbol at its first use and raises InputError, naming
     the argument, the axis, what was expected and what came, at the first mismatch. A number in the shape must match
-    as it stands. All arrays must be float32 or all float64. Returns the bound sizes as a dict.
+    as it stands; "Dv|1" is either. All arrays must be float32 or all float64. Returns the bound sizes as a dict.
     """
     sizes, first, dtype_from = dict(sizes or {}), {}, "the rest"
     for name, (array, shape) in named.items():
@@ -67,6 +95,9 @@ def arrays(sizes=None, dtype=None, **named):
         if array.ndim != len(symbols):
             raise InputError(f"{name} must have {len(symbols)} axes ({', '.join(symbols)}); got shape {array.shape}.")
         for axis, (symbol, size) in enumerate(zip(symbols, array.shape)):
+            if "|" in symbol:                                 # "Dv|1": either will do
+                known, literal = symbol.split("|")
+                symbol = literal if size == int(literal) else known
             expected = int(symbol) if symbol.isdigit() else sizes.setdefault(symbol, size)
             first.setdefault(symbol, name)
             if size != expected:

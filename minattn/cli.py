@@ -102,31 +102,24 @@ def _train_arguments(parser):
             flag, kind = "--" + field.name.replace("_", "-"), hints[field.name]
             if field.name == "vocab_size":
                 continue
-            if field.name in ("attention_options", "position_options"):
-                section.add_argument(flag[:-1], dest=field.name, action="append", type=_option, metavar="NAME=VALUE")
-            elif kind is bool:
+            if kind is bool:
                 section.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
             else:
                 section.add_argument(flag, type=int if kind in (int, int | None) else kind, metavar=field.name.upper())
-
-
-def _option(text):
-    """NAME=VALUE, as argparse wants it"""
-    from minattn import checks
-    from minattn.errors import InputError
-    try:
-        return checks.option(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(error) from None
+        if cls is model.Config:
+            for what in ("attention", "position"):
+                section.add_argument(f"--{what}-option", dest=f"{what}_options", action="append", metavar="NAME=VALUE",
+                                     help=f"the same as in the brackets of --{what}")
 
 
 def run_train(args):
-    from minattn import checks, train
-    fields = [f.name for cls in (train.Settings, _config()) for f in dataclasses.fields(cls)]
+    from minattn import checks, model, spec, train
+    fields = [f.name for cls in (train.Settings, model.Config) for f in dataclasses.fields(cls)]
+    fields += ["attention_options", "position_options"]
     given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
     for name in ("attention_options", "position_options"):
         if name in given:
-            given[name] = dict(given[name])
+            given[name] = dict(spec.option(text) for text in given[name])
     common = dict(threads=args.threads, data_dir=args.data_dir)
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1; got {args.threads}.")
@@ -154,11 +147,6 @@ def run_train(args):
     prompt = ' --prompt "O, "' if set("O, ") <= set(run.vocabulary) else ""
     print(f"more text: python -m minattn sample {run.folder}{prompt} --tokens 300")
     return 0
-
-
-def _config():
-    from minattn import model
-    return model.Config
 
 
 # ---------------------------------------------------------------------------------------------------------- sample
@@ -208,7 +196,7 @@ def run_list(args):
     for name, m in MECHANISMS.items():
         causal = "; ".join(["yes", *(f"not with {k}={v}" for k, v in m.not_causal),
                             *(f"{k}={v} sees the length" for k, v in m.not_cacheable)])
-        rows.append((name, m.arxiv, m.summary, _file(m.module), causal, m.extra_parameters(), _options({**m.options, **m.layer_options})))
+        rows.append((name, m.arxiv, m.summary, _file(m.module), causal, m.extra_parameters(), _options(m.all_options())))
     show(rows)
     print()
     show([("position", "paper", "what it does", "file", "kind", "options")]
@@ -217,7 +205,8 @@ def run_list(args):
     show([("preset", "layers", "heads", "channels", "block", "batch", "steps")]
          + [(name, *(str(preset[key]) for key in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "steps")))
             for name, preset in PRESETS.items()])
-    print("\nAny attention with +gated on top (affine+gated); several by layer (energy,softmax); several positions (learned+rope).")
+    print("\nOptions in brackets (energy[norm=prefix]); a gate on top (affine+gated); "
+          "layers that alternate (energy/softmax); several positions (learned+rope).")
     return 0
 
 
@@ -226,7 +215,7 @@ def _file(module):
 
 
 def _options(options):
-    return ", ".join(f"{name}={value}" for name, value in options.items())
+    return ", ".join(f"{name}={option.default}" for name, option in options.items())
 
 
 def _markdown(rows):

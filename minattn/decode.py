@@ -20,7 +20,6 @@ import numpy as np
 
 from minattn import attention_layer, model
 from minattn.attention import gated
-from minattn.positions import decay, rotary
 
 PANEL = 32
 
@@ -56,7 +55,7 @@ class Decoder(NamedTuple):
 
 def serves(config):
     """Can `step` do this model? Not the Gaussian kernel, which has no projections to take a norm's gain into."""
-    return all("q" in layer.mechanism.arguments for layer in attention_layer.plan(config))
+    return all("q" in layer.mechanism.arguments for layer in attention_layer.layers(config))
 
 
 # ------------------------------------------------------------------------------------------------------- once
@@ -64,15 +63,19 @@ def serves(config):
 
 def prepare(params, buffers, config):
     """Everything that does not depend on the tokens. params, buffers as of model.init -> Decoder"""
-    C, wte, plan = config.n_embd, params["wte.weight"], attention_layer.plan(config)
-    turns = slopes = None
-    if plan[0].rope:
-        turns = rotary.turns(config.block_size, C // config.n_head, plan[0].rope["base"], 0, wte.dtype)
-    if plan[0].decay:
-        slopes = decay.forward(1, config.block_size, decay.alibi_slopes(config.n_head).astype(wte.dtype))[0]
+    C, wte, layers = config.n_embd, params["wte.weight"], attention_layer.layers(config)
+    turns = bias = None
+    if layers[0].rotation:
+        module, options = layers[0].rotation
+        turns = module.rotations(config.block_size, C // config.n_head, wte.dtype, **options)
+    if layers[0].bias:
+        module, options = layers[0].bias
+        every, last = slice(None), np.array([config.block_size - 1])
+        bias = module.bias(config.n_head, wte.dtype, **options)
+        bias = bias.tile(every, every, last, np.arange(config.block_size))[0]
     return Decoder(config, _centred(wte), _centred(model.position_codes(params, config)),
-                   [_prepare_layer(layer, params, buffers, config) for layer in plan],
-                   _after_norm(params, "ln_f", Linear(wte.T, np.zeros(len(wte), wte.dtype))), turns, slopes, np.full((C, 1), 1 / C, wte.dtype))
+                   [_prepare_layer(layer, params, buffers, config) for layer in layers],
+                   _after_norm(params, "ln_f", Linear(wte.T, np.zeros(len(wte), wte.dtype))), turns, bias, np.full((C, 1), 1 / C, wte.dtype))
 
 
 def _prepare_layer(layer, params, buffers, config):
@@ -84,7 +87,7 @@ def _prepare_layer(layer, params, buffers, config):
             continue
         side_by_side.append(_linear(params, f"{a}.{name}"))
         if name != "c_attn":
-            one_per_token = row.arguments.get(name, "").count(",") == 2                        # (B, H, T), not (B, H, T, D)
+            one_per_token = len(row.arguments.get(name, "").split()) == 3                      # (B, H, T), not (B, H, T, D)
             made.append((name, slice(start, start + n_out), (-1, H, 1) if one_per_token else (-1, H, 1, n_out // H)))
         start += n_out
     inwards = Linear(np.concatenate([w for w, _ in side_by_side], axis=1), np.concatenate([b for _, b in side_by_side]))
@@ -165,8 +168,9 @@ def _attend(y, layer, decoder, past):
     plan, row, H, C, t = layer.plan, layer.plan.mechanism, decoder.config.n_head, decoder.config.n_embd, past.length
     qkv = y[:, :3 * C].reshape(-1, 3 * H, 1, C // H)                  # (B, 3 H, 1, D)
     q, k, v = qkv[:, :H], qkv[:, H:2 * H], qkv[:, 2 * H:]
-    if plan.rope:
-        turned = rotary.multiply(qkv[:, :2 * H], decoder.turns[t:t + 1], plan.rope["pairs"])
+    if plan.rotation:
+        module, options = plan.rotation
+        turned = module.rotate(qkv[:, :2 * H], decoder.turns[t:t + 1], **options)
         q, k = turned[:, :H], turned[:, H:]
     arguments = {"q": q, "k": k, "v": v, **layer.constants}
     for name, columns, shape in layer.made:
@@ -181,7 +185,7 @@ def _attend(y, layer, decoder, past):
             bias = None if bias is None else bias[..., -plan.window:]
         out = row.decode(**arguments, bias=bias)
     else:
-        out = row.module.forward(**arguments, **plan.kernel, causal=True, window=plan.window, bias=bias, scale=1.0)[0]
+        out = row.module.forward(**arguments, **plan.options, causal=True, window=plan.window, bias=bias, scale=1.0)[0]
     if gate is not None:
         out = out * gated.sigmoid(gate)
     return out.reshape(-1, C)

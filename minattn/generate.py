@@ -2,7 +2,7 @@
 import numpy as np
 
 from minattn import checks, decode, model
-from minattn.attention_layer import Past, plan
+from minattn.attention_layer import KVCache, layers
 from minattn.errors import InputError
 
 TOGETHER = 8          # sequences that take each step together: a fixed number, so that the text does not depend on the threads
@@ -10,7 +10,10 @@ TOGETHER = 8          # sequences that take each step together: a fixed number, 
 
 def recompute_reason(config):
     """Why this model cannot use a key-value cache; an empty string if it can."""
-    return next((f"{layer.mechanism.name}: {why}" for layer in plan(config) if (why := layer.mechanism.recompute(**layer.kernel))), "")
+    for layer in layers(config):
+        if why := layer.mechanism.recompute(**layer.options):
+            return f"{layer.mechanism.name}: {why}"
+    return ""
 
 
 def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=None, seed=0, cached=True, pool=None):
@@ -43,14 +46,14 @@ def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=
         """The logits after what is unread, (b, V)"""
         if decoder and past.length:
             return decode.step(decoder, unread[part, 0], past)
-        return model.forward(params, unread[part], config, buffers=buffers, past=past, last_only=True)[0][:, -1]
+        return model.forward(params, unread[part], config, buffers=buffers, kv_cache=past, last_only=True)[0][:, -1]
 
     for _ in range(n_tokens):
         if view.shape[1] > config.block_size:
             view = view[:, -max(1, config.block_size // 2):]
             pasts, unread = None, view
         if pasts is None:
-            pasts = [Past(config.block_size) if cached else None for _ in parts]
+            pasts = [KVCache(config.block_size) if cached else None for _ in parts]
         unread = unread if cached else view
         logits = np.concatenate(list((pool.map if pool and len(parts) > 1 else map)(read, parts, pasts)))
         unread = _pick(logits.astype(np.float64), temperature, top_k, rng)[:, None]

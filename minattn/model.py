@@ -9,15 +9,16 @@ remembered but not learned, are a second dict. Neither is changed here.
 """
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minattn import checks, ops
-from minattn.attention_layer import attention_backward, attention_forward, attention_parameters, embeddings_of, plan
+from minattn import checks, ops, spec
+from minattn.attention import mechanism
+from minattn.attention_layer import attention_backward, attention_forward, attention_parameters, embeddings, layers
 from minattn.errors import InputError
-from minattn.positions import POSITIONS, morlet
+from minattn.positions import position
 
 
 @dataclass(frozen=True)
@@ -29,28 +30,37 @@ class Config:
     n_head: int = 4
     n_embd: int = 128                # channels; each head has n_embd / n_head
     dropout: float = 0.0             # on embeddings, attention weights and both branches of a layer
-    bias: bool = False               # biases in linear layers and layer norms (q, k, v apart)
+    bias: bool = False               # biases in linear layers and layer norms (not of q, k, v)
     qkv_bias: bool = False
     gelu: str = "tanh"               # or "exact"
-    scaled_init: bool = True         # projections back into the residual stream start 1 / sqrt(2 n_layer) smaller
-    attention: str = "softmax"       # by layer: "energy,softmax" alternates; "affine+gated" gates the output
-    attention_options: dict = field(default_factory=dict)
-    position: str = "learned"        # "learned+rope" uses both
-    position_options: dict = field(default_factory=dict)
-    window: int | None = None     # keys that a query sees, itself included; None: all before it
-    window_pattern: str = ""         # by layer, S = block_size / 2 and L = all: "SSSL"; the last layer is always L
+    scaled_init: bool = True         # projections back into the residual stream start
+                                     # 1 / sqrt(2 n_layer) smaller
+    attention: str = "softmax"       # "energy[norm=prefix]+gated", "energy/softmax": see spec.py
+    position: str = "learned"        # "learned+rope[base=100]"
+    window: int | None = None        # keys that a query sees, itself included; None: all before it
+    window_pattern: str = ""         # by layer, S = block_size / 2 and L = all: "SSSL"; the last
+                                     # layer is always L
+    attention_options: InitVar[dict | None] = None    # for every part of `attention` that knows
+    position_options: InitVar[dict | None] = None     # them, as if they stood in its brackets
 
-    def __post_init__(self):
+    def __post_init__(self, attention_options, position_options):
+        self._spell("attention", attention_options or {}, lambda name: mechanism(name).all_options())
+        self._spell("position", position_options or {}, lambda name: position(name).options)
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             checks.number(name, getattr(self, name), 1, integer=True)
         if self.n_embd % self.n_head:
             raise InputError(f"n_embd must be divisible by n_head; got {self.n_embd} and {self.n_head}.")
         checks.number("dropout", self.dropout, 0, high=0.9)
         checks.choice("gelu", self.gelu, ("tanh", "exact"))
-        plan(self)                                   # raises for unknown mechanisms, positions and options
-        embedded = [p for p in embeddings_of(self) if p in ("morlet", "sinusoidal")]
-        if embedded and self.n_embd % 2:
-            raise InputError(f"n_embd must be even for {embedded[0]} positions; got {self.n_embd}.")
+        layers(self)                 # raises for unknown mechanisms, positions and options
+
+    def _spell(self, what, options, known):
+        """Bring a text into its canonical spelling, with options that were given apart."""
+        if not isinstance(options, dict):
+            raise InputError(f"{what}_options must be a dict; got {options!r}.")
+        parsed = spec.parse(what, getattr(self, what))
+        parsed = spec.with_options(what, parsed, options, known)
+        object.__setattr__(self, what, spec.show(parsed))
 
 
 class Cache(NamedTuple):
@@ -74,15 +84,9 @@ def parameter_shapes(config):
     normal = ("normal", 0.02)
     back = ("normal", 0.02 / math.sqrt(2 * config.n_layer)) if config.scaled_init else normal
     shapes = {"wte.weight": ((V, C), normal)}
-    for name in embeddings_of(config):
-        if name == "learned":
-            shapes["position.learned.weight"] = ((config.block_size, C), normal)
-        elif name == "morlet":
-            log_omega, log_sigma = morlet.initial(C // 2)
-            shapes["position.morlet.log_omega"] = ((C // 2,), log_omega)
-            shapes["position.morlet.log_sigma"] = ((C // 2,), log_sigma)
-            if config.position_options.get("centre"):
-                shapes["position.morlet.centre"] = ((C // 2,), 0.0)
+    for row, options in embeddings(config):
+        for name, value in row.module.parameters(C, config.block_size, **options).items():
+            shapes[f"position.{row.name}.{name}"] = value
 
     def norm(name):
         shapes[f"{name}.weight"] = ((C,), 1.0)
@@ -94,7 +98,7 @@ def parameter_shapes(config):
         if bias:
             shapes[f"{name}.bias"] = ((n_out,), 0.0)
 
-    for layer in plan(config):
+    for layer in layers(config):
         h = f"h.{layer.index}"
         norm(f"{h}.ln_1")
         for name, n_out, init, bias in attention_parameters(layer, config):
@@ -123,7 +127,7 @@ def init(config, seed=0, dtype=np.float32):
         drawn = rng.normal(0, value[1], shape) if isinstance(value, tuple) else np.broadcast_to(value, shape)
         params[name] = np.array(drawn, dtype)
     buffers = {f"h.{layer.index}.attn.{name}": np.full(config.n_head, value, dtype)
-               for layer in plan(config) for name, value in layer.mechanism.buffers.items()}
+               for layer in layers(config) for name, value in layer.mechanism.buffers.items()}
     return params, buffers
 
 
@@ -134,19 +138,20 @@ def to_dict(config):
 # ---------------------------------------------------------------------------------------------- forward and backward
 
 
-def forward(params, tokens, config, *, targets=None, buffers=None, training=False, rng=None, past=None, last_only=False, weights=None):
+def forward(params, tokens, config, *, targets=None, buffers=None, training=False, rng=None,
+            kv_cache=None, last_only=False, weights=None):
     """Predict the next token at every position.
 
     tokens (B, T) integers below vocab_size, targets the same -> logits (B, T, V), loss (nats per token, or None), cache
 
     buffers   the second dict of init; needed by mechanisms that have one
     training  fold this batch into the buffers (the new ones come back in cache.buffers) and apply dropout from rng
-    past      a key-value cache (minattn.attention_layer.Past): tokens continue what it holds
+    kv_cache  a minattn.attention_layer.KVCache: tokens continue what it holds
     last_only logits of the last position only, (B, 1, V): all that sampling needs
     weights   a list: each layer appends the (B, H, T, T) that multiply its values
     """
     B, T = tokens.shape
-    start = past.length if past else 0
+    start = kv_cache.length if kv_cache else 0
     if start + T > config.block_size:
         raise InputError(f"tokens: at most block_size = {config.block_size} positions; got {start + T}.")
     C, V = config.n_embd, config.vocab_size
@@ -155,18 +160,18 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
 
     x, embed = ops.embedding_forward(tokens.reshape(-1), wte)                     # 1. tokens           (N, C), N = B T
     encoded = []
-    for name in embeddings_of(config):                                            # 2. positions        (T, C)
-        pe, cache = _position_forward(name, params, config, T, start, x.dtype)
-        x.reshape(B, T, C)[:] += pe
-        encoded.append((name, cache))
+    for row, options in embeddings(config):                                       # 2. positions        (T, C)
+        codes, cache = _embed(row, options, params, T, C, start, x.dtype)
+        x.reshape(B, T, C)[:] += codes
+        encoded.append((row.name, cache))
     x, dropped = ops.dropout_forward(x, *drop)                                    # 3.
 
-    layers, new_buffers = [], dict(buffers or {})
-    for layer in plan(config):
+    caches, new_buffers = [], dict(buffers or {})
+    for layer in layers(config):
         h = f"h.{layer.index}"
         y, ln_1 = _norm_forward(x, params, f"{h}.ln_1")                           # 4. x += attention(layer_norm(x))
-        y, attn = attention_forward(y, params, new_buffers, layer, config, (B, T), training=training, rng=drop[1], past=past,
-                                    weights=weights)
+        y, attn = attention_forward(y, params, new_buffers, layer, config, (B, T), training=training,
+                                    rng=drop[1], kv_cache=kv_cache, weights=weights)
         y, drop_1 = ops.dropout_forward(y, *drop)
         x = x + y
         y, ln_2 = _norm_forward(x, params, f"{h}.ln_2")                           # 5. x += mlp(layer_norm(x))
@@ -175,15 +180,17 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
         y, proj = _linear_forward(y, params, f"{h}.mlp.c_proj")                   # (N, 4C) -> (N, C)
         y, drop_2 = ops.dropout_forward(y, *drop)
         x = x + y
-        layers.append((ln_1, attn, drop_1, ln_2, fc, act, proj, drop_2))
-    if past:
-        past.length += T
+        caches.append((ln_1, attn, drop_1, ln_2, fc, act, proj, drop_2))
+    if kv_cache:
+        kv_cache.length += T
     if last_only:
         x, T = x.reshape(B, T, C)[:, -1], 1
     x, ln_f = _norm_forward(x, params, "ln_f")                                    # 6.
     logits = x @ wte.T                                                            # 7. (N, C), (C, V) -> (N, V)
-    loss, loss_cache = ops.cross_entropy_forward(logits, targets.reshape(-1)) if targets is not None else (None, None)   # 8.
-    cache = Cache(embed, encoded, dropped, layers, ln_f, (x, wte), loss_cache, (B, T), new_buffers)
+    loss = loss_cache = None
+    if targets is not None:
+        loss, loss_cache = ops.cross_entropy_forward(logits, targets.reshape(-1))  # 8.
+    cache = Cache(embed, encoded, dropped, caches, ln_f, (x, wte), loss_cache, (B, T), new_buffers)
     return logits.reshape(B, T, V), loss, cache
 
 
@@ -203,7 +210,8 @@ def backward(cache, config, dloss=1.0, dlogits=None):
     dx = dlogits @ wte
     # 6.
     dx = collect("ln_f", ops.layer_norm_backward(dx, cache.ln_f))
-    for layer, (ln_1, attn, drop_1, ln_2, fc, act, proj, drop_2) in zip(reversed(plan(config)), reversed(cache.layers)):
+    for layer, layer_cache in zip(reversed(layers(config)), reversed(cache.layers)):
+        ln_1, attn, drop_1, ln_2, fc, act, proj, drop_2 = layer_cache
         h = f"h.{layer.index}"
         # 5. x += mlp(layer_norm(x)): the sum passes dx on, the branch adds to it
         dy = ops.dropout_backward(dx, drop_2)["x"]
@@ -218,8 +226,8 @@ def backward(cache, config, dloss=1.0, dlogits=None):
     # 3, 2, 1.
     dx = ops.dropout_backward(dx, cache.drop)["x"]
     for name, encoded in cache.positions:
-        dpe = dx.reshape(B, T, -1).sum(axis=0)                                    # every sequence has the same positions
-        part = POSITIONS[name].module.backward(dpe, encoded)
+        dcodes = dx.reshape(B, T, -1).sum(axis=0)                                 # every sequence has the same positions
+        part = position(name).module.backward(dcodes, encoded)
         grads.update((f"position.{name}.{key}", value) for key, value in part.items())
     grads["wte.weight"] += ops.embedding_backward(dx, cache.embed)["weight"]      # tied: used at both ends
     return grads
@@ -228,8 +236,8 @@ def backward(cache, config, dloss=1.0, dlogits=None):
 def position_codes(params, config):
     """All that positions add to the token embeddings, (block_size, C)."""
     codes = np.zeros((config.block_size, config.n_embd), params["wte.weight"].dtype)
-    for name in embeddings_of(config):
-        codes += _position_forward(name, params, config, config.block_size, 0, codes.dtype)[0]
+    for row, options in embeddings(config):
+        codes += _embed(row, options, params, config.block_size, config.n_embd, 0, codes.dtype)[0]
     return codes
 
 
@@ -241,12 +249,8 @@ def _norm_forward(x, params, name):
     return ops.layer_norm_forward(x, params[f"{name}.weight"], params.get(f"{name}.bias"))
 
 
-def _position_forward(name, params, config, T, start, dtype):
-    if name == "sinusoidal":
-        options = {key: config.position_options[key] for key in ("base",) if key in config.position_options}
-        return POSITIONS[name].module.forward(T, config.n_embd, start=start, dtype=dtype, **options)
-    prefix = f"position.{name}."
-    arrays = {key[len(prefix):]: value for key, value in params.items() if key.startswith(prefix)}
-    if name == "morlet":
-        arrays["admissible"] = config.position_options.get("admissible", True)
-    return POSITIONS[name].module.forward(T, start=start, **arrays)
+def _embed(row, options, params, T, C, start, dtype):
+    """The codes (T, C) of one encoding that is added to the embeddings, and its cache."""
+    prefix = f"position.{row.name}."
+    arrays = {name[len(prefix):]: a for name, a in params.items() if name.startswith(prefix)}
+    return row.module.embed(T, C, dtype, start, **{**options, **arrays})

@@ -132,8 +132,13 @@ def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
 
 def _resume(where, run, which, overrides, threads, data_dir, say):
     folder = run.folder
-    known = {**model.to_dict(run.config), **run.train}
-    for name, value in (overrides or {}).items():
+    known, wanted = {**model.to_dict(run.config), **run.train}, dict(overrides or {})
+    for name in ("attention", "position"):                         # compared in their canonical spelling
+        if name in wanted or f"{name}_options" in wanted:
+            text, options = wanted.get(name, known[name]), wanted.pop(f"{name}_options", None)
+            shape = {**model.to_dict(run.config), name: text, f"{name}_options": options}
+            wanted[name] = getattr(model.Config(**shape), name)
+    for name, value in wanted.items():
         if known.get(name) != value:
             raise InputError(f"--resume {where}: that run has {name} = {known.get(name)!r}, not "
                              f"{value!r}; leave the flag out, or start a new run with another "
@@ -294,9 +299,9 @@ def _finish(run, say):
 
 def _leaks(config):
     """(mechanism, reason) for those of the model that are not causal."""
-    from minattn.attention_layer import plan
-    return dict.fromkeys((layer.mechanism.name, why) for layer in plan(config)
-                         if (why := layer.mechanism.leak(**layer.kernel)))
+    from minattn.attention_layer import layers
+    return dict.fromkeys((layer.mechanism.name, why) for layer in layers(config)
+                         if (why := layer.mechanism.leak(**layer.options)))
 
 
 class _stop_on_interrupt:

@@ -29,22 +29,22 @@ class Variant(NamedTuple):
     @property
     def square(self):
         """One array gives queries and keys: Tq = Tk = T."""
-        return "T, " in self.shapes.get("x", "")
+        return "T" in self.shapes.get("x", "").split()
 
 
-KEYS = {"x": "(B, H, Tq, D)", "keys": "(B, H, Tk, D)"}
+KEYS = {"x": "B H Tq D", "keys": "B H Tk D"}
 VARIANTS = {
     "softmax": Variant("softmax"),
     "off_by_one": Variant("off_by_one"),
     "sink": Variant("sink"),
-    "gated-channel": Variant("gated", sizes={"Dv or 1": SIZES["Dv"]}),
-    "gated-head": Variant("gated", sizes={"Dv or 1": 1}),
+    "gated-channel": Variant("gated", sizes={"Dv|1": SIZES["Dv"]}),
+    "gated-head": Variant("gated", sizes={"Dv|1": 1}),
     **{f"affine-{phi}-{length}": Variant("affine", {"phi": phi, "length": length})
        for phi in ("linear_clip", "sigmoid") for length in ("total", "visible", 19)},
     **{f"energy-{norm}": Variant("energy", {"norm": norm}) for norm in ("key", "prefix", "sequence", "none")},
     "gaussian": Variant("gaussian"),
     "gaussian-keys": Variant("gaussian", extra=KEYS),
-    "gaussian-keys-values": Variant("gaussian", extra={**KEYS, "values": "(B, H, Tk, Dv)"}),
+    "gaussian-keys-values": Variant("gaussian", extra={**KEYS, "values": "B H Tk Dv"}),
 }
 
 QUERIES_FIRST = {"Tq": 7, "Tk": 5}
@@ -118,7 +118,7 @@ def inputs(variant, mask=None, seed=0, dtype=np.float64, **sizes):
     sizes = {**sizes_of(variant, mask), **sizes}
     arrays = {}
     for name, symbols in variant.shapes.items():
-        shape = tuple(sizes[s.strip()] for s in symbols.strip("()").split(",") if s)
+        shape = tuple(sizes[s] for s in symbols.split())
         arrays[name] = draw(name, shape, rng).astype(np.float32).astype(dtype)
     return arrays
 

@@ -73,7 +73,7 @@ def test_summary_of_a_row(tiny):
 
 
 def test_options_are_read_and_every_case_is_known():
-    assert step.spec("paper", "energy:norm=prefix", "rope")["config"]["attention_options"] == {"norm": "prefix"}
+    assert step.spec("paper", "energy[norm=prefix]", "rope")["config"]["attention"] == "energy[norm=prefix]"
     assert step.spec("paper")["config"]["dropout"] == 0 and step.spec("paper")["batch"] == 16
     cells = step.cells("nano, laptop", None, None)
     assert len(cells) == 2 * len(step.CASES) and {cell[0] for cell in cells} == {"nano", "laptop"}
@@ -83,8 +83,8 @@ def test_options_are_read_and_every_case_is_known():
 @pytest.mark.parametrize("given, message", [
     (["--preset", "labtop"], "Did you mean 'laptop'"),
     (["--attention", "sotfmax"], "Did you mean 'softmax'"),
-    (["--attention", "energy:nrm=key"], "Did you mean 'norm'"),
-    (["--attention", "energy:norm=keys"], "norm must be one of"),
+    (["--attention", "energy[nrm=key]"], "Did you mean 'norm'"),
+    (["--attention", "energy[norm=keys]"], "norm must be one of"),
     (["--position", "ropes"], "Did you mean 'rope'"),
     (["--threads", "0"], "--threads must be at least 1"),
     (["--repeat", "0"], "--repeat must be at least 1"),

@@ -433,5 +433,5 @@ def test_bad_input_on_the_command_line(tmp_path):
 
 
 def test_gates_may_be_one_per_head():
-    certificate = causality(gated.forward, mechanism="gated", backward=gated.backward, sizes={"Dv or 1": 1})
+    certificate = causality(gated.forward, mechanism="gated", backward=gated.backward, sizes={"Dv|1": 1})
     assert statuses(certificate)[:3] == ["pass"] * 3

@@ -64,10 +64,6 @@ def counted(monkeypatch):
 
 
 def test_syntax():
-    assert plans.listed("attention", "a[x=1,y=2], b+gated ,c/d") == ["a[x=1,y=2]", "b+gated", "c/d"]
-    fields = plans.expanded({"attention": "affine[phi=sigmoid,length=7]+gated/softmax", "position": "learned+rope[base=100]"})
-    assert fields == {"attention": "affine+gated,softmax", "attention_options": {"phi": "sigmoid", "length": 7},
-                      "position": "learned+rope", "position_options": {"base": 100}}
     assert plans.explicit("two heads: n_head=2 bias=false window=none lr=1e-2 attention=energy[norm=key]") == (
         "two heads", {"n_head": 2, "bias": False, "window": None, "lr": 0.01, "attention": "energy[norm=key]"})
     assert plans.numbers("0-2,7, 1") == (0, 1, 2, 7)
@@ -93,7 +89,7 @@ BAD = {
     "position": (["--attention", "softmax", "--position", "morlt"], "Did you mean 'morlet'?"),
     "option": (["--attention", "energy[norm=keys]"], "Did you mean 'key'?"),
     "option-form": (["--attention", "energy[norm]"], "option 'norm' is not NAME=VALUE"),
-    "option-twice": (["--attention", "energy[norm=key]/energy[norm=none]"], "option norm is there twice"),
+    "option-twice": (["--attention", "energy[norm=key,norm=none]"], "option norm is there twice"),
     "bracket": (["--attention", "energy[norm=key"], "every [ needs a ]"),
     "nothing": ([], "nothing to compare"),
     "empty": (["--attention", ""], "nothing to compare"),

@@ -5,7 +5,7 @@ from gpt_cases import CASES, config_of, inputs
 
 from minattn import decode, generate, model, parallel
 from minattn.attention import MECHANISMS, core
-from minattn.attention_layer import Past
+from minattn.attention_layer import KVCache
 
 SERVED = [case for case in CASES if "gaussian" not in case and not generate.recompute_reason(config_of(case))]
 
@@ -24,8 +24,8 @@ def loud(case, **others):
 
 def one_by_one(config, params, buffers, x, first):
     """The logits after x[:, :first], then after each next token: (B, T - first + 1, V)"""
-    decoder, past = decode.prepare(params, buffers, config), Past(config.block_size)
-    logits = [model.forward(params, x[:, :first], config, buffers=buffers, past=past, last_only=True)[0][:, 0]]
+    decoder, past = decode.prepare(params, buffers, config), KVCache(config.block_size)
+    logits = [model.forward(params, x[:, :first], config, buffers=buffers, kv_cache=past, last_only=True)[0][:, 0]]
     logits += [decode.step(decoder, x[:, t], past) for t in range(first, x.shape[1])]
     assert past.length == x.shape[1]
     return np.stack(logits, axis=1)

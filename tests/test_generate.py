@@ -6,7 +6,7 @@ import pytest
 from gpt_cases import CASES, config_of, inputs
 
 from minattn import generate, model
-from minattn.attention_layer import Past
+from minattn.attention_layer import KVCache
 from minattn.errors import InputError
 
 RECOMPUTED = {"affine", "affine+gated", "sink,affine+gated,gaussian", "energy-sequence", "energy-sequence-morlet"}
@@ -86,9 +86,9 @@ def test_the_reason_is_true(case):
     """With a cache these would answer differently from what the whole prefix gives."""
     config = config_of(case)
     params, buffers, x, _ = inputs(config)
-    whole, past = model.forward(params, x[:, :9], config, buffers=buffers)[0], Past(config.block_size)
+    whole, past = model.forward(params, x[:, :9], config, buffers=buffers)[0], KVCache(config.block_size)
     for n in range(9):
-        last = model.forward(params, x[:, n:n + 1], config, buffers=buffers, past=past)[0]
+        last = model.forward(params, x[:, n:n + 1], config, buffers=buffers, kv_cache=past)[0]
     assert np.abs(last[:, 0] - whole[:, -1]).max() > 1e-3
 
 

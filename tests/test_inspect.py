@@ -37,11 +37,11 @@ def test_weights_times_values_are_what_the_layer_passes_on(case):
     logits, _, cache = model.forward(params, ids, config, buffers=buffers)
     assert len(stack) == config.n_layer
     for w, (_, attn, *_) in zip(stack, cache.layers):
-        v = values_of(attn.kernel)                                            # (B, H, T, D)
+        v = values_of(attn.attention)                                            # (B, H, T, D)
         assert w.shape == (B, config.n_head, T, T) and w.dtype == np.float64
         assert T < v.shape[3] and np.linalg.matrix_rank(v).min() == T         # only one w makes this output
         out = w @ v
-        for gate in (getattr(attn.kernel, "gate", None), attn.gate):
+        for gate in (getattr(attn.attention, "gate", None), attn.gate):
             out = out if gate is None else out * gate.gate
         np.testing.assert_allclose(out.swapaxes(1, 2).reshape(B * T, -1), attn.merge.x, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(logits, model.forward(params, ids, config, buffers=buffers, weights=[])[0])
@@ -283,7 +283,7 @@ def test_gates_and_widths():
 
 
 def test_a_mechanism_that_inspect_does_not_know(place, tmp_path, monkeypatch, unseen):
-    monkeypatch.setitem(MECHANISMS, "mine", describe("mine", sink))
+    monkeypatch.setitem(MECHANISMS, "mine", describe("mine", sink, *MECHANISMS["sink"][2:4]))
     folder = write_run(tmp_path / "run", place / "corpus.txt", attention="mine")
     assert cli.main(["inspect", str(folder)]) == 0
     assert {path.name for path in (folder / "inspect").iterdir()} == {*NEEDS, "learned.png"}

@@ -433,10 +433,10 @@ def test_affine_running_mean():
     """Eq. 9: from 0, without bias correction, over batch and positions; a buffer that nothing is differentiated by."""
     logits = np.random.default_rng(0).standard_normal((B, H, TQ))
     alpha = 0.1 * logits + 0.5
-    np.testing.assert_allclose(affine.fold(np.zeros(H), logits), 0.1 * alpha.mean(axis=(0, 2)), rtol=1e-14)
-    np.testing.assert_allclose(affine.fold(heads(1, 2, 3), logits, momentum=0.5, axes="layer"),
+    np.testing.assert_allclose(affine.update_moving_average(np.zeros(H), logits), 0.1 * alpha.mean(axis=(0, 2)), rtol=1e-14)
+    np.testing.assert_allclose(affine.update_moving_average(heads(1, 2, 3), logits, momentum=0.5, axes="layer"),
                                heads(0.5, 1, 1.5) + 0.5 * alpha.mean(), rtol=1e-14)
-    assert affine.fold(np.zeros(H, np.float32), logits.astype(np.float32)).dtype == np.float32
+    assert affine.update_moving_average(np.zeros(H, np.float32), logits.astype(np.float32)).dtype == np.float32
 
 
 @LIMIT_MASKS
@@ -597,7 +597,9 @@ def test_registry_describes_the_module(name):
     parameters = inspect.signature(row.module.forward).parameters
     given = [key for key, p in parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD]
     assert given == list(row.arguments) and row.name == name
-    assert all(parameters[key].default == value for key, value in row.options.items())
+    assert all(parameters[key].default == option.default for key, option in row.options.items())
+    for key, option in row.all_options().items():
+        option.check(key, option.default)                        # a default is allowed
     assert set(row.projections) | set(row.parameters) | set(row.buffers) <= set(row.arguments)
     assert re.fullmatch(r"\d{4}\.\d{5}", row.arxiv) and row.arxiv in row.module.__doc__ and row.summary
 
@@ -632,7 +634,7 @@ def wrong_sizes():
     for name, row in MECHANISMS.items():
         bound = set()
         for key, shape in row.arguments.items():
-            symbols = [s.strip().replace("Dv or 1", "Dv") for s in shape.strip("()").split(",") if s.strip()]
+            symbols = shape.replace("|1", "").split()
             yield from ((name, key, axis) for axis, symbol in enumerate(symbols) if symbol in bound)
             bound |= set(symbols)
 

@@ -11,7 +11,7 @@ from gpt_cases import CASES, SAVED, SIZES, TINY, assert_equal, config_of, inputs
 from minattn import model, optim, parallel
 from minattn.attention import MECHANISMS
 from minattn.attention.energy import Running
-from minattn.attention_layer import Past
+from minattn.attention_layer import KVCache
 from minattn.errors import InputError
 from minattn.generate import recompute_reason
 from minattn.positions import POSITIONS
@@ -154,7 +154,7 @@ def test_float32_stays_float32(case):
     assert {name: g.dtype for name, g in grads.items()} == dict.fromkeys(params, np.dtype(np.float32))
     assert {name: b.dtype for name, b in cache.buffers.items()} == dict.fromkeys(buffers, np.dtype(np.float32))
     kept = [a for a in arrays(cache) if a.dtype == np.float64 and a.size > 1]
-    if "prefix" not in config.attention_options.values():                              # its gate keeps the running sums too
+    if "prefix" not in config.attention:                              # its gate keeps the running sums too
         assert not kept, [a.shape for a in kept]
 
 
@@ -187,9 +187,9 @@ def test_key_value_cache_gives_the_same_logits(case):
     """Prompt of 4, then 1, 3 and 3 more: what a prefix alone gives, and what the whole gave at that place."""
     config = config_of(case)
     params, buffers, x, _ = inputs(config)
-    whole, past = model.forward(params, x, config, buffers=buffers)[0], Past(config.block_size)
+    whole, past = model.forward(params, x, config, buffers=buffers)[0], KVCache(config.block_size)
     for a, b in ((0, 4), (4, 5), (5, 8), (8, 11)):
-        part = model.forward(params, x[:, a:b], config, buffers=buffers, past=past)[0]
+        part = model.forward(params, x[:, a:b], config, buffers=buffers, kv_cache=past)[0]
         np.testing.assert_allclose(part, whole[:, a:b], rtol=0, atol=1e-11)
     last = model.forward(params, x, config, buffers=buffers, last_only=True)[0]
     np.testing.assert_allclose(last, whole[:, -1:], rtol=0, atol=1e-12)
@@ -200,10 +200,10 @@ def test_too_many_positions():
     params, _, x, _ = inputs(config)
     with pytest.raises(InputError, match="at most block_size = 11 positions; got 12"):
         model.forward(params, np.zeros((1, 12), int), config)
-    past = Past(11)
-    model.forward(params, x, config, past=past)
+    past = KVCache(11)
+    model.forward(params, x, config, kv_cache=past)
     with pytest.raises(InputError, match="got 12"):
-        model.forward(params, x[:, :1], config, past=past)
+        model.forward(params, x[:, :1], config, kv_cache=past)
 
 
 def test_affine_running_mean():

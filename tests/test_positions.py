@@ -4,6 +4,7 @@ import inspect
 import numpy as np
 import pytest
 
+from minattn.checks import defaults
 from minattn.errors import InputError
 from minattn.positions import POSITIONS, decay, learned, morlet, rotary, sinusoidal
 
@@ -71,7 +72,7 @@ def test_registry_tells_the_truth_about_every_module():
             signature = inspect.signature(position.module.forward).parameters
             assert position.arguments.keys() <= signature.keys()
             where = ("start", "dtype", "align")   # facts about the call, not about the encoding
-            assert position.options == {n: p.default for n, p in signature.items()
+            assert defaults(position.options) == {n: p.default for n, p in signature.items()
                                         if p.kind is p.KEYWORD_ONLY and n not in where}
 
 
@@ -205,10 +206,10 @@ def test_rotary_table_cannot_be_spoiled():
     x = np.ones((T, D))
     y, cache = rotary.forward(x)
     with pytest.raises(ValueError):
-        cache.turn[:] = 0
+        cache.rotation[:] = 0
     y[:] = 0
     assert not (rotary.forward(x)[0] == 0).any()
-    assert rotary.forward(x)[1].turn is cache.turn
+    assert rotary.forward(x)[1].rotation is cache.rotation
 
 
 def test_rotary_float32_angles_are_exact_far_out():

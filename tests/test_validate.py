@@ -155,8 +155,8 @@ def test_a_new_mechanism_gets_the_generic_families_for_free(monkeypatch):
         grads = softmax.backward(dout, cache)
         return {**grads, "q": grads["q"] * s, "temperature": -(grads["q"] * q * s**2).sum(axis=(0, 2, 3))}
     module = SimpleNamespace(forward=forward, backward=backward, ARXIV="", SUMMARY="", __name__="warm",
-                             ARGUMENTS={**MECHANISMS["softmax"].arguments, "temperature": "(H,)"})
-    monkeypatch.setitem(MECHANISMS, "warm", describe("warm", module))
+                             ARGUMENTS={**MECHANISMS["softmax"].arguments, "temperature": "H"})
+    monkeypatch.setitem(MECHANISMS, "warm", describe("warm", module, forward, backward))
     monkeypatch.setitem(kit.CENTRES, "temperature", (2, 0.3))
     cases = ["causal", "window/W=2", "prime_sizes", "identical_tokens"]
     found = check("warm", module, cases=cases, show=False)

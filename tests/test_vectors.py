@@ -58,11 +58,11 @@ def test_the_arithmetic_gives_these_bits_on_every_machine():
     number = lambda n, shape: (np.arange(np.prod(shape)).reshape(shape) * (2 * n + 37) % 61 - 30) / 16
     digest = hashlib.sha256()
     for name, row in MECHANISMS.items():
-        size = {"B": 2, "H": 3, "Tq": 5, "Tk": 7, "T": 7, "D": 3, "Dv": 2, "Dv or 1": 2}
-        x = {arg: number(n, [size[s.strip()] for s in shape.strip("()").split(",") if s])
+        size = {"B": 2, "H": 3, "Tq": 5, "Tk": 7, "T": 7, "D": 3, "Dv": 2, "Dv|1": 2}
+        x = {arg: number(n, [size[s] for s in shape.split()])
              for n, (arg, shape) in enumerate(row.arguments.items())}
         x["dout"] = number(9, (2, 3, 7, 3) if "x" in x else (2, 3, 5, 2))
-        rules = {"causal": True, "window": None, "prefix": 2, "align": "end", "scale": 0.75, **row.options}
+        rules = {"causal": True, "window": None, "prefix": 2, "align": "end", "scale": 0.75, **row.settings()}
         for tensor, a in vectors.answers(name, rules, x, vectors.Arithmetic()).items():
             digest.update(tensor.encode() + (a + 0.0).astype("<f8").tobytes())         # (no minus zeros)
     assert digest.hexdigest() == "6252166004f68d62d388c32f14b944400f88b3fcec580fcc66e8c2fbe8f9a626"

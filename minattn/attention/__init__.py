@@ -1,41 +1,57 @@
-"""The mechanisms, by name. Trainer, tests, validation and benchmarks loop over this table: a new mechanism is one
-file beside the others and one line here.
+"""The mechanisms, by name. Trainer, tests, validation kit and benchmarks loop over this table.
+
+A new mechanism is its module beside the others, its row here, its naive pair in naive.py, and its
+PyTorch formula in torch_refs: docs/add_a_mechanism.md shows all four.
 """
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from minattn import checks
-from minattn.attention import affine, energy, gated, gaussian, off_by_one, sink, softmax
+from minattn.attention import affine, energy, gated, gaussian, naive, off_by_one, sink, softmax
 
 
 class Mechanism(NamedTuple):
-    """One row of the table, read off the module that implements it."""
+    """One row of the table. Its fields are read off the constants of the module."""
     name: str
     module: Any              # has forward and backward
-    arguments: dict          # array argument -> shape in symbols, in the order of forward's signature
-    options: dict            # forward's own options -> default; the core's options come on top
-    layer_options: dict      # options of the layer around it (how its arguments are made) -> default
-    projections: dict        # argument made from the layer's input -> what is projected ("H", "H D", "+b" with bias)
-    parameters: dict         # argument that is learned as it stands, per head -> initial value
+    naive_forward: Callable  # the same, dense and plain: see naive.py
+    naive_backward: Callable
+    arguments: dict          # array argument -> shape, as "B H Tq D", in the order of forward
+    optional: dict           # further array arguments that may be left out -> shape
+    options: dict            # forward's own options -> checks.Option; the core's come on top
+    layer_options: dict      # options of the layer around it -> checks.Option
+    projections: dict        # argument that is a projection of the layer's input -> has it a bias?
+    parameters: dict         # argument that is learned, one number per head -> initial value
     buffers: dict            # argument that is remembered but not learned -> initial value
     not_causal: dict         # (option, value) -> why the future leaks in
-    not_cacheable: dict      # (option, value) -> why a prefix alone gives another answer than the prefix of a whole
-    decode: Any              # forward for one query that sees every key, unchecked and without a cache; None: forward serves
+    not_cacheable: dict      # (option, value) -> why a prefix alone gives another result
+    on_top_of: str           # the mechanism on which it stands when none is named; "": it is whole
+    decode: Any              # forward for one query that sees every key; None: forward serves
     arxiv: str
     summary: str
 
+    def all_options(self):
+        """Every option that the mechanism's name can carry in brackets."""
+        return {**self.options, **self.layer_options}
+
+    def settings(self, **given):
+        """Every option of forward, with defaults where none is given."""
+        return {**checks.defaults(self.options), **given}
+
     def extra_parameters(self):
-        """What one layer learns beside softmax attention's 4 C^2 weights, as a formula in C channels and H heads."""
-        parts = [] if "q" in self.arguments else ["-3 C^2"]
-        for spec in self.projections.values():
-            parts += ["C^2" if "D" in spec else "C H"] + ["H"] * ("+b" in spec)
-        n = parts.count("H") + len(self.parameters)
-        parts = [part for part in parts if part != "H"] + [f"{n} H" if n > 1 else "H"] * bool(n)
-        return " + ".join(parts) or "0"
+        """What one layer learns beside softmax attention's 4 C^2 weights, in terms of C and H."""
+        wide = sum(len(self.arguments[name].split()) == 4 for name in self.projections)
+        narrow = len(self.projections) - wide
+        per_head = len(self.parameters) + sum(self.projections.values())
+        terms = [(wide - (0 if "q" in self.arguments else 3), "C^2"), (narrow, "C H"),
+                 (per_head, "H")]
+        shown = [letters if n == 1 else f"{n} {letters}" for n, letters in terms if n]
+        return " + ".join(shown) or "0"
 
     def reason(self, table, options):
         """Why these options are in a table of exceptions, or an empty string."""
-        settings = {**self.options, **options}
-        return next((why for (option, value), why in table.items() if settings.get(option) == value), "")
+        settings = self.settings(**options)
+        return next((why for (name, value), why in table.items() if settings.get(name) == value), "")
 
     def leak(self, **options):
         """Why it is not causal with these options; an empty string if it is."""
@@ -46,11 +62,18 @@ class Mechanism(NamedTuple):
         return self.reason({**self.not_causal, **self.not_cacheable}, options)
 
 
-def describe(name, module):
-    return Mechanism(name, module, module.ARGUMENTS, getattr(module, "OPTIONS", {}), getattr(module, "LAYER_OPTIONS", {}),
-                     getattr(module, "PROJECTIONS", {}), getattr(module, "PARAMETERS", {}), getattr(module, "BUFFERS", {}),
-                     getattr(module, "NOT_CAUSAL", {}), getattr(module, "NOT_CACHEABLE", {}), getattr(module, "decode", None),
-                     module.ARXIV, module.SUMMARY)
+def describe(name, module, naive_forward=None, naive_backward=None):
+    """The row of a module; its naive pair is looked up in naive.py unless given."""
+    def constant(field, default):
+        return getattr(module, field, default)
+    return Mechanism(
+        name, module,
+        naive_forward or getattr(naive, f"{name}_forward"),
+        naive_backward or getattr(naive, f"{name}_backward"),
+        module.ARGUMENTS, constant("OPTIONAL", {}), constant("OPTIONS", {}),
+        constant("LAYER_OPTIONS", {}), constant("PROJECTIONS", {}), constant("PARAMETERS", {}),
+        constant("BUFFERS", {}), constant("NOT_CAUSAL", {}), constant("NOT_CACHEABLE", {}),
+        constant("ON_TOP_OF", ""), constant("decode", None), module.ARXIV, module.SUMMARY)
 
 
 MECHANISMS = {name: describe(name, module) for name, module in {
@@ -62,6 +85,12 @@ MECHANISMS = {name: describe(name, module) for name, module in {
     "energy": energy,
     "gaussian": gaussian,
 }.items()}
+
+
+def register(name, module, naive_forward, naive_backward):
+    """Add a mechanism of your own for as long as the program runs -> its row."""
+    MECHANISMS[name] = describe(name, module, naive_forward, naive_backward)
+    return MECHANISMS[name]
 
 
 def mechanism(name):

@@ -20,11 +20,15 @@ from minattn.attention.gated import sigmoid
 
 ARXIV = "2602.23057"
 SUMMARY = "scales the weights by alpha(x), spreads the rest evenly over the visible keys"
-ARGUMENTS = {"q": "(B, H, Tq, D)", "k": "(B, H, Tk, D)", "v": "(B, H, Tk, Dv)", "alpha_logits": "(B, H, Tq)", "alpha_ma": "(H,)"}
-OPTIONS = {"phi": "linear_clip", "length": "total"}
-PROJECTIONS = {"alpha_logits": "H"}         # x W_alpha, without a bias
+ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv",
+             "alpha_logits": "B H Tq", "alpha_ma": "H"}
+OPTIONS = {"phi": checks.Option("linear_clip", ("linear_clip", "sigmoid")),
+           "length": checks.Option("total", ("total", "visible"), {"low": 1, "integer": True}, examples=(19,))}
+PROJECTIONS = {"alpha_logits": False}       # x W_alpha, without a bias
 BUFFERS = {"alpha_ma": 0.0}
-LAYER_OPTIONS = {"momentum": 0.9, "axes": "head", "use": "after"}
+LAYER_OPTIONS = {"momentum": checks.Option(0.9, number={"low": 0, "high": 1}, examples=(0.7,)),
+                 "axes": checks.Option("head", ("head", "layer")),       # of the mean in eq. 9
+                 "use": checks.Option("after", ("after", "before"))}     # is this batch in alpha_ma already?
 NOT_CACHEABLE = {("length", "total"): "beta divides by the length of the whole sequence"}
 
 
@@ -88,8 +92,8 @@ def phi_forward(x, phi):
     return alpha, np.where(np.abs(x) < 5, 0.1, 0).astype(x.dtype)
 
 
-def fold(alpha_ma, alpha_logits, *, phi="linear_clip", momentum=0.9, axes="head"):
-    """Eq. 9: the running mean with this batch's alpha folded in, (H,) -> (H,). Starts at 0, without bias correction.
+def update_moving_average(alpha_ma, alpha_logits, *, phi="linear_clip", momentum=0.9, axes="head"):
+    """Eq. 9: one step of the moving average of alpha, (H,) -> (H,). It starts at 0, without bias correction.
 
     The mean is over batch and positions, one per head; axes="layer" takes it over the heads too.
     """
@@ -98,6 +102,12 @@ def fold(alpha_ma, alpha_logits, *, phi="linear_clip", momentum=0.9, axes="head"
     alpha, _ = phi_forward(alpha_logits, phi)
     mean = alpha.mean(axis=(0, 2)) if axes == "head" else np.full_like(alpha_ma, alpha.mean())
     return (momentum * alpha_ma + (1 - momentum) * mean).astype(alpha_ma.dtype)
+
+
+def update_buffers(stored, arguments, *, use="after", length=None, **options):
+    """The layer's buffers in training: {"alpha_ma": (H,)} -> those that this batch uses, those to keep."""
+    kept = {"alpha_ma": update_moving_average(stored["alpha_ma"], arguments["alpha_logits"], **options)}
+    return (kept if use == "after" else stored), kept
 
 
 def _length(length, seen, Tk, dtype):

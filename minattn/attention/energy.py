@@ -24,9 +24,10 @@ from minattn.attention.gated import sigmoid
 
 ARXIV = "2605.26355"
 SUMMARY = "a gate on each key, opened by its energy, as a bias log sigmoid(alpha (z - tau))"
-ARGUMENTS = {"q": "(B, H, Tq, D)", "k": "(B, H, Tk, D)", "v": "(B, H, Tk, Dv)", "energy": "(B, H, Tk)", "alpha": "(H,)", "tau": "(H,)"}
-OPTIONS = {"norm": "key"}
-PROJECTIONS = {"energy": "H +b"}            # w . x + b
+ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv",
+             "energy": "B H Tk", "alpha": "H", "tau": "H"}
+OPTIONS = {"norm": checks.Option("key", ("key", "prefix", "sequence", "none"))}
+PROJECTIONS = {"energy": True}              # w . x + b
 PARAMETERS = {"alpha": 2.0, "tau": 0.0}
 NOT_CAUSAL = {("norm", "sequence"): "the gate's mean and deviation run over later tokens too"}
 EPS = 1e-8                                  # floor of the deviation ("sequence"), added to the variance ("key", "prefix")

@@ -13,9 +13,10 @@ from minattn.attention.core import attend, attend_backward, attend_last
 
 ARXIV = "2505.06708"
 SUMMARY = "a sigmoid gate on the output, per head and channel"
-ARGUMENTS = {"q": "(B, H, Tq, D)", "k": "(B, H, Tk, D)", "v": "(B, H, Tk, Dv)", "gate_logits": "(B, H, Tq, Dv or 1)"}
-PROJECTIONS = {"gate_logits": "H D"}        # x W_g, without a bias
-LAYER_OPTIONS = {"gate": "channel"}         # "channel": one gate per head and channel; "head": one per head
+ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv", "gate_logits": "B H Tq Dv|1"}
+PROJECTIONS = {"gate_logits": False}        # x W_g, without a bias
+LAYER_OPTIONS = {"gate": checks.Option("channel", ("channel", "head"))}    # one gate per channel, or one per head
+ON_TOP_OF = "softmax"                       # "affine+gated": the gate alone, on the output of affine
 
 
 class GateCache(NamedTuple):
@@ -60,8 +61,7 @@ def decode(q, k, v, gate_logits, bias=None):
 
 def gate_forward(out, gate_logits):
     """The gate alone, for any attention's output: out (B, H, Tq, Dv) -> gated out, cache"""
-    last = "Dv" if getattr(gate_logits, "ndim", 0) != 4 or gate_logits.shape[3] != 1 else "1"
-    checks.arrays(dtype=None, out=(out, "B H Tq Dv"), gate_logits=(gate_logits, f"B H Tq {last}"))
+    checks.arrays(out=(out, "B H Tq Dv"), gate_logits=(gate_logits, "B H Tq Dv|1"))
     gate = sigmoid(gate_logits)
     return out * gate, GateCache(out, gate)
 

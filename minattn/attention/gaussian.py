@@ -18,9 +18,19 @@ from minattn.attention.core import attend, attend_backward
 
 ARXIV = "2605.02144"
 SUMMARY = "a Gaussian kernel of the distance between tokens; no q, k, v projections"
-ARGUMENTS = {"x": "(B, H, T, D)", "log_sigma": "(H,)"}
-PARAMETERS = {"log_sigma": lambda head_size, sigma_init=None: math.log(sigma_init or head_size**0.25)}
-LAYER_OPTIONS = {"qk_norm": True, "rope_values": False, "sigma_init": None}
+ARGUMENTS = {"x": "B H T D", "log_sigma": "H"}
+OPTIONAL = {"keys": "B H Tk D", "values": "B H Tk Dv"}
+LAYER_OPTIONS = {"qk_norm": checks.Option(True, (True, False)),          # RMS-norm the features
+                 "rope_values": checks.Option(False, (False, True)),     # rotate the values too
+                 "sigma_init": checks.Option(None, (None,), {"above": 0}, examples=(1.7,))}
+
+
+def initial_log_sigma(head_size, sigma_init=None, **options):
+    """The scores' usual scale: sigma^2 = sqrt(D), unless a width is given."""
+    return math.log(sigma_init or head_size**0.25)
+
+
+PARAMETERS = {"log_sigma": initial_log_sigma}
 
 
 class Cache(NamedTuple):

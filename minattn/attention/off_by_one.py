@@ -9,7 +9,7 @@ from minattn.attention.core import attend_last
 
 ARXIV = "2602.23057"
 SUMMARY = "softmax with 1 added to the denominator"
-ARGUMENTS = {"q": "(B, H, Tq, D)", "k": "(B, H, Tk, D)", "v": "(B, H, Tk, Dv)"}
+ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv"}
 
 
 def forward(q, k, v, **options):

@@ -8,7 +8,7 @@ from minattn.attention.core import attend, attend_backward, attend_last
 
 ARXIV = "1706.03762"
 SUMMARY = "a softmax average of the values"
-ARGUMENTS = {"q": "(B, H, Tq, D)", "k": "(B, H, Tk, D)", "v": "(B, H, Tk, Dv)"}
+ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv"}
 
 
 def forward(q, k, v, **options):

@@ -46,7 +46,7 @@ def norm(params, name, x):
 
 def turned(x):
     """RoPE in halves; x (B, T, H, D)"""
-    turn = rotary.turns(x.shape[1], x.shape[3], rotary.OPTIONS["base"], 0, np.float32)[:, None]             # (T, 1, D/2)
+    turn = rotary.rotations(*x.shape[1::2], np.dtype(np.float32), base=rotary.OPTIONS["base"].default)[:, None]             # (T, 1, D/2)
     a, b = jnp.split(x, 2, -1)
     return jnp.concatenate([a * turn.real - b * turn.imag, b * turn.real + a * turn.imag], -1)
 

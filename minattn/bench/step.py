@@ -3,12 +3,13 @@ import statistics
 
 from minattn import masks, model, train
 from minattn.attention import MECHANISMS
-from minattn.attention_layer import plan
+from minattn.attention_layer import layers
 from minattn.bench.sides import compare, flat, milliseconds, prepare, print_table, progress, ratio, sides, spread, take_turns
+from minattn.errors import InputError
 
 MATMUL = 2048                      # side of the square matrices by which the machine's rate is measured
 BATCH = {"paper": 16}              # the preset's 64 only repeats the same work four times
-CASES = [*((name, "learned") for name in [*MECHANISMS, "energy:norm=prefix"]), ("softmax", "rope"),
+CASES = [*((name, "learned") for name in [*MECHANISMS, "energy[norm=prefix]"]), ("softmax", "rope"),
          ("softmax", "morlet")]
 JAX = {"attention": ("softmax", "off_by_one", "sink", "gated"), "position": ("learned", "rope")}     # what jax_jobs.py has
 PLAIN_UP_TO = 128                  # tokens up to which PyTorch's unfused form is tried too
@@ -30,11 +31,10 @@ def _split(text):
 
 def spec(preset, attention="softmax", position="learned"):
     """Everything that defines a training step, as plain values."""
-    name, _, options = attention.partition(":")
-    pairs = [pair.partition("=") for pair in options.split(":") if pair]
-    words = {"true": True, "false": False}
-    values = {key: int(text) if text.isdigit() else words.get(text, text) for key, _, text in pairs}
-    changed = {"attention": name, "attention_options": values, "position": position, "dropout": 0.0}
+    if ":" in attention:
+        name, *options = attention.split(":")
+        raise InputError(f"--attention {attention!r}: write {name}[{','.join(options)}].")
+    changed = {"attention": attention, "position": position, "dropout": 0.0}
     settings, shape = train.settings_for(preset, changed)
     same = {key: getattr(settings, key) for key in ("chunks", "lr", "weight_decay", "eps", "clip", "decay", "seed")}
     return {"config": model.to_dict(model.Config(**shape)), "batch": BATCH.get(preset, settings.batch_size),
@@ -52,7 +52,7 @@ def flops(job):
     T = config.block_size
     weights = sum(shape[0] * shape[1] for name, (shape, _) in model.parameter_shapes(config).items()
                   if len(shape) == 2 and not name.startswith("position."))
-    pairs = sum(int(masks.visible(T, T, causal=True, window=layer.window).sum()) for layer in plan(config))
+    pairs = sum(int(masks.visible(T, T, causal=True, window=layer.window).sum()) for layer in layers(config))
     return 3 * 2 * job["batch"] * (T * weights + 2 * pairs * config.n_embd)
 
 

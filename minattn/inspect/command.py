@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minattn import checks, data, masks, model, parallel, runs
-from minattn.attention_layer import attention_parameters, embeddings_of, plan
+from minattn.attention_layer import attention_parameters, embeddings, layers
 from minattn.errors import InputError
 from minattn.inspect import figures, statistics
 from minattn.positions import morlet
@@ -66,16 +66,16 @@ def look(params, buffers, config, ids):
     """Run a model on ids (B, T) once -> [Inside] per layer. Errors: minattn.model.forward."""
     stack, T, inside = [], ids.shape[1], []
     cache = model.forward(params, ids, config, buffers=buffers, weights=stack)[2]
-    for layer, w, (_, attn, *_) in zip(plan(config), stack, cache.layers):
+    for layer, w, (_, attn, *_) in zip(layers(config), stack, cache.layers):
         row, prefix = layer.mechanism, f"h.{layer.index}.attn."
-        computed = COMPUTED[row.name](attn.kernel) if row.name in COMPUTED else {}
+        computed = COMPUTED[row.name](attn.attention) if row.name in COMPUTED else {}
         if layer.gate:
             computed.update(_gate(attn))
         learned = {name: (params[prefix + name], first) for name, n, first, _ in attention_parameters(layer, config) if n is None}
         learned = {name.removeprefix("log_"): tuple(map(np.exp, pair)) if name.startswith("log_") else pair for name, pair in learned.items()}
         learned.update({name: (buffers[prefix + name], None) for name in row.buffers})
         visible = masks.visible(T, T, causal=True, window=layer.window)
-        inside.append(Inside(row.name + "+gated" * bool(layer.gate), w, visible, computed, learned))
+        inside.append(Inside(layer.name, w, visible, computed, learned))
     return inside
 
 
@@ -134,10 +134,11 @@ def draw(inside, folder, wavelets=None):
 
 def _wavelets(run):
     """The wavelets at the start and now: two of (omega (n,), sigma (n,), pe (T, 2n))"""
-    prefix, options = "position.morlet.", run.config.position_options
+    prefix = "position.morlet."
+    options = next(options for row, options in embeddings(run.config) if row.module is morlet)
     now = {name.removeprefix(prefix): a for name, a in run.checkpoint.params.items() if name.startswith(prefix)}
     start = dict(zip(("log_omega", "log_sigma"), (a.astype(now["log_omega"].dtype) for a in morlet.initial(len(now["log_omega"])))))
-    admissible = options.get("admissible", True)
+    admissible = options["admissible"]
     return [(*morlet.effective(a["log_omega"], a["log_sigma"], admissible)[:2],
              morlet.forward(run.config.block_size, admissible=admissible, **a)[0]) for a in (start, now)]
 
@@ -177,7 +178,7 @@ def _trained(args):
     some = blocks[np.unique(np.linspace(0, len(blocks) - 1, args.sequences).astype(int))]
     inside = look(run.checkpoint.params, run.checkpoint.buffers, run.config, some)
     return (f"{run.config.attention}, {run.config.position} positions, step {run.checkpoint.step}", name, inside,
-            _wavelets(run) if "morlet" in embeddings_of(run.config) else None)
+            _wavelets(run) if any(row.module is morlet for row, _ in embeddings(run.config)) else None)
 
 
 def _is_recall(folder):

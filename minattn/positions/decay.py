@@ -13,7 +13,7 @@ from minattn import checks, masks
 KIND = "bias"
 ARXIV = "2108.12409"
 SUMMARY = "Each head subtracts from its scores a slope times the distance to the key."
-ARGUMENTS = {"slopes": "(H,)"}
+ARGUMENTS = {"slopes": "H"}
 OPTIONS = {}
 
 
@@ -28,6 +28,11 @@ def alibi_slopes(n_head):
     """
     checks.number("n_head", n_head, 1, integer=True)
     return 2.0 ** (-8 * np.arange(1, n_head + 1) / n_head)
+
+
+def bias(n_head, dtype):
+    """What the model adds to its scores: ALiBi's slopes, constant."""
+    return DecayBias(alibi_slopes(n_head).astype(dtype), learned=False)
 
 
 class DecayCache(NamedTuple):

@@ -12,13 +12,23 @@ from minattn.errors import InputError
 KIND = "embedding"
 ARXIV = "1705.03122"
 SUMMARY = "One trainable vector per position, read from a table and added to the token embedding."
-ARGUMENTS = {"weight": "(block_size, C)"}
+ARGUMENTS = {"weight": "block_size C"}
 OPTIONS = {}
 
 
 class LearnedCache(NamedTuple):
     start: int        # the first row that was read
     block_size: int   # rows of the table, read or not
+
+
+def parameters(n_embd, block_size):
+    """The table, drawn as the token embeddings are: std 0.02."""
+    return {"weight": ((block_size, n_embd), ("normal", 0.02))}
+
+
+def embed(length, n_embd, dtype, start, *, weight):
+    """What the model adds to its embeddings: see forward."""
+    return forward(length, weight, start=start)
 
 
 def forward(length, weight, *, start=0):

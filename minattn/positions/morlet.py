@@ -12,8 +12,10 @@ from minattn import checks
 KIND = "embedding"
 ARXIV = "2606.01258"
 SUMMARY = "Waves of learned frequency under a Gaussian bell of learned width, added to the token embedding."
-ARGUMENTS = {"log_omega": "(C/2,)", "log_sigma": "(C/2,)"}
-OPTIONS = {"admissible": True, "centre": None}   # a centre, when given, is one more trainable array (C/2,)
+ARGUMENTS = {"log_omega": "C/2", "log_sigma": "C/2"}
+OPTIONS = {"admissible": checks.Option(True, (True, False)),
+           "centre": checks.Option(None, (True, False, None))}   # True: one more trainable array (C/2,)
+EVEN = "n_embd"
 
 MAX_OMEGA = 0.95 * np.pi   # a little slower than the fastest wave that whole positions can carry
 MIN_SIGMA = 1e-3
@@ -30,6 +32,22 @@ def initial(n):
     checks.number("n", n, 1, integer=True)
     log_omega = np.linspace(0.0, np.log(0.99 * np.pi), n)
     return log_omega, np.log(5.0) - log_omega
+
+
+def parameters(n_embd, block_size, *, admissible=True, centre=None):
+    """The published start; a centre starts at 0, where the published bells stand."""
+    log_omega, log_sigma = initial(n_embd // 2)
+    shape = log_omega.shape
+    arrays = {"log_omega": (shape, log_omega), "log_sigma": (shape, log_sigma)}
+    if centre:
+        arrays["centre"] = shape, 0.0
+    return arrays
+
+
+def embed(length, n_embd, dtype, start, *, log_omega, log_sigma, admissible, centre):
+    """What the model adds to its embeddings: see forward. centre: an array, or None or False."""
+    centre = centre if isinstance(centre, np.ndarray) else None
+    return forward(length, log_omega, log_sigma, admissible=admissible, centre=centre, start=start)
 
 
 def effective(log_omega, log_sigma, admissible=True):

@@ -15,11 +15,13 @@ KIND = "rotation"
 ARXIV = "2104.09864"
 SUMMARY = "Queries and keys are rotated by their position, so that scores see relative distance only."
 ARGUMENTS = {}
-OPTIONS = {"base": 10000.0, "pairs": "half"}
+OPTIONS = {"base": checks.Option(10000.0, number={"above": 0}, examples=(50.0,)),
+           "pairs": checks.Option("half", ("half", "interleaved"))}
+EVEN = "n_embd / n_head"
 
 
 class RotaryCache(NamedTuple):
-    turn: np.ndarray   # (T, D/2) complex, read-only, shared with every call of the same shape
+    rotation: np.ndarray   # (T, D/2) complex, read-only, shared with every call of the same shape
     pairs: str
 
 
@@ -45,41 +47,44 @@ def forward(x, *, base=10000.0, start=0, pairs="half"):
     checks.number("start", start, integer=True)
     checks.choice("pairs", pairs, ("half", "interleaved"))
     T, D = x.shape[-2:]
-    turn = turns(T, D, base, start, x.dtype)                        # 1. look up the angles  (T, D/2)
-    y = multiply(x, turn, pairs)                                    # 2. turn every pair     (..., T, D)
-    return y, RotaryCache(turn, pairs)
+    rotation = rotations(T, D, x.dtype, base=base, start=start)     # 1. look up the angles  (T, D/2)
+    y = rotate(x, rotation, pairs=pairs)                            # 2. turn every pair     (..., T, D)
+    return y, RotaryCache(rotation, pairs)
 
 
 def backward(dy, cache):
     """dy (..., T, D), of the same dtype as x -> {"x": (..., T, D)}"""
-    turn, pairs = cache
+    rotation, pairs = cache
 
     # 2. y = x turned by the angle: a rotation's transpose is its inverse, so dx is dy turned by -angle
-    dx = multiply(dy, turn.conj(), pairs)
+    dx = rotate(dy, rotation.conj(), pairs=pairs)
     return {"x": dx}
 
 
 @lru_cache(maxsize=32)   # a pure memo: the same arguments give the same numbers, and nobody can write them
-def turns(T, D, base, start, dtype):
+def rotations(T, D, dtype, *, base, start=0, pairs="half"):
     """e^{i (start + t) base^(-2k/D)} -> (T, D/2) complex, read-only, computed in float64, then rounded."""
     angle = (start + np.arange(T))[:, None] * float(base) ** (-2 * np.arange(D // 2) / D)
-    turn = np.exp(1j * angle).astype(np.result_type(dtype, np.complex64))
-    turn.flags.writeable = False
-    return turn
+    rotation = np.exp(1j * angle).astype(np.result_type(dtype, np.complex64))
+    rotation.flags.writeable = False
+    return rotation
 
 
-def multiply(x, turn, pairs):
-    """Read x (..., T, D) as complex pairs, multiply by turn (T, D/2), write to a new (..., T, D)."""
+def rotate(x, rotation, *, pairs, base=None):
+    """Read x (..., T, D) as complex pairs, multiply by rotation (T, D/2), write to a new (..., T, D).
+
+    base is taken and not used, so that the options of forward can be passed on as they are.
+    """
     half = x.shape[-1] // 2
     if pairs == "interleaved":   # the two numbers of a pair are neighbours, as memory holds a complex number
         if x.strides[-1] != x.itemsize or 0 in x.strides:   # not here, or not in an array laid out alike
             x = np.ascontiguousarray(x)
         y = np.empty_like(x)
-        np.multiply(x.view(turn.dtype), turn, out=y.view(turn.dtype))
+        np.multiply(x.view(rotation.dtype), rotation, out=y.view(rotation.dtype))
     else:
-        z = np.empty(x.shape[:-1] + (half,), turn.dtype)            # (..., T, D) -> (..., T, D/2) complex
+        z = np.empty(x.shape[:-1] + (half,), rotation.dtype)            # (..., T, D) -> (..., T, D/2) complex
         z.real, z.imag = x[..., :half], x[..., half:]
-        z *= turn
+        z *= rotation
         y = np.empty_like(x)                                        # (..., T, D/2) complex -> (..., T, D)
         y[..., :half], y[..., half:] = z.real, z.imag
     return y

@@ -12,11 +12,22 @@ KIND = "embedding"
 ARXIV = "1706.03762"
 SUMMARY = "Fixed sine and cosine waves of geometrically spaced wavelengths, added to the token embedding."
 ARGUMENTS = {}
-OPTIONS = {"base": 10000.0}
+OPTIONS = {"base": checks.Option(10000.0, number={"above": 0}, examples=(100.0,))}
+EVEN = "n_embd"
 
 
 class SinusoidalCache(NamedTuple):
     """Empty: nothing here can be trained, so backward has nothing to remember."""
+
+
+def parameters(n_embd, block_size, **options):
+    """Nothing is trained."""
+    return {}
+
+
+def embed(length, n_embd, dtype, start, *, base):
+    """What the model adds to its embeddings: see forward."""
+    return forward(length, n_embd, base=base, start=start, dtype=dtype)
 
 
 def forward(length, n_embd, *, base=10000.0, start=0, dtype=np.float64):

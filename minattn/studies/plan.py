@@ -1,9 +1,6 @@
 """What to compare: a grid of mechanisms, positions and seeds, or variants spelled out, turned into runs of the trainer.
 
-One syntax for a mechanism with its options: the trainer's name, the options in square brackets, "/" between layers.
-
-    energy   energy[norm=sequence]   affine[phi=sigmoid,length=visible]+gated   energy[norm=none]/softmax
-    learned   morlet[admissible=false]   learned+rope[base=100]
+Mechanisms and positions are spelled as everywhere (minattn.spec), with commas between variants.
 """
 import dataclasses
 import re
@@ -12,11 +9,11 @@ import typing
 from pathlib import Path
 from typing import NamedTuple
 
-from minattn import checks, data, model, runs, train
+from minattn import checks, data, model, runs, spec, train
 from minattn.errors import InputError
 
 FIELDS = {name: kind for cls in (train.Settings, model.Config) for name, kind in typing.get_type_hints(cls).items()
-          if name not in ("vocab_size", "seed", "attention_options", "position_options")}
+          if name not in ("vocab_size", "seed") and not isinstance(kind, dataclasses.InitVar)}
 
 
 class Variant(NamedTuple):
@@ -78,13 +75,14 @@ def make(folder, *, attention="", position="learned", variants=(), seeds="0", pr
     overrides = dict(overrides or {})
     if not attention and not variants:
         raise InputError("nothing to compare: name some with --attention softmax,energy or --variant \"NAME: FIELD=VALUE ...\".")
-    given = [(f"{a} {p}", {"attention": a, "position": p}) for a in (listed("attention", attention) if attention else ())
-             for p in listed("position", position)]
+    given = [(f"{a} {p}", {"attention": a, "position": p})
+             for a in (spec.variants("attention", attention) if attention else ())
+             for p in spec.variants("position", position)]
     given += [explicit(text) for text in variants]
     made = []
     for name, fields in given:
         try:
-            settings, shape = train.settings_for(preset, overrides | expanded(fields))
+            settings, shape = train.settings_for(preset, overrides | fields)
             model.Config(**shape)
         except InputError as error:
             raise InputError(f"variant {name!r}: {error}" if preset in train.PRESETS else str(error)) from None
@@ -97,16 +95,6 @@ def make(folder, *, attention="", position="learned", variants=(), seeds="0", pr
             if variant.settings == other.settings and model.Config(**variant.shape) == model.Config(**other.shape):
                 raise InputError(f"variants {other.name!r} and {variant.name!r} are the same: leave one out.")
     return Plan(Path(folder), tuple(made), numbers(seeds), chosen(baseline, made), **options)
-
-
-def listed(what, text):
-    """"a[x=1,y=2],b" -> ["a[x=1,y=2]", "b"]: commas inside brackets do not separate."""
-    if text.count("[") != text.count("]") or re.search(r"\][^\[]*\]|\[[^\]]*\[", text):
-        raise InputError(f"--{what} {text!r}: every [ needs a ], as in energy[norm=key].")
-    names = [name.strip() for name in re.split(r",(?![^\[]*\])", text)]
-    if not all(names):
-        raise InputError(f"--{what} {text!r} has an empty name in its list.")
-    return names
 
 
 def explicit(text):
@@ -137,24 +125,6 @@ def value_of(field, text):
     except (ValueError, KeyError):
         expected = "true or false" if kind is bool else "an integer" if kind in (int, int | None) else "a number"
         raise InputError(f"{field} must be {expected}; got {text!r}.") from None
-
-
-def expanded(fields):
-    """Take the options out of brackets: {"attention": "energy[norm=key]/softmax"} -> "energy,softmax" and {"norm": "key"}."""
-    out = dict(fields)
-    for what in ("attention", "position"):
-        if what in fields:
-            options = {}
-            for inside in re.findall(r"\[([^\]]*)\]", fields[what]):
-                for word in inside.split(","):
-                    key, value = checks.option(word.strip())
-                    if options.setdefault(key, value) != value:
-                        raise InputError(f"option {key} is there twice, as {options[key]!r} and {value!r}: one value serves all layers.")
-            out[what] = re.sub(r"\[[^\]]*\]", "", fields[what])
-            if what == "attention":
-                out[what] = out[what].replace("/", ",")
-            out[f"{what}_options"] = options
-    return out
 
 
 def folder_name(name):

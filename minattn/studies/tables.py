@@ -6,13 +6,13 @@ import math
 import statistics
 from typing import NamedTuple
 
-from minattn import runs
+from minattn import model, runs
 from minattn.errors import InputError
 from minattn.studies.measures import SCALARS
 
 RESULTS, TABLE = "results.csv", "table.md"
-ABOUT = {"variant": str, "seed": int, "attention": str, "attention_options": json.loads, "position": str, "position_options": json.loads,
-         "steps": int, "folder": str, "status": str, "reason": str}
+ABOUT = {"variant": str, "seed": int, "attention": str, "position": str, "steps": int,
+         "folder": str, "status": str, "reason": str}
 
 
 class Paired(NamedTuple):
@@ -43,9 +43,8 @@ def by_seed(rows, variant, name):
 def crossed(variants, base):
     """Where the baseline, another attention, another position and both together are all there -> [(attention alone, position alone, both)]"""
     def parts(v):
-        shape = {"attention_options": {}, "position_options": {}, **v.shape}
-        attention, position = (json.dumps([shape.pop(what, None), shape.pop(f"{what}_options")], sort_keys=True)
-                               for what in ("attention", "position"))
+        shape = model.to_dict(model.Config(**v.shape))
+        attention, position = shape.pop("attention"), shape.pop("position")
         return attention, position, (json.dumps(shape, sort_keys=True, default=str), v.settings)
 
     named = {parts(v): v.name for v in variants}

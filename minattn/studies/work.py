@@ -91,7 +91,7 @@ def steps_done(folder):
 
 
 def _about(job):
-    names = ("attention", "attention_options", "position", "position_options")
+    names = ("attention", "position")
     shape = {name: job.expected()[name] for name in names}
     return {"variant": job.variant, "seed": job.seed, **shape, "steps": job.settings.steps,
             "folder": os.path.join(*Path(job.folder).parts[-2:])}

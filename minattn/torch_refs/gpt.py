@@ -6,6 +6,7 @@ NumPy model, use `GPT.from_numpy`.
 """
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,19 @@ def _over(defaults, given, what):
     return {**defaults, **given}
 
 
+def _brackets(text):
+    """"energy[norm=key]/softmax" -> "energy,softmax", {"norm": "key"}"""
+    options, words = {}, {"true": True, "false": False}
+    for inside in re.findall(r"\[([^\]]*)\]", text):
+        for pair in inside.split(","):
+            name, _, value = pair.partition("=")
+            try:
+                options[name] = words[value] if value in words else json.loads(value)
+            except ValueError:
+                options[name] = value
+    return re.sub(r"\[[^\]]*\]", "", text).replace("/", ","), options
+
+
 def _mechanism(name):
     """"affine+gated" -> ("affine", True); "gated" alone is softmax with a gate."""
     parts = name.strip().split("+")
@@ -68,6 +82,9 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = c = _over(DEFAULTS, config, "config")
+        for what in ("attention", "position"):
+            c[what], inside = _brackets(c[what])
+            c[f"{what}_options"] = {**inside, **c[f"{what}_options"]}
         self.options = _over(ATTENTION_OPTIONS, c["attention_options"], "attention_options")
         self.position_options = _over(POSITION_OPTIONS, c["position_options"], "position_options")
         self.positions = c["position"].split("+")

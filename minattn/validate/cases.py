@@ -97,14 +97,13 @@ def _make(row, plan, seed, fixed):
     clash = [f"it needs {s} = {n}, but you fixed {s} at {fixed[s]}" for s, n in other.items()]
     size = {**SIZES, **fixed, **plan.sizes}
     clash += ["it needs at least two samples"] * (plan.twin and size["B"] < 2)
-    size = {"Dv or 1": size["Dv"], "T": size["Tk"], **size}
-    extra = families.EXTRA.get(row.name, {})
-    shapes = {**row.arguments, **{name: extra[name] for name in plan.extra}}
+    size = {"Dv|1": size["Dv"], "T": size["Tk"], **size}
+    shapes = {**row.arguments, **{name: row.optional[name] for name in plan.extra}}
     if "keys" in plan.extra:
-        shapes = {n: s.replace("T,", "Tq,") for n, s in shapes.items()}
-    elif size["Tq"] != size["Tk"] and any("T" in _symbols(s) for s in shapes.values()):
+        shapes = {n: s.replace(" T ", " Tq ") for n, s in shapes.items()}
+    elif size["Tq"] != size["Tk"] and any("T" in s.split() for s in shapes.values()):
         return None                                          # one array gives queries and keys
-    shapes = {n: tuple(size[s] for s in _symbols(shape)) for n, shape in shapes.items()}
+    shapes = {n: tuple(size[s] for s in shape.split()) for n, shape in shapes.items()}
     arrays = {name: draw(name, shape, rng) for name, shape in shapes.items()}
     if plan.edit is not None:
         if plan.edit(arrays, size) is False:
@@ -121,10 +120,6 @@ def _make(row, plan, seed, fixed):
     flags = _flags(arrays, options, plan)
     return Case(f"{plan.family}/{plan.name}", plan.family, row.name, arrays, options, cotangent, flags, plan.quick,
                 seed, plan.layout, twin if plan.twin else None, "".join(clash[:1]))
-
-
-def _symbols(shape):
-    return [s.strip() for s in shape.strip("()").split(",") if s.strip()]
 
 
 def _flags(arrays, options, plan):

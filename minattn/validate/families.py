@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# settings of a mechanism's own options (or sizes) that are cases of their own, beside the defaults
-VARIANTS = {
-    "gated": [{"Dv or 1": 1}],
-    "affine": [{"phi": "sigmoid"}, {"length": "visible"}, {"length": 19}],
-    "energy": [{"norm": "prefix"}, {"norm": "sequence"}, {"norm": "none"}],
-}
-# array arguments that may be given or left out
-EXTRA = {"gaussian": {"keys": "(B, H, Tk, D)", "values": "(B, H, Tk, Dv)"}}
+
+def variants(row):
+    """Settings of a mechanism's own options, or sizes, that are cases of their own."""
+    yield {}
+    if any("Dv|1" in shape.split() for shape in row.arguments.values()):
+        yield {"Dv|1": 1}
+    for name, option in row.options.items():
+        for value in option.others():
+            yield {name: value}
 
 
 class Plan(NamedTuple):
@@ -40,12 +41,12 @@ def generic(row, T):
     """The plans of the families that need to know nothing of the mechanism; T tokens unless a plan says otherwise."""
     causal = {"causal": True}
     prime = {"Tq": 5, "Tk": 7}
-    given = ("keys",) if row.name in EXTRA else ()           # keys of their own, where one array would give both
-    for variant in ({}, *VARIANTS.get(row.name, ())):        # its own options meet every kind of mask
+    given = ("keys",) if row.optional else ()                # keys of their own, where one array would give both
+    for variant in variants(row):                            # its own options meet every kind of mask
         own = {n: x for n, x in variant.items() if n in row.options}
         sizes = {n: x for n, x in variant.items() if n not in row.options}
-        tag = "".join(f",{n.replace(' ', '_')}={x}" for n, x in variant.items())
-        if row.name in EXTRA:
+        tag = "".join(f",{n}={x}" for n, x in variant.items())
+        if row.optional:
             yield Plan("prime_sizes", "T=7" + tag, own, sizes)
         yield Plan("prime_sizes", "Tq=5,Tk=7" + tag, own, {**prime, **sizes}, quick=True)
         yield Plan("causal", "T" + tag, {**causal, **own}, sizes, quick=True)
@@ -59,7 +60,7 @@ def generic(row, T):
             yield Plan("tq_ne_tk", f"Tq=5,Tk=7,align={align}" + tag, options, {**prime, **sizes}, extra=given,
                        quick=not tag)
         yield Plan("identical_tokens", "T" + tag, own, sizes, edit=alike, quick=not tag)
-    for name in EXTRA.get(row.name, ()):
+    for name in row.optional:
         yield Plan("prime_sizes", name, extra=tuple({"keys": 0, name: 0}), sizes=prime, quick=True)
     for W in (1, T - 1, T, T + 5):
         yield Plan("window", f"W={W}", {**causal, "window": W}, quick=W in (1, T))

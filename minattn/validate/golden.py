@@ -64,7 +64,7 @@ def _spelt_out(case):
     rules = {"causal": False, "window": None, "prefix": 0, "align": "end"}
     if case.mechanism != "gaussian":
         rules["scale"] = 1 / math.sqrt(case.arrays["q"].shape[3])
-    rules.update(MECHANISMS[case.mechanism].options)
+    rules.update(MECHANISMS[case.mechanism].settings())
     for name, value in case.options.items():
         if not isinstance(value, np.ndarray):
             rules[name] = value

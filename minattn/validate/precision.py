@@ -122,7 +122,7 @@ def plain(case, dtype, *, rng=None, draws=1, early=False):
     terms cancel, their errors differ much.
     """
     again = (lambda x: x) if rng is None else lambda x: np.broadcast_to(x, (draws, *x.shape))
-    defaults = attention.MECHANISMS[case.mechanism].options
+    defaults = attention.MECHANISMS[case.mechanism].settings()
     options = {"scale": None, "bias": None, "early": early, **defaults, **case.options}
     arrays = {n: again(x) for n, x in case.arrays.items()}
     with np.errstate(all="ignore"):

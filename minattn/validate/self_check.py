@@ -58,7 +58,7 @@ def causality_forms(mechanism, module):
     """The forms of the certificate that this kernel fails and should not: {"causality/suffix": what was found, ...}"""
     from minattn.validate.causality import causality
     row, failed = MECHANISMS[mechanism], {}
-    for variant in ({}, *families.VARIANTS.get(mechanism, ())):
+    for variant in families.variants(row):
         options = {name: value for name, value in variant.items() if name in row.options}
         if row.leak(**options):
             continue

@@ -31,9 +31,8 @@ class NotCovered(Exception):
 def _kernel(fn, row, framework, options, backward, dtype, device, length, sizes):
     target, adapter = frameworks.resolve(fn, backward), frameworks.adapter(framework, dtype, device)
     size = {**cases.SIZES, "B": 1, "D": 5, "Dv": 3, **sizes, "Tq": length, "Tk": length, "T": length}
-    size.setdefault("Dv or 1", size["Dv"])
-    symbols = {name: [s.strip() for s in shape.strip("()").split(",") if s.strip()]
-               for name, shape in row.arguments.items()}
+    size.setdefault("Dv|1", size["Dv"])
+    symbols = {name: shape.split() for name, shape in row.arguments.items()}
     axes = {name: axis for name, shape in symbols.items() for axis, s in enumerate(shape) if s[0] == "T"}
 
     def draw(way, rng, unlike=None):

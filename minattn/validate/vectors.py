@@ -11,7 +11,6 @@ significant bits each, exact in every precision that has their range; they hang 
 """
 import hashlib
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +57,10 @@ def write(folder):
 
 
 def _axes(mechanism, name):
-    axes = {"keys": "B H Tk D", "values": "B H Tk Dv", "bias": "B H Tq Tk", "allowed": "B H Tq Tk", "out": "B H Tq Dv",
-            "dout": "B H Tq Dv", **INTERMEDIATE}
-    for argument, shape in MECHANISMS[mechanism].arguments.items():
-        axes[argument] = " ".join(re.findall(r"\w+", shape.replace(" or 1", "")))
+    row = MECHANISMS[mechanism]
+    axes = {"bias": "B H Tq Tk", "allowed": "B H Tq Tk", "out": "B H Tq Dv", "dout": "B H Tq Dv", **INTERMEDIATE}
+    for argument, shape in {**row.arguments, **row.optional}.items():
+        axes[argument] = shape.replace("|1", "")
     return axes.get(name) or axes[name[1:]]                                  # dq has the axes of q
 
 

@@ -11,7 +11,7 @@ from time import perf_counter
 
 import numpy as np
 
-from minattn import checks, ops, optim, parallel, plots, runs
+from minattn import checks, ops, optim, parallel, plots, runs, spec
 from minattn.errors import InputError
 from minattn.experiments.vision import shapes, vit
 from minattn.studies import plan, tables
@@ -72,11 +72,13 @@ def variants(text, *, matched=True):
                 raise InputError(f"variants {other!r} and {name!r} are the same: leave one out.")
         found[name] = config
 
-    for name in plan.listed("attention", text):
-        fields = plan.expanded({"attention": name})
-        for option in fields["attention_options"]:
+    for name in spec.variants("attention", text):
+        parts, *more = spec.parse("attention", name)
+        if more or len(parts) > 1:
+            raise InputError(f"attention {name!r}: one mechanism for all layers, without a gate on top.")
+        for option in parts[0].options:
             checks.choice(f"{name}: an option", option, known)
-        add(name, vit.Config(attention=fields["attention"], labels=len(shapes.LABELS), **fields["attention_options"]))
+        add(name, vit.Config(attention=parts[0].name, labels=len(shapes.LABELS), **parts[0].options))
     kernel = next((config for config in found.values() if "q" not in config.mechanism.arguments), None)
     if matched and kernel:
         narrow = [dataclasses.replace(kernel, attention="softmax", values="own", qk_norm=False, sigma_init=None, width=width)

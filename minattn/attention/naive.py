@@ -1,0 +1,288 @@
+"""Every mechanism once as a dense formula, forward and backward. Read this first.
+
+    s = scale q k^T + bias        P = softmax of s over the visible keys        out = P v
+
+Whole (Tq, Tk) arrays of scores and weights, one line per step, nothing fast: the other files of
+this folder compute the same numbers in tiles. Each backward undoes its forward from the last line
+to the first; `dx` is the gradient of sum(dout * out) with respect to x. The cache `c` holds every
+local variable of the forward.
+
+Shapes: q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv), out and dout (B, H, Tq, Dv). Axes are
+counted from the end, so there may be more of them in front. The validation kit takes from here the
+error of plain arithmetic in each dtype, the golden vectors, and the text that its wrong
+implementations are made from.
+"""
+from types import SimpleNamespace as Cache
+
+import numpy as np
+
+# ---------------------------------------------------------------------- shared by all
+
+
+def visible(Tq, Tk, *, causal=False, window=None, prefix=0, align="end"):
+    """Which key may each query see? -> bool (Tq, Tk)   (the rules: minattn.masks)"""
+    p = np.arange(Tq)[:, None] + (Tk - Tq if align == "end" else 0)     # queries  (Tq, 1)
+    j = np.arange(Tk)                                                   # keys     (Tk,)
+    see = np.ones((Tq, Tk), bool)
+    if causal or window is not None:
+        see = (j <= p) | ((j < prefix) & (p < prefix))
+    if window is not None:
+        see &= j > p - window
+    return see
+
+
+def weigh(s, v, *, bias=None, sink=None, allowed=True, **mask):
+    """Scores s (B, H, Tq, Tk) -> out, cache: their softmax, and the average of the values."""
+    if bias is not None:
+        s = s + bias
+    raw = s
+    Tq, Tk = s.shape[-2:]
+    see = np.broadcast_to(visible(Tq, Tk, **mask) & allowed, s.shape)
+    s = np.where(see, s, -np.inf)
+    m = s.max(axis=-1, keepdims=True)                           # exp(s - m) cannot overflow
+    if sink is not None:
+        m = np.maximum(m, per_head(sink))
+    m = np.where(m == -np.inf, 0, m)                            # a row that sees no key
+    e = np.exp(s - m)
+    total = e.sum(axis=-1, keepdims=True)
+    if sink is not None:
+        e_sink = np.exp(per_head(sink) - m)
+        total = total + e_sink
+    total = np.where(total == 0, 1, total)
+    P = e / total
+    lse = m + np.log(total)
+    out = P @ v
+    return out, Cache(**locals())
+
+
+def weigh_backward(dout, c):
+    """dout -> {"v"} and, where given, {"bias", "sink"}; and ds (B, H, Tq, Tk)"""
+    P = c.P
+    dv = T(P) @ dout
+    dP = dout @ T(c.v)
+    delta = (dout * c.out).sum(axis=-1, keepdims=True)          # equals sum_j P_ij dP_ij
+    ds = P * (dP - delta)
+    grads = {"v": dv}
+    if c.sink is not None:                                      # a key with value 0: its dP is 0
+        P_sink = c.e_sink / c.total
+        grads["sink"] = -(P_sink * delta).sum(axis=(-4, -2, -1))
+    if c.bias is not None:
+        grads["bias"] = sum_to(ds, c.bias.shape)
+    return grads, ds
+
+
+def attend(q, k, v, *, scale=None, own_bias=0, **options):
+    """Dot-product scores, then `weigh`. own_bias: what a mechanism adds to the scores."""
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    dots = q @ T(k)                                             # (Tq, D), (D, Tk) -> (Tq, Tk)
+    s = scale * dots
+    s = s + own_bias
+    out, core = weigh(s, v, **options)
+    return out, Cache(**locals())
+
+
+def attend_backward(dout, c):
+    """dout -> {"q", "k", "v"} and, where given, {"bias", "sink"}; and ds (B, H, Tq, Tk)"""
+    grads, ds = weigh_backward(dout, c.core)
+    dq = c.scale * (ds @ c.k)
+    dk = c.scale * (T(ds) @ c.q)
+    return {"q": dq, "k": dk, **grads}, ds
+
+
+def T(x):
+    """Swap the last two axes."""
+    return x.swapaxes(-1, -2)
+
+
+def per_head(x):
+    """One number per head, (H,) -> (1, H, 1, 1)"""
+    return x[..., None, :, None, None]
+
+
+def sum_to(x, shape):
+    """Sum x (B, H, Tq, Tk) over the axes along which an array of this shape was broadcast."""
+    shape = (1,) * (4 - len(shape)) + tuple(shape)
+    axes = tuple(i for i in range(-4, 0) if shape[i] == 1 and x.shape[i] > 1)
+    return x.sum(axis=axes, keepdims=True)
+
+
+def sigmoid(x):
+    e = np.exp(-np.abs(x))                                      # at most 1
+    return np.where(x < 0, e, 1) / (1 + e)
+
+
+# ----------------------------------------------------------------- one mechanism each
+
+
+def softmax_forward(q, k, v, **options):
+    """out = softmax(scale q k^T) v"""
+    return attend(q, k, v, **options)
+
+
+def softmax_backward(dout, c):
+    return attend_backward(dout, c)[0]
+
+
+def off_by_one_forward(q, k, v, **options):
+    """P_ij = exp(s_ij) / (1 + sum_k exp(s_ik)): a sink at 0"""
+    zero = np.zeros(q.shape[-3], q.dtype)
+    return attend(q, k, v, sink=zero, **options)
+
+
+def off_by_one_backward(dout, c):
+    grads, _ = attend_backward(dout, c)
+    del grads["sink"]                                           # a constant
+    return grads
+
+
+def sink_forward(q, k, v, sink, **options):
+    """P_ij = exp(s_ij) / (exp(sink_h) + sum_k exp(s_ik))        sink (H,)"""
+    return attend(q, k, v, sink=sink, **options)
+
+
+def sink_backward(dout, c):
+    return attend_backward(dout, c)[0]
+
+
+def gated_forward(q, k, v, gate_logits, **options):
+    """out = (P v) * sigmoid(gate_logits)        gate_logits (B, H, Tq, Dv or 1)"""
+    Pv, core = attend(q, k, v, **options)
+    g = sigmoid(gate_logits)
+    out = Pv * g
+    return out, Cache(**locals())
+
+
+def gated_backward(dout, c):
+    dg = sum_to(dout * c.Pv, c.g.shape[-4:])
+    dPv = dout * c.g
+    grads, _ = attend_backward(dPv, c.core)
+    grads["gate_logits"] = dg * c.g * (1 - c.g)
+    return grads
+
+
+def affine_forward(q, k, v, alpha_logits, alpha_ma, *, phi="linear_clip", length="total",
+                   **options):
+    """out_i = alpha_i (P v)_i + beta_i sum_{visible j} v_j
+
+    alpha_logits (B, H, Tq); alpha_ma (H,), a constant
+    """
+    Pv, core = attend(q, k, v, **options)
+    x = alpha_logits[..., None]                                 # (B, H, Tq, 1)
+    if phi == "sigmoid":
+        alpha = sigmoid(x)
+        slope = alpha * (1 - alpha)
+    else:
+        alpha = np.clip(x * 0.1 + 0.5, 0, 1)
+        slope = np.where(np.abs(x) < 5, 0.1, 0)
+    see = core.core.see.astype(q.dtype)
+    if length == "total":
+        n = k.shape[-2]
+    elif length == "visible":
+        n = np.maximum(see.sum(axis=-1, keepdims=True), 1)
+    else:
+        n = length
+    beta = (per_head(alpha_ma) - alpha) / n
+    S = see @ v                                                 # sum of the visible values
+    out = alpha * Pv + beta * S
+    return out, Cache(**locals())
+
+
+def affine_backward(dout, c):
+    dPv = c.alpha * dout
+    grads, _ = attend_backward(dPv, c.core)
+    grads["v"] = grads["v"] + T(c.see) @ (c.beta * dout)
+    dbeta = (dout * c.S).sum(axis=-1, keepdims=True)
+    dalpha = (dout * c.Pv).sum(axis=-1, keepdims=True) - dbeta / c.n
+    grads["alpha_logits"] = (dalpha * c.slope)[..., 0]
+    return grads
+
+
+def energy_forward(q, k, v, energy, alpha, tau, *, norm="key", **options):
+    """A bias log sigmoid(alpha (z_j - tau)) on key j        energy (B, H, Tk), alpha (H,), tau (H,)
+
+    z is the energy less its mean, over its deviation, both taken over the keys 1..last: up to the key itself
+    (norm="key"), up to the query ("prefix"), over all keys ("sequence"); z = energy for "none".
+    """
+    Tq, Tk = q.shape[-2], k.shape[-2]
+    p = np.arange(Tq) + (Tk - Tq if options.get("align", "end") == "end" else 0)
+    last = np.arange(Tk)
+    if norm == "prefix":
+        last = p
+    if norm == "sequence":
+        last = np.array([Tk - 1])
+    member = np.arange(Tk) <= last[:, None]                     # keys of N statistics  (N, Tk)
+    n = np.maximum(member.sum(axis=-1), 1)[:, None]
+    e = energy[..., None, :]                                    # (B, H, 1, Tk)
+    mean = (e * member).sum(axis=-1, keepdims=True) / n         # (B, H, N, 1)
+    centred = (e - mean) * member
+    var = (centred * centred).sum(axis=-1, keepdims=True) / n
+    if norm == "sequence":
+        rstd = 1 / np.maximum(np.sqrt(var), 1e-8)
+    else:
+        rstd = np.where(n > 1, 1 / np.sqrt(var + 1e-8), 0)
+    if norm == "none":
+        mean, rstd = 0 * mean, 0 * rstd + 1
+    if norm in ("key", "none"):                                 # each belongs to a key
+        mean, rstd = T(mean), T(rstd)
+    z = (e - mean) * rstd                                       # (B, H, 1 or Tq, Tk)
+    above = z - per_head(tau)
+    u = per_head(alpha) * above
+    log_g = np.minimum(u, 0) - np.log1p(np.exp(-np.abs(u)))     # log sigmoid(u)
+    out, core = attend(q, k, v, own_bias=log_g, **options)
+    return out, Cache(**locals())
+
+
+def energy_backward(dout, c):
+    grads, ds = attend_backward(dout, c.core)
+    du = sum_to(ds, c.u.shape[-4:]) * sigmoid(-c.u)
+    grads["alpha"] = (du * c.above).sum(axis=(-4, -2, -1))
+    grads["tau"] = -(du * per_head(c.alpha)).sum(axis=(-4, -2, -1))
+    dz = du * per_head(c.alpha)
+    de = dz * c.rstd
+    if c.norm != "none":
+        dmean = -sum_to(dz * c.rstd, c.mean.shape[-4:])
+        drstd = sum_to(dz * (c.e - c.mean), c.mean.shape[-4:])
+        rstd = c.rstd
+        if c.norm == "key":                                     # back to one row a statistic
+            dmean, drstd, rstd = T(dmean), T(drstd), T(rstd)
+        dvar = -0.5 * drstd * rstd**3
+        if c.norm == "sequence":
+            dvar = np.where(np.sqrt(c.var) >= 1e-8, dvar, 0)    # constant on the floor
+        inner = dmean / c.n + 2 * c.centred * dvar / c.n
+        de = de.sum(axis=-2, keepdims=True) + (inner * c.member).sum(axis=-2, keepdims=True)
+    grads["energy"] = de[..., 0, :]
+    return grads
+
+
+def gaussian_forward(x, log_sigma, *, keys=None, values=None, **options):
+    """s_ij = -|x_i - key_j|^2 / (2 sigma^2), the softmax of s, the average of the values
+
+    x (B, H, Tq, D), log_sigma (H,); keys (B, H, Tk, D) are x unless given, values (B, H, Tk, Dv) the keys
+    """
+    k = x if keys is None else keys
+    v = k if values is None else values
+    apart = x[..., :, None, :] - k[..., None, :, :]             # (B, H, Tq, Tk, D)
+    distance2 = (apart * apart).sum(axis=-1)
+    inv = np.exp(-2 * per_head(log_sigma))                      # 1 / sigma^2
+    s = -0.5 * inv * distance2
+    out, core = weigh(s, v, **options)
+    return out, Cache(**locals())
+
+
+def gaussian_backward(dout, c):
+    grads, ds = weigh_backward(dout, c.core)
+    dv = grads.pop("v")
+    grads["log_sigma"] = -2 * (ds * c.s).sum(axis=(-4, -2, -1))
+    dapart = -(ds * c.inv)[..., None] * c.apart                 # (B, H, Tq, Tk, D)
+    dx = dapart.sum(axis=-2)
+    dk = -dapart.sum(axis=-3)
+    if c.values is None:
+        dk = dk + dv
+    else:
+        grads["values"] = dv
+    if c.keys is None:
+        dx = dx + dk
+    else:
+        grads["keys"] = dk
+    return {"x": dx, **grads}
