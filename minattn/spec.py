@@ -79,6 +79,9 @@ def _part(what, text, whole):
         raise InputError(f"{what} {whole!r}: every [ needs a ], as in energy[norm=key].")
     if not text.strip():
         raise InputError(f"{what} {whole!r} has an empty name in its list.")
+    if ":" in text:
+        name, *inside = text.strip().split(":")
+        raise InputError(f"{what} {whole!r}: write {name}[{','.join(inside)}].")
     found = re.fullmatch(r"\s*([\w-]+)\s*(?:\[([^\[\]]*)\])?\s*", text)
     if not found:
         raise InputError(f"{what} {whole!r}: expected NAME or NAME[OPTION=VALUE,...], with + on top "

@@ -24,7 +24,7 @@ def add_arguments(parser):
     parser.add_argument("--suite", default="step", choices=SUITES,
                         help="training steps, long sequences, generation, whole runs, position-bias networks; all: the first three" + default)
     parser.add_argument("--preset", default="nano,laptop,paper", help="sizes of the step and run suites" + default)
-    parser.add_argument("--attention", help="mechanisms, with options: softmax,energy:norm=prefix (default all)")
+    parser.add_argument("--attention", help="mechanisms, with options: softmax,energy[norm=prefix] (default all)")
     parser.add_argument("--position", help="positions: learned,rope (default learned; rope and morlet with softmax)")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="for every side" + default)
     parser.add_argument("--repeat", type=int, default=9, help="turns that each side takes" + default)

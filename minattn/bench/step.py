@@ -2,10 +2,10 @@
 import statistics
 
 from minattn import masks, model, train
+from minattn import spec as spelling
 from minattn.attention import MECHANISMS
 from minattn.attention_layer import layers
 from minattn.bench.sides import compare, flat, milliseconds, prepare, print_table, progress, ratio, sides, spread, take_turns
-from minattn.errors import InputError
 
 MATMUL = 2048                      # side of the square matrices by which the machine's rate is measured
 BATCH = {"paper": 16}              # the preset's 64 only repeats the same work four times
@@ -19,7 +19,8 @@ TOLERANCE = 2e-3                   # relative, of three steps' losses and gradie
 def cells(presets, attention, position):
     """The command line's lists -> (preset, attention, position, spec, spec of plain softmax) of every row."""
     if attention or position:
-        cases = [(a, p) for a in _split(attention or "softmax") for p in _split(position or "learned")]
+        cases = [(a, p) for a in spelling.variants("attention", attention or "softmax")
+                 for p in spelling.variants("position", position or "learned")]
     else:
         cases = CASES
     return [(preset, a, p, spec(preset, a, p), spec(preset)) for preset in _split(presets) for a, p in cases]
@@ -31,9 +32,6 @@ def _split(text):
 
 def spec(preset, attention="softmax", position="learned"):
     """Everything that defines a training step, as plain values."""
-    if ":" in attention:
-        name, *options = attention.split(":")
-        raise InputError(f"--attention {attention!r}: write {name}[{','.join(options)}].")
     changed = {"attention": attention, "position": position, "dropout": 0.0}
     settings, shape = train.settings_for(preset, changed)
     same = {key: getattr(settings, key) for key in ("chunks", "lr", "weight_decay", "eps", "clip", "decay", "seed")}
