@@ -13,7 +13,7 @@ import numpy as np
 
 from minattn import lessons, plots
 from minattn.attention import softmax
-from minattn.lessons import lesson_00
+from minattn.lessons import grader_00
 
 # %% [markdown]
 # ## The picture
@@ -100,7 +100,7 @@ def mean_of_the_past(v):
     ...
 
 
-lesson_00.check_mean_of_the_past(mean_of_the_past);
+grader_00.check_mean_of_the_past(mean_of_the_past);
 
 
 # %% tags=["solution"]
@@ -108,7 +108,7 @@ def mean_of_the_past(v):
     return np.cumsum(v, axis=0) / np.arange(1, len(v) + 1)[:, None]
 
 
-lesson_00.check_mean_of_the_past(mean_of_the_past);
+grader_00.check_mean_of_the_past(mean_of_the_past);
 
 # %% [markdown]
 # ## Exercise 2: a window
@@ -122,7 +122,7 @@ def window_mask(T, W):
     ...
 
 
-lesson_00.check_window_mask(window_mask);
+grader_00.check_window_mask(window_mask);
 
 
 # %% tags=["solution"]
@@ -131,7 +131,7 @@ def window_mask(T, W):
     return (distance >= 0) & (distance < W)
 
 
-lesson_00.check_window_mask(window_mask);
+grader_00.check_window_mask(window_mask);
 
 # %% [markdown]
 # ## Exercise 3: can the future change the past?
@@ -147,7 +147,7 @@ def is_causal(f, q, k, v):
     ...
 
 
-lesson_00.check_is_causal(is_causal);
+grader_00.check_is_causal(is_causal);
 
 
 # %% tags=["solution"]
@@ -156,7 +156,7 @@ def is_causal(f, q, k, v):
     return all(np.allclose(f(q[:n], k[:n], v[:n])[-1], whole[n - 1]) for n in range(1, len(q)))
 
 
-lesson_00.check_is_causal(is_causal);
+grader_00.check_is_causal(is_causal);
 
 # %% [markdown]
 # ## What a sharper or flatter comparison does
@@ -188,17 +188,7 @@ ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"]);
 # %% [markdown]
 # ## The map
 #
-# | lesson | idea | file of the package |
-# |---|---|---|
-# | 01 | softmax attention and its gradient | `attention/core.py`, `attention/softmax.py` |
-# | 02 | a whole model that learns to write | `ops.py`, `model.py`, `optim.py` |
-# | 03, 04 | where am I? positions, wavelets | `positions/` |
-# | 05 | sinks and gates | `attention/sink.py`, `gated.py` |
-# | 06 | affine-scaled attention | `attention/affine.py` |
-# | 07 | energy-gated attention, and a leak | `attention/energy.py`, `validate/causality.py` |
-# | 08 | Gaussian kernel attention | `attention/gaussian.py` |
-# | 09 | position bias | `experiments/position_bias/` |
-# | 10 | is a faster implementation right? | `validate/` |
+# [The list of lessons](README.md) names the files of the package that each lesson is about.
 #
 # Every mechanism of the package is two functions that face each other: `forward(arrays, options) -> out, cache` and
 # `backward(dout, cache) -> gradients`. Nothing remembers anything between calls.

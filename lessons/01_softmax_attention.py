@@ -16,7 +16,7 @@ import numpy as np
 
 from minattn import data, lessons, plots
 from minattn.attention import softmax
-from minattn.lessons import lesson_01
+from minattn.lessons import grader_01
 from minattn.validate.gradients import directional
 
 
@@ -100,13 +100,13 @@ def softmax_backward(dP, P):
     """dP (Tq, Tk), P (Tq, Tk) with rows of sum 1 -> ds (Tq, Tk)"""
     ...
 
-lesson_01.check_softmax_backward(softmax_backward);
+grader_01.check_softmax_backward(softmax_backward);
 
 # %% tags=["solution"]
 def softmax_backward(dP, P):
     return P * (dP - (P * dP).sum(axis=1, keepdims=True))            # (Tq, Tk) minus one number per row
 
-lesson_01.check_softmax_backward(softmax_backward);
+grader_01.check_softmax_backward(softmax_backward);
 
 # %% [markdown]
 # In words: $ds_k = P_k \,(dP_k - \sum_j P_j\, dP_j)$. The sum is the *mean* of $dP$ under the weights. A score should rise if its key would do
@@ -126,14 +126,14 @@ def attention_backward(dout, q, k, v, P):
     """dout (Tq, Dv), q (Tq, D), k (Tk, D), v (Tk, Dv), P (Tq, Tk) -> dq (Tq, D), dk (Tk, D), dv (Tk, Dv)"""
     ...
 
-lesson_01.check_attention_backward(attention_backward);
+grader_01.check_attention_backward(attention_backward);
 
 # %% tags=["solution"]
 def attention_backward(dout, q, k, v, P):
     ds = softmax_backward(dout @ v.T, P) / np.sqrt(q.shape[1])       # divided once, for both
     return ds @ k, ds.T @ q, P.T @ dout
 
-lesson_01.check_attention_backward(attention_backward);
+grader_01.check_attention_backward(attention_backward);
 
 # %% [markdown]
 # Here is ours, each line below the line that it undoes, and beside it the package. One identity saves work there: the mean that is taken out
@@ -182,13 +182,13 @@ def slope(f, x, u, h):
     """f: array -> number; x and u of one shape; h a small step. The slope of f at x along u, as a number."""
     ...
 
-lesson_01.check_slope(slope);
+grader_01.check_slope(slope);
 
 # %% tags=["solution"]
 def slope(f, x, u, h):
     return (f(x + h * u) - f(x - h * u)) / (2 * h)
 
-lesson_01.check_slope(slope);
+grader_01.check_slope(slope);
 
 # %% [markdown]
 # How small should $h$ be? The Taylor series of $L$ says that this difference is off by a multiple of $h^2$. Four values can cancel that term
@@ -315,7 +315,7 @@ def safe_weights(s, visible):
     """s (Tq, Tk) finite, visible (Tq, Tk) of bool -> P (Tq, Tk): 0 where hidden; a row that sees nothing is all 0"""
     ...
 
-lesson_01.check_weights(safe_weights);
+grader_01.check_weights(safe_weights);
 
 # %% tags=["solution"]
 def safe_weights(s, visible):
@@ -325,7 +325,7 @@ def safe_weights(s, visible):
     total = P.sum(axis=1, keepdims=True)
     return P / np.where(total == 0, 1, total)
 
-lesson_01.check_weights(safe_weights);
+grader_01.check_weights(safe_weights);
 
 # %% [markdown]
 # ## On real text: does the loss notice a wrong gradient?

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from minattn import data, generate, lessons, model, optim, plots
 from minattn.attention import softmax
-from minattn.lessons import lesson_02
+from minattn.lessons import grader_02
 
 threadpool_limits(1)                                                 # one thread, so that times can be compared
 corpus = lessons.text()
@@ -144,14 +144,14 @@ def cross_entropy(z, targets):
 def embedding_backward(dy, ids, V):
     """dy (N, C), ids (N,) integers below V -> dW (V, C)"""
     ...
-lesson_02.check_embedding_backward(embedding_backward);
+grader_02.check_embedding_backward(embedding_backward);
 
 # %% tags=["solution"]
 def embedding_backward(dy, ids, V):
     dW = np.zeros((V, dy.shape[1]))
     np.add.at(dW, ids, dy)                                           # dW[ids] += dy would keep only one of equal ids
     return dW
-lesson_02.check_embedding_backward(embedding_backward);
+grader_02.check_embedding_backward(embedding_backward);
 
 # %% [markdown]
 # ## Exercise 2: a simpler norm
@@ -163,13 +163,13 @@ lesson_02.check_embedding_backward(embedding_backward);
 def rms_norm_backward(dy, x, eps=1e-6):
     """dy, x (N, C) -> dx (N, C), for y = x / sqrt(mean(x^2) + eps), the mean over each row"""
     ...
-lesson_02.check_rms_norm_backward(rms_norm_backward);
+grader_02.check_rms_norm_backward(rms_norm_backward);
 
 # %% tags=["solution"]
 def rms_norm_backward(dy, x, eps=1e-6):
     s = np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)         # (N, 1)
     return (dy - x * np.mean(dy * x, axis=1, keepdims=True) / s**2) / s                      # only the stretch is taken out
-lesson_02.check_rms_norm_backward(rms_norm_backward);
+grader_02.check_rms_norm_backward(rms_norm_backward);
 
 # %% [markdown]
 # ## The model
@@ -335,14 +335,14 @@ right.set(xlabel="the character that came (␣ space, ⏎ line end)", ylabel="su
 def sampling_probabilities(z, temperature, k):
     """logits z (V,) -> probabilities (V,): only the k largest logits (no two are equal) get more than 0"""
     ...
-lesson_02.check_sampling_probabilities(sampling_probabilities);
+grader_02.check_sampling_probabilities(sampling_probabilities);
 
 # %% tags=["solution"]
 def sampling_probabilities(z, temperature, k):
     z = np.where(z >= np.sort(z)[-k], z, -np.inf) / temperature
     p = np.exp(z - z.max())
     return p / p.sum()
-lesson_02.check_sampling_probabilities(sampling_probabilities);
+grader_02.check_sampling_probabilities(sampling_probabilities);
 
 # %%
 for temperature in (0.2, 0.8, 2.0):

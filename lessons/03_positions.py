@@ -10,7 +10,7 @@ import numpy as np
 
 from minattn import data, lessons, model, optim, parallel, plots
 from minattn.attention import softmax
-from minattn.lessons import lesson_03
+from minattn.lessons import grader_03
 from minattn.positions import decay, rotary, sinusoidal
 
 corpus = lessons.text()
@@ -99,7 +99,7 @@ def move(pe, r, base=10000.0):
     ...
 
 
-lesson_03.check_move(move);
+grader_03.check_move(move);
 
 
 # %% tags=["solution"]
@@ -111,7 +111,7 @@ def move(pe, r, base=10000.0):
     return np.stack(moved, axis=2).reshape(len(pe), C)
 
 
-lesson_03.check_move(move);
+grader_03.check_move(move);
 
 # %% [markdown]
 # ## Turning: RoPE
@@ -163,7 +163,7 @@ def rope_half_backward(dy, start=0, base=10000.0):
     ...
 
 
-lesson_03.check_rope_half_backward(rope_half_backward);
+grader_03.check_rope_half_backward(rope_half_backward);
 
 
 # %% tags=["solution"]
@@ -174,7 +174,7 @@ def rope_half_backward(dy, start=0, base=10000.0):
     return np.concatenate([da * np.cos(angle) + db * np.sin(angle), db * np.cos(angle) - da * np.sin(angle)], axis=-1)
 
 
-lesson_03.check_rope_half_backward(rope_half_backward);
+grader_03.check_rope_half_backward(rope_half_backward);
 
 # %% [markdown]
 # ## Subtracting: decay
@@ -214,7 +214,7 @@ def slope_gradient(P, v, do):
     ...
 
 
-lesson_03.check_slope_gradient(slope_gradient);
+grader_03.check_slope_gradient(slope_gradient);
 
 
 # %% tags=["solution"]
@@ -225,7 +225,7 @@ def slope_gradient(P, v, do):
     return -np.sum(ds * (np.arange(T)[:, None] - np.arange(T)), axis=(0, 2, 3))
 
 
-lesson_03.check_slope_gradient(slope_gradient);
+grader_03.check_slope_gradient(slope_gradient);
 
 # %% [markdown]
 # ## Relative or absolute? Kernels as pictures

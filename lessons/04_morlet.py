@@ -11,7 +11,7 @@
 import numpy as np
 
 from minattn import data, lessons, model, parallel, plots
-from minattn.lessons import lesson_04
+from minattn.lessons import grader_04
 from minattn.positions import morlet, sinusoidal
 
 # %% [markdown]
@@ -77,7 +77,7 @@ def effective(log_omega, log_sigma):
     """log_omega (n,), log_sigma (n,) -> omega (n,), sigma (n,) as used, and the product (n,) before the projection"""
     ...
 
-lesson_04.check_effective(effective);
+grader_04.check_effective(effective);
 
 # %% tags=["solution"]
 def effective(log_omega, log_sigma):
@@ -86,7 +86,7 @@ def effective(log_omega, log_sigma):
     product = omega * sigma
     return np.where(product < 5, 5 / sigma, omega), sigma, product
 
-lesson_04.check_effective(effective);
+grader_04.check_effective(effective);
 
 # %%
 def morlet_positions(T, log_omega, log_sigma):
@@ -139,13 +139,13 @@ def horizon(sigma, height):
     """sigma (n,), a height between 0 and 1 -> (n,): the p > 0 (not rounded) at which the bell of each width has that height"""
     ...
 
-lesson_04.check_horizon(horizon);
+grader_04.check_horizon(horizon);
 
 # %% tags=["solution"]
 def horizon(sigma, height):
     return sigma * np.sqrt(-2 * np.log(height))
 
-lesson_04.check_horizon(horizon);
+grader_04.check_horizon(horizon);
 
 # %% [markdown]
 # ## The limit: wide bells are plain clocks
@@ -202,7 +202,7 @@ def kernel(T, omega, sigma):
     """omega (n,), sigma (n,) -> (T, T): entry [p, p'] is the sum over the pairs k"""
     ...
 
-lesson_04.check_kernel(kernel);
+grader_04.check_kernel(kernel);
 
 # %% tags=["solution"]
 def kernel(T, omega, sigma):
@@ -211,7 +211,7 @@ def kernel(T, omega, sigma):
     waves = np.cos(omega * (p - other)) * np.exp(-(p**2 + other**2) / (2 * sigma**2))                  # (T, T, n)
     return waves.sum(axis=2)
 
-lesson_04.check_kernel(kernel);
+grader_04.check_kernel(kernel);
 
 # %% [markdown]
 # ## The gradient, by hand
@@ -252,7 +252,7 @@ def gradient_log_sigma(dpe, pe, sigma):
     """dpe (T, 2n), pe (T, 2n) as the forward made it, sigma (n,) -> d log_sigma (n,), where no clamp is at work"""
     ...
 
-lesson_04.check_gradient_log_sigma(gradient_log_sigma);
+grader_04.check_gradient_log_sigma(gradient_log_sigma);
 
 # %% tags=["solution"]
 def gradient_log_sigma(dpe, pe, sigma):
@@ -260,7 +260,7 @@ def gradient_log_sigma(dpe, pe, sigma):
     dlog_bell = dpe[:, 0::2] * pe[:, 0::2] + dpe[:, 1::2] * pe[:, 1::2]          # (T, n)
     return ((p / sigma)**2 * dlog_bell).sum(axis=0)                  # (n,)  log bell = -p^2 / (2 sigma^2)
 
-lesson_04.check_gradient_log_sigma(gradient_log_sigma);
+grader_04.check_gradient_log_sigma(gradient_log_sigma);
 
 # %% [markdown]
 # ### What the clamps do to it

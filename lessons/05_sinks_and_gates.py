@@ -9,7 +9,7 @@ import numpy as np
 
 from minattn import attention, data, lessons, model, optim, parallel, plots
 from minattn.inspect import maps, statistics
-from minattn.lessons import lesson_05
+from minattn.lessons import grader_05
 
 # %% [markdown]
 # ## The picture: a unit that must be spent
@@ -102,7 +102,7 @@ def add_sink(out, lse, sink):
     ...
 
 
-lesson_05.check_add_sink(add_sink);
+grader_05.check_add_sink(add_sink);
 
 
 # %% tags=["solution"]
@@ -110,7 +110,7 @@ def add_sink(out, lse, sink):
     return out * sigmoid(lse - sink)[:, None]
 
 
-lesson_05.check_add_sink(add_sink);
+grader_05.check_add_sink(add_sink);
 
 # %% [markdown]
 # ## The gradient: the sink is a key whose value is zero
@@ -161,7 +161,7 @@ def sink_gradient(dout, out, lse, sink):
     ...
 
 
-lesson_05.check_sink_gradient(sink_gradient);
+grader_05.check_sink_gradient(sink_gradient);
 
 
 # %% tags=["solution"]
@@ -170,7 +170,7 @@ def sink_gradient(dout, out, lse, sink):
     return -(t * (1 - t) * (dout * out).sum(axis=1)).sum()               # minus: it is lse - sink
 
 
-lesson_05.check_sink_gradient(sink_gradient);
+grader_05.check_sink_gradient(sink_gradient);
 
 # %% [markdown]
 # ## A gate: the query decides
@@ -205,7 +205,7 @@ def gate_backward(dout, ungated, gate_logits):
     ...
 
 
-lesson_05.check_gate_backward(gate_backward);
+grader_05.check_gate_backward(gate_backward);
 
 
 # %% tags=["solution"]
@@ -217,7 +217,7 @@ def gate_backward(dout, ungated, gate_logits):
     return dout * gate, dgate * gate * (1 - gate)
 
 
-lesson_05.check_gate_backward(gate_backward);
+grader_05.check_gate_backward(gate_backward);
 
 # %% [markdown]
 # ## Experiment 1: a head that must often be silent

@@ -13,7 +13,7 @@ import numpy as np
 from minattn import data, lessons, model, parallel, plots
 from minattn.attention import affine
 from minattn.inspect import maps, statistics
-from minattn.lessons import lesson_06
+from minattn.lessons import grader_06
 
 # %% [markdown]
 # ## The picture: scale what sticks out
@@ -96,7 +96,7 @@ def row_sums(alpha, alpha_ma, length):
     ...
 
 
-lesson_06.check_row_sums(row_sums);
+grader_06.check_row_sums(row_sums);
 
 
 # %% tags=["solution"]
@@ -106,7 +106,7 @@ def row_sums(alpha, alpha_ma, length):
     return alpha + n * (alpha_ma - alpha) / (T if length == "total" else n)
 
 
-lesson_06.check_row_sums(row_sums);
+grader_06.check_row_sums(row_sums);
 
 # %% [markdown]
 # So with `"visible"` **every row spends exactly** $\alpha_\text{ma}$, whatever its $\alpha$: the query chooses only how sharp it is. With
@@ -126,7 +126,7 @@ def affine_from_kernel(Pv, v, alpha, alpha_ma, N):
     ...
 
 
-lesson_06.check_affine_from_kernel(affine_from_kernel);
+grader_06.check_affine_from_kernel(affine_from_kernel);
 
 
 # %% tags=["solution"]
@@ -135,7 +135,7 @@ def affine_from_kernel(Pv, v, alpha, alpha_ma, N):
     return alpha[:, None] * Pv + beta[:, None] * np.cumsum(v, axis=0)
 
 
-lesson_06.check_affine_from_kernel(affine_from_kernel);
+grader_06.check_affine_from_kernel(affine_from_kernel);
 
 # %% [markdown]
 # ## The gradient
@@ -192,7 +192,7 @@ def alpha_gradient(dout, Pv, v, alpha_logits, N):
     ...
 
 
-lesson_06.check_alpha_gradient(alpha_gradient);
+grader_06.check_alpha_gradient(alpha_gradient);
 
 
 # %% tags=["solution"]
@@ -202,7 +202,7 @@ def alpha_gradient(dout, Pv, v, alpha_logits, N):
     return dalpha * np.where(np.abs(alpha_logits) < 5, 0.1, 0)
 
 
-lesson_06.check_alpha_gradient(alpha_gradient);
+grader_06.check_alpha_gradient(alpha_gradient);
 
 # %% [markdown]
 # ## The running mean

@@ -10,7 +10,7 @@ import numpy as np
 from minattn import data, lessons, model, parallel, plots
 from minattn.attention import energy
 from minattn.inspect import leak
-from minattn.lessons import lesson_07
+from minattn.lessons import grader_07
 from minattn.validate.causality import causality
 
 # %% [markdown]
@@ -104,7 +104,7 @@ def gated_weights(P, u):
     ...
 
 
-lesson_07.check_gated_weights(gated_weights);
+grader_07.check_gated_weights(gated_weights);
 
 
 # %% tags=["solution"]
@@ -114,7 +114,7 @@ def gated_weights(P, u):
     return A / A.sum(axis=1, keepdims=True)
 
 
-lesson_07.check_gated_weights(gated_weights);
+grader_07.check_gated_weights(gated_weights);
 
 # %% [markdown]
 # ## The gradient
@@ -228,7 +228,7 @@ def normalise_causally(e):
     ...
 
 
-lesson_07.check_normalise_causally(normalise_causally);
+grader_07.check_normalise_causally(normalise_causally);
 
 
 # %% tags=["solution"]
@@ -241,7 +241,7 @@ def normalise_causally(e):
     return z
 
 
-lesson_07.check_normalise_causally(normalise_causally);
+grader_07.check_normalise_causally(normalise_causally);
 
 # %% [markdown]
 # ## Two losses
@@ -259,7 +259,7 @@ def prefix_only_loss(predict, x, y):
     ...
 
 
-lesson_07.check_prefix_only_loss(prefix_only_loss);
+grader_07.check_prefix_only_loss(prefix_only_loss);
 
 
 # %% tags=["solution"]
@@ -271,7 +271,7 @@ def prefix_only_loss(predict, x, y):
     return total / len(x)
 
 
-lesson_07.check_prefix_only_loss(prefix_only_loss);
+grader_07.check_prefix_only_loss(prefix_only_loss);
 
 # %% [markdown]
 # ## Experiment: is the gain real?

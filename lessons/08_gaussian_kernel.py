@@ -10,7 +10,7 @@ import numpy as np
 
 from minattn import data, lessons, model, ops, optim, parallel, plots
 from minattn.attention import gaussian, softmax
-from minattn.lessons import lesson_08
+from minattn.lessons import grader_08
 
 # %% [markdown]
 # ## The picture: smoothing a noisy curve
@@ -109,13 +109,13 @@ def queries_and_keys(x, sigma):
     """x (T, D) -> q (T, any), k (T, the same) such that softmax over j of q_i . k_j is W"""
     ...
 
-lesson_08.check_queries_and_keys(queries_and_keys);
+grader_08.check_queries_and_keys(queries_and_keys);
 # %% tags=["solution"]
 def queries_and_keys(x, sigma):
     one, half = np.ones((len(x), 1)), (x**2).sum(axis=1, keepdims=True) / 2
     return np.hstack([x, one]) / sigma**2, np.hstack([x, -half])
 
-lesson_08.check_queries_and_keys(queries_and_keys);
+grader_08.check_queries_and_keys(queries_and_keys);
 
 # %% [markdown]
 # ## The gradient, by hand
@@ -140,7 +140,7 @@ def gradient_log_sigma(x, W, do, sigma):
     """x (T, D), W (T, T), do (T, D), sigma -> dl, one number"""
     ...
 
-lesson_08.check_gradient_log_sigma(gradient_log_sigma);
+grader_08.check_gradient_log_sigma(gradient_log_sigma);
 # %% tags=["solution"]
 def gradient_log_sigma(x, W, do, sigma):
     dW = do @ x.T
@@ -148,7 +148,7 @@ def gradient_log_sigma(x, W, do, sigma):
     s = -((x[:, None] - x)**2).sum(axis=2) / (2 * sigma**2)
     return -2 * (ds * s).sum()
 
-lesson_08.check_gradient_log_sigma(gradient_log_sigma);
+grader_08.check_gradient_log_sigma(gradient_log_sigma);
 
 # %% [markdown]
 # ## Exercise 3: the gradient for the tokens
@@ -157,7 +157,7 @@ def gradient_x(x, W, do, sigma):
     """x (T, D), W (T, T), do (T, D), sigma -> dx (T, D), all three roles together"""
     ...
 
-lesson_08.check_gradient_x(gradient_x);
+grader_08.check_gradient_x(gradient_x);
 # %% tags=["solution"]
 def gradient_x(x, W, do, sigma):
     dW = do @ x.T
@@ -165,7 +165,7 @@ def gradient_x(x, W, do, sigma):
     A = ds + ds.T
     return W.T @ do - (A.sum(axis=1, keepdims=True) * x - A @ x) / sigma**2
 
-lesson_08.check_gradient_x(gradient_x);
+grader_08.check_gradient_x(gradient_x);
 
 # %%
 do, direction = rng.standard_normal((2, *x.shape))                   # a random cotangent, and a direction for x
@@ -225,7 +225,7 @@ def weights_in_float32(x, sigma):
     """x (T, D) of float32 with a large common offset -> W (T, T), every query sees every key, by dot products"""
     ...
 
-lesson_08.check_weights_in_float32(weights_in_float32);
+grader_08.check_weights_in_float32(weights_in_float32);
 # %% tags=["solution"]
 def weights_in_float32(x, sigma):
     x = x - x.mean(axis=0)                                           # the same shift for all: no distance changes
@@ -233,7 +233,7 @@ def weights_in_float32(x, sigma):
     W = np.exp(s - s.max(axis=1, keepdims=True))
     return W / W.sum(axis=1, keepdims=True)
 
-lesson_08.check_weights_in_float32(weights_in_float32);
+grader_08.check_weights_in_float32(weights_in_float32);
 
 # %% [markdown]
 # ## Language

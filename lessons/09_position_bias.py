@@ -17,7 +17,7 @@ from minattn.experiments.position_bias import bounds, published, recall_network,
 from minattn.experiments.position_bias.stacks import attention, graph, random_stack
 from minattn.inspect import maps
 from minattn.inspect import rollout as package
-from minattn.lessons import lesson_09
+from minattn.lessons import grader_09
 
 # %% [markdown]
 # ## The picture: a mask is a graph
@@ -52,13 +52,13 @@ for ax, (name, rule) in zip(axes, rules.items()):
 def is_center(M):
     """M (N, N) of bool: query i (row) sees key j (column), every token itself -> (N,) of bool: who reaches everybody?"""
     ...
-lesson_09.check_is_center(is_center);
+grader_09.check_is_center(is_center);
 
 # %% tags=["solution"]
 def is_center(M):
     walks = np.linalg.matrix_power(M.astype(float), len(M) - 1)      # (N, N)  from j to i; in floats, which hold large counts
     return (walks > 0).all(axis=0)                                   # column j: from j to everyone
-lesson_09.check_is_center(is_center);
+grader_09.check_is_center(is_center);
 
 # %% [markdown]
 # How many walks of $L$ steps are there in the causal graph from $j$ to $i$? The $i - j$ steps to the right have to be shared out among $L$
@@ -106,12 +106,12 @@ print(f"largest difference from minattn: {np.abs(P - package.rollout([equal] * 4
 def one_more_layer(P, A, residual):
     """P (N, N) rollout of the layers below, A (N, N) weights of the next layer, residual True (half stays) or False -> (N, N)"""
     ...
-lesson_09.check_one_more_layer(one_more_layer);
+grader_09.check_one_more_layer(one_more_layer);
 
 # %% tags=["solution"]
 def one_more_layer(P, A, residual):
     return ((A + np.eye(len(A))) / 2 if residual else A) @ P         # (N, N), (N, N) -> (N, N)
-lesson_09.check_one_more_layer(one_more_layer);
+grader_09.check_one_more_layer(one_more_layer);
 
 # %% [markdown]
 # ## Theorem 4.1, with its proof
@@ -214,12 +214,12 @@ print("lower bound holds:", bool((A >= (1 - math.exp(-m)) * math.exp(-r) * np.ex
 def critical_distance(layers, m):
     """layers >= 1, slope m > 0 -> the whole distance x >= 0 at which l(x) is largest"""
     ...
-lesson_09.check_critical_distance(critical_distance);
+grader_09.check_critical_distance(critical_distance);
 
 # %% tags=["solution"]
 def critical_distance(layers, m):
     return math.floor((layers - 1) / (math.exp(m) - 1))              # l grows from x to x + 1 if x + 1 < x*
-lesson_09.check_critical_distance(critical_distance);
+grader_09.check_critical_distance(critical_distance);
 
 # %%
 long = np.arange(81)
@@ -296,13 +296,13 @@ axes[0].legend(frameon=False, fontsize=9);
 def largest_gap(items, copies, labels):
     """`items` items, each class `copies` times, `labels` labels -> accuracy on [a, b] less that on [b, a], always believing a"""
     ...
-lesson_09.check_largest_gap(largest_gap);
+grader_09.check_largest_gap(largest_gap);
 
 # %% tags=["solution"]
 def largest_gap(items, copies, labels):
     same = (copies - 1) / (items - 1)                                # b is one of the other items of a's class
     return 1 - (same + (1 - same) / labels)                          # else the labels agree by chance
-lesson_09.check_largest_gap(largest_gap);
+grader_09.check_largest_gap(largest_gap);
 
 # %% [markdown]
 # Four networks, trained here and now for 1500 steps where the paper takes **100,000**. For two, any item's class may be asked: unbiased data.

@@ -21,7 +21,7 @@ import numpy as np
 
 from minattn import lessons, plots
 from minattn.attention import softmax
-from minattn.lessons import lesson_10
+from minattn.lessons import grader_10
 from minattn.validate import check
 from minattn.validate.causality import causality
 
@@ -75,7 +75,7 @@ def merge(m1, total1, acc1, m2, total2, acc2):
     """m (R, 1), total (R, 1), acc (R, Dv) of two parts -> m, total, acc of both together; m the larger of the two"""
     ...
 
-lesson_10.check_merge(merge);
+grader_10.check_merge(merge);
 
 # %% tags=["solution"]
 def merge(m1, total1, acc1, m2, total2, acc2):
@@ -84,7 +84,7 @@ def merge(m1, total1, acc1, m2, total2, acc2):
     a, b = np.exp(m1 - safe), np.exp(m2 - safe)
     return m, a * total1 + b * total2, a * acc1 + b * acc2
 
-lesson_10.check_merge(merge);
+grader_10.check_merge(merge);
 
 # %% [markdown]
 # ## The forward, tile by tile
@@ -153,7 +153,7 @@ def tile_backward(dout, q, k, v, lse, delta, visible, scale):
     -> the part of this tile in dq (R, D), dk (K, D), dv (K, Dv)"""
     ...
 
-lesson_10.check_tile_backward(tile_backward);
+grader_10.check_tile_backward(tile_backward);
 
 # %% tags=["solution"]
 def tile_backward(dout, q, k, v, lse, delta, visible, scale):
@@ -161,7 +161,7 @@ def tile_backward(dout, q, k, v, lse, delta, visible, scale):
     ds = scale * P * (dout @ v.T - delta)
     return ds @ k, ds.T @ q, P.T @ dout
 
-lesson_10.check_tile_backward(tile_backward);
+grader_10.check_tile_backward(tile_backward);
 
 
 # %%
@@ -333,13 +333,13 @@ def is_wrong(forward, backward):
     """forward(q, k, v, scale=, causal=, align=, ...) -> out, cache; backward(dout, cache) -> {"q", "k", "v"}. -> bool"""
     ...
 
-lesson_10.check_is_wrong(is_wrong);
+grader_10.check_is_wrong(is_wrong);
 
 # %% tags=["solution"]
 def is_wrong(forward, backward):
     return not check("softmax", (forward, backward), quick=True, show=False).ok
 
-lesson_10.check_is_wrong(is_wrong);
+grader_10.check_is_wrong(is_wrong);
 
 # %% [markdown]
 # ## On real text: what was gained

@@ -1,4 +1,4 @@
-"""The lessons' machinery: how an exercise is judged, what a notebook becomes, and the command that lists them."""
+"""The lessons' tools: how an exercise is graded, what a notebook becomes, and the command."""
 import ast
 import importlib.util
 import json
@@ -9,8 +9,8 @@ import pytest
 
 from minattn import cli, data, lessons, model, parallel
 from minattn.errors import InputError
-from minattn.lessons import command, lesson_00
-from minattn.lessons.grading import grade
+from minattn.lessons import command
+from minattn.lessons.grading import Exercise, grade
 
 ROOT = Path(__file__).parents[1]
 INPUTS = [(np.arange(6.0).reshape(2, 3),), (np.ones((5, 2)),)]
@@ -30,30 +30,35 @@ def rows(x):
     (lambda x: ..., "not yet: your function returns nothing"),
     (lambda x: 1 / 0, "raised ZeroDivisionError"),
     (lambda x: x.sum(axis=0), "should have shape (2,); got (3,)"),
-    (lambda x: x.mean(axis=1), "should be 3 at [0]; got 1 (2 of 2 entries differ). That is the mean"),
+    (lambda x: x.mean(axis=1),
+     "should be 3 at [0]; got 1 (2 of 2 entries differ). That is the mean"),
     (lambda x: x.sum(axis=1) * np.nan, "contains nan"),
     (lambda x: "six", "should be an array"),
     (lambda x: x.sum(axis=1) + 1e-6, "not right yet"),
 ])
 def test_grade(candidate, said, capsys):
     hints = [(lambda x: x.mean(axis=1), "That is the mean.")]
-    assert grade(candidate, rows, INPUTS, hints=hints) == said.startswith("right")
+    assert grade(candidate, Exercise(rows, INPUTS, hints=hints)) == said.startswith("right")
     assert said in capsys.readouterr().out
 
 
 def test_grade_of_several_results(capsys):
-    both = lambda a, b: (a + b, a > b)                                           # noqa: E731
-    given = [{"a": np.ones(3), "b": np.zeros(3)}]
-    assert grade(both, both, given, returns=("total", "larger"))
-    assert not grade(lambda a, b: a + b, both, given, returns=("total", "larger"))
+    def both(a, b):
+        return a + b, a > b
+
+    exercise = Exercise(both, [{"a": np.ones(3), "b": np.zeros(3)}], returns=("total", "larger"))
+    assert grade(both, exercise)
+    assert capsys.readouterr().out == "right: 1 input agrees.\n"
+    assert not grade(lambda a, b: a + b, exercise)
     assert "expected 2 results (total, larger)" in capsys.readouterr().out
-    assert not grade(lambda a, b: (a + b, a < b), both, given, returns=("total", "larger"))
+    assert not grade(lambda a, b: (a + b, a < b), exercise)
     assert "larger should be True" in capsys.readouterr().out
 
 
 def test_a_fraction_is_not_a_whole_number(capsys):
-    assert grade(lambda n: n // 2, lambda n: n // 2, [(5,)]) and grade(lambda n: float(n // 2), lambda n: n // 2, [(5,)])
-    assert not grade(lambda n: n / 2, lambda n: n // 2, [(5,)])
+    half = Exercise(lambda n: n // 2, [(5,)])
+    assert grade(lambda n: n // 2, half) and grade(lambda n: float(n // 2), half)
+    assert not grade(lambda n: n / 2, half)
     assert "should be 2; got 2.5" in capsys.readouterr().out
 
 
@@ -61,63 +66,42 @@ def test_a_student_cannot_change_the_inputs():
     def careless(x):
         x += 1
         return rows(x - 1)
-    assert grade(careless, rows, INPUTS) and (INPUTS[1][0] == 1).all()
-
-
-def test_lesson_00(capsys):
-    assert lesson_00.check_mean_of_the_past(lambda v: np.tril(np.ones((len(v),) * 2)) @ v / np.arange(1, len(v) + 1)[:, None])
-    for wrong in (lambda v: np.broadcast_to(v.mean(0), v.shape), lambda v: np.cumsum(v, 0), lambda v: v, lambda v: np.cumsum(v, 1)):
-        assert not lesson_00.check_mean_of_the_past(wrong)
-    assert lesson_00.check_window_mask(lambda T, W: [[0 <= i - j < W for j in range(T)] for i in range(T)])
-    for wrong in (lambda T, W: np.tri(T, dtype=bool), lambda T, W: [[0 <= i - j <= W for j in range(T)] for i in range(T)],
-                  lambda T, W: [[0 <= j - i < W for j in range(T)] for i in range(T)],
-                  lambda T, W: [[abs(i - j) < W for j in range(T)] for i in range(T)]):
-        assert not lesson_00.check_window_mask(wrong)
-
-    def changes_the_future(f, q, k, v):
-        for n in range(1, len(v)):
-            later = (np.arange(len(v)) >= n)[:, None]
-            if not np.allclose(f(q, k, v)[:n], f(q, k * (1 + later), v - later)[:n]):
-                return False
-        return True
-    assert lesson_00.check_is_causal(changes_the_future)
-
-    def values_only(f, q, k, v):
-        v2 = v.copy()
-        v2[-1] += 1
-        return np.allclose(f(q, k, v)[:-1], f(q, k, v2)[:-1])
-    for wrong in (lambda *a: True, lambda *a: False, values_only):
-        assert not lesson_00.check_is_causal(wrong)
-    capsys.readouterr()
+    assert grade(careless, Exercise(rows, INPUTS)) and (INPUTS[1][0] == 1).all()
 
 
 def test_a_short_training():
     text = data.load_corpus("builtin").text[:3000]
     vocabulary = data.Vocabulary(text)
     ids = vocabulary.encode(text)
-    config = model.Config(vocab_size=len(vocabulary), block_size=13, n_layer=1, n_head=2, n_embd=16, attention="affine")
+    config = model.Config(vocab_size=len(vocabulary), block_size=13, n_layer=1, n_head=2,
+                          n_embd=16, attention="affine")
     x, y = data.blocks(ids, 13)
 
     def trained(threads=1, steps=30, **options):
         seen = []
         with parallel.workers(threads) as pool:
-            params, buffers = lessons.train(pool, config, ids, steps=steps, batch=7, lr=1e-2, each=seen.append, **options)
-            losses = [parallel.mean_loss(pool, params, buffers, x, target, config) for target in (y, x)]
+            params, buffers = lessons.train(pool, config, ids, steps=steps, batch=7, lr=1e-2,
+                                            each=seen.append, **options)
+            losses = [parallel.mean_loss(pool, params, buffers, x, target, config)
+                      for target in (y, x)]
         return params, losses, seen
 
     params, (of_next, of_same), seen = trained()
     assert of_next < np.log(len(vocabulary)) - 0.5
     again, losses, also_seen = trained(threads=2)
-    assert losses == [of_next, of_same] and all((again[name] == params[name]).all() for name in params)
-    assert len(seen) == 30 and np.array_equal(*([list(b.values()) for b in s] for s in (seen, also_seen)))
-    assert np.all(np.diff([list(b.values()) for b in seen], axis=0) > 0)                    # alpha_ma rises from 0 towards 1/2
+    assert losses == [of_next, of_same]
+    assert all((again[name] == params[name]).all() for name in params)
+    seen, also_seen = ([list(buffers.values()) for buffers in s] for s in (seen, also_seen))
+    assert len(seen) == 30 and np.array_equal(seen, also_seen)
+    assert np.all(np.diff(seen, axis=0) > 0)                    # alpha_ma rises from 0 towards 1/2
     assert trained(seed=1)[1] != losses
     assert trained(targets=lambda x, y: x)[1][1] < of_same - 0.5
     own, _ = model.init(config, 5)
     kept = {name: a.copy() for name, a in own.items()}
     start = trained(steps=0, params=own)[0]
     moved = trained(params=own)[0]
-    assert all((own[name] == kept[name]).all() and (start[name] == kept[name]).all() for name in own)
+    for name in own:
+        assert (own[name] == kept[name]).all() and (start[name] == kept[name]).all()
     assert (moved["wte.weight"] != own["wte.weight"]).any()
 
 
@@ -133,7 +117,8 @@ def test_a_solution_is_folded_and_nothing_changes_from_run_to_run():
     v4 = nbformat.v4
     cells = [v4.new_code_cell("f = ...", metadata={"tags": ["exercise"], "scrolled": True}),
              v4.new_code_cell("f = 2", metadata={"tags": ["solution"]})]
-    notebook = build().published(v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python", "version": "3.11.7"}}))
+    metadata = {"language_info": {"name": "python", "version": "3.11.7"}}
+    notebook = build().published(v4.new_notebook(cells=cells, metadata=metadata))
     assert [c.cell_type for c in notebook.cells] == ["code", "markdown"]
     assert "<details>" in notebook.cells[1].source and "f = 2" in notebook.cells[1].source
     assert notebook.cells[0].metadata == {"tags": ["exercise"]} and "3.11" not in str(notebook)
@@ -145,18 +130,34 @@ def test_limits(tmp_path):
     source.write_text("# %%\n" * 401)
     content = json.dumps({"cells": [{"outputs": [{"text": ["saved to /home/me/x\n"]}]}]})
     problems = build().limits(source, content, 91)
-    assert len(problems) == 3 and "401 lines" in problems[0] and "91 s" in problems[1] and "path" in problems[2]
+    assert len(problems) == 3
+    assert "401 lines" in problems[0] and "91 s" in problems[1] and "path" in problems[2]
     source.write_text("# %%\n")
-    assert build().limits(source, json.dumps({"cells": [{"outputs": [{"text": "3 / 4 of it"}]}]}), 1) == []
+    content = json.dumps({"cells": [{"outputs": [{"text": "3 / 4 of it"}]}]})
+    assert build().limits(source, content, 1) == []
 
 
-def test_every_source_has_its_notebook_and_its_number():
-    sources = sorted((ROOT / "lessons").glob("[0-9][0-9]_*.py"))
-    assert [p.name[:2] for p in sources] == [f"{n:02d}" for n in range(11)]
-    for source in sources:
-        first = source.read_text(encoding="utf-8").splitlines()[:2]
-        assert first[0] == "# %% [markdown]" and first[1].startswith(f"# # {source.name[:2]} · ")
-        assert source.with_suffix(".ipynb").exists()
+def test_every_lesson_is_complete():
+    """Numbers without gaps; source, notebook, grader and a row of the index for each."""
+    index = (ROOT / "lessons" / "README.md").read_text(encoding="utf-8")
+    found = command.lessons()
+    assert list(found) == [f"{n:02d}" for n in range(len(found))]
+    assert len([line for line in index.splitlines() if line.startswith("| ")]) == 1 + len(found)
+    for number, (title, notebook) in found.items():
+        first = notebook.with_suffix(".py").read_text(encoding="utf-8").splitlines()[:2]
+        assert first == ["# %% [markdown]", f"# # {number} · {title}"]
+        assert notebook.exists() and (ROOT / "lessons" / f"grader_{number}.py").exists()
+        assert f"\n| {number} | [" in index and f"]({notebook.name})" in index
+
+
+def test_every_notebook_has_the_cells_of_its_source():
+    """The cells only; make lessons-check runs them and compares the figures too."""
+    nbformat, jupytext = pytest.importorskip("nbformat"), pytest.importorskip("jupytext")
+    for _, notebook in command.lessons().values():
+        source = build().published(jupytext.read(notebook.with_suffix(".py")))
+        committed = nbformat.read(notebook, as_version=4)
+        assert [(c.cell_type, c.source) for c in source.cells] == [
+            (c.cell_type, c.source) for c in committed.cells], notebook.name
 
 
 def test_an_open_exercise_stops_nothing():
@@ -173,14 +174,73 @@ def test_an_open_exercise_stops_nothing():
                 open_names |= defined
             else:
                 used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-                assert not (open_names - defined) & used, f"{source.name}: {(open_names - defined) & used}"
+                missing = (open_names - defined) & used
+                assert not missing, f"{source.name}: {missing}"
         assert len(open_names) >= 3, source.name
 
 
-def test_the_command(capsys, tmp_path):
+def test_the_list_of_lessons(capsys, tmp_path):
     assert cli.main(["lessons"]) == 0
     said = capsys.readouterr().out
     assert "00  Start here" in said and "00_start_here.ipynb" in said and "--open" in said
+    with pytest.raises(InputError, match="no lessons in"):
+        command.lessons(tmp_path)
+
+
+@pytest.fixture
+def jupyter(tmp_path, monkeypatch):
+    """A stand-in for JupyterLab that writes down how it was called; the working folder is new."""
+    stub = tmp_path / "stub" / "jupyterlab"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").touch()
+    (stub / "__main__.py").write_text(
+        "import json, os, sys\n"
+        "from minattn.lessons import grader_00\n"
+        "with open('called.json', 'w') as file:\n"
+        "    json.dump([sys.argv[1:], os.environ['MINATTN_DATA']], file)\n"
+        "sys.exit(3)\n")
+    monkeypatch.syspath_prepend(str(stub.parent))
+    monkeypatch.setenv("PYTHONPATH", str(stub.parent))
+    monkeypatch.delenv("MINATTN_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command.os, "geteuid", lambda: 1000, raising=False)
+
+    def called():
+        return json.loads((tmp_path / "called.json").read_text())
+    return called
+
+
+def test_open_works_on_a_copy(jupyter, tmp_path, capsys, monkeypatch):
+    copy = tmp_path / "minattn-lessons" / "01_softmax_attention.ipynb"
+    assert cli.main(["lessons", "--open", "1", "--no-browser", "--port", "8889"]) == 3
+    given, data_dir = jupyter()
+    assert given == [str(copy.relative_to(tmp_path)), "--no-browser", "--port", "8889"]
+    assert data_dir == str(tmp_path / "data")
+    assert str(copy.relative_to(tmp_path)) in capsys.readouterr().out
+    assert copy.read_bytes() == (ROOT / "lessons" / copy.name).read_bytes()
+    assert (copy.parent / "README.md").exists() and len(list(copy.parent.glob("*.tmp"))) == 0
+
+    copy.write_text("my solutions")                                   # a student's work stays
+    monkeypatch.setattr(command.os, "geteuid", lambda: 0, raising=False)
+    assert cli.main(["lessons", "--open", "01", "--allow-root"]) == 3
+    assert jupyter()[0] == [str(copy.relative_to(tmp_path)), "--allow-root"]
+    assert copy.read_text() == "my solutions"
+
+
+def test_open_starts_with_lesson_00_and_allows_root(jupyter, monkeypatch):
+    monkeypatch.setattr(command.os, "geteuid", lambda: 0, raising=False)
+    assert cli.main(["lessons", "--open"]) == 3
+    first = str(command.COPIES / "00_start_here.ipynb")
+    assert jupyter()[0] == [first, "--allow-root"]
+    assert cli.main(["lessons", "--open", "--no-browser"]) == 3
+    assert jupyter()[0] == [first, "--allow-root", "--no-browser"]
+
+
+def test_open_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["lessons", "--open", "77"]) == 2
-    with pytest.raises(InputError, match="clone the repository"):
-        command.notebooks(tmp_path)
+    assert "there is no lesson 77; there are 00 to" in capsys.readouterr().err
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["lessons", "--open", "01"]) == 2
+    assert "python -m pip install jupyterlab" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,16 +1,23 @@
-"""What the lesson notebooks import: a text, a short training, and the checks of the exercises.
+"""What the notebooks import: a text, a short training, and graders that judge an exercise.
 
-lesson_NN.py holds the checks of lessons/NN_*.ipynb; grading.py is how they judge.
+A lesson is two files of the folder lessons/ and a notebook made from the first: NN_name.py and
+grader_NN.py, which notebooks import as minattn.lessons.grader_NN. grading.py is how graders judge.
 """
+from pathlib import Path
+
+# The folder lies at the top of a clone; an installed package carries a copy of it inside.
+_installed = Path(__file__).with_name("notebooks")
+FOLDER = _installed if _installed.is_dir() else Path(__file__).parents[2] / "lessons"
+__path__.append(str(FOLDER))
 
 
 def text():
-    """TinyShakespeare if it is in data/ or MINATTN_DATA, else the built-in plays -> data.Corpus"""
-    from pathlib import Path
+    """TinyShakespeare, where data/ of a clone or MINATTN_DATA has it, else the built-in plays.
 
+    -> data.Corpus
+    """
     from minattn import data
-    here = Path(__file__).parents[2] / "data"
-    return data.load_corpus("tinyshakespeare", data_dir=here, download=False,
+    return data.load_corpus("tinyshakespeare", data_dir=FOLDER.parent / "data", download=False,
                             say=lambda message: None)
 
 

@@ -1,40 +1,65 @@
-"""python -m minattn lessons: what there is to read, and how to open it."""
+"""python -m minattn lessons: list the lessons, or open Jupyter on a copy of one."""
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+from minattn import runs
 from minattn.errors import InputError
+from minattn.lessons import FOLDER
+
+COPIES = Path("minattn-lessons")
 
 
 def add_arguments(parser):
-    parser.add_argument("--open", metavar="NN", nargs="?", const="00", help="open Jupyter on one lesson (default 00)")
+    parser.add_argument("--open", metavar="NN", nargs=argparse.REMAINDER, default=None,
+                        help=f"open Jupyter on a copy of lesson NN (default 00) in ./{COPIES}; "
+                             "what follows NN is passed to Jupyter, e.g. --no-browser")
 
 
-def notebooks(folder=None):
-    """(number, title, path) of every lesson beside this package; InputError where there are none."""
-    import json
-    folder = Path(folder or Path(__file__).parents[2] / "lessons")
-    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if not paths:
-        raise InputError("the lessons are not installed with the package: clone the repository and run this from there.")
-    first = [json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"] for path in paths]
-    return [(path.name[:2], "".join(cell).splitlines()[0].lstrip("# "), path) for path, cell in zip(paths, first)]
+def lessons(folder=FOLDER):
+    """{number: (title, notebook)} of every lesson in a folder; InputError if there is none."""
+    found = {}
+    for source in sorted(folder.glob("[0-9][0-9]_*.py")):
+        heading = source.read_text(encoding="utf-8").splitlines()[1]         # # # 00 · Start here
+        found[source.name[:2]] = heading.partition(" · ")[2], source.with_suffix(".ipynb")
+    if not found:
+        raise InputError(f"there are no lessons in {folder}; install minattn again, or clone it.")
+    return found
 
 
 def run(args):
-    import importlib.util
-    import os
-    import subprocess
-    import sys
-    lessons = notebooks()
-    jupyter = importlib.util.find_spec("jupyterlab") or importlib.util.find_spec("notebook")
     if args.open is not None:
-        path = {number: path for number, _, path in lessons}.get(args.open.zfill(2))
-        if path is None:
-            raise InputError(f"there is no lesson {args.open}; there are {lessons[0][0]} to {lessons[-1][0]}.")
-        if jupyter is None:
-            raise InputError(f"Jupyter is not installed: python -m pip install jupyter, or read {os.path.relpath(path)} on a code host.")
-        return subprocess.run([sys.executable, "-m", jupyter.name, str(path)]).returncode
-    for number, title, path in lessons:
-        print(f"{number}  {title.removeprefix(number).lstrip(' .:·-')}\n    {os.path.relpath(path)}")
-    print("\nopen one: python -m minattn lessons --open 01" if jupyter else
-          "\nto run them: python -m pip install jupyter, then python -m minattn lessons --open 01 (they can be read on a code host too)")
+        return open_copy(*args.open)
+    for number, (title, notebook) in lessons().items():
+        print(f"{number}  {title}\n    {os.path.relpath(notebook)}")
+    print("\nTo work on one: minattn lessons --open 01")
     return 0
+
+
+def open_copy(number="00", *options):
+    """Open Jupyter on the user's copy of a lesson; a copy that exists is never overwritten."""
+    if number.startswith("-"):
+        number, options = "00", (number, *options)
+    found = lessons()
+    if number.zfill(2) not in found:
+        raise InputError(f"there is no lesson {number}; there are {min(found)} to {max(found)}.")
+    jupyter = importlib.util.find_spec("jupyterlab") or importlib.util.find_spec("notebook")
+    if jupyter is None:
+        raise InputError("Jupyter is not installed; run: python -m pip install jupyterlab")
+    COPIES.mkdir(exist_ok=True)
+    for source in [FOLDER / "README.md", *(notebook for _, notebook in found.values())]:
+        if not (COPIES / source.name).exists():              # all of them: they link to each other
+            runs.write_aside(COPIES / source.name, source.read_bytes())
+    copy = COPIES / found[number.zfill(2)][1].name
+    print(f"your copy: {copy} (kept as you leave it; delete it to start afresh)", flush=True)
+    if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in options:
+        options = ("--allow-root", *options)
+    package = str(Path(__file__).parents[2])
+    environment = {
+        "MINATTN_DATA": os.path.abspath("data"), **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", jupyter.name, str(copy), *options]
+    return subprocess.run(command, env=environment).returncode

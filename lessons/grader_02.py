@@ -1,0 +1,145 @@
+"""Grades the exercises of lesson 02: a character model from nothing."""
+
+import numpy as np
+
+from minattn import ops
+from minattn.lessons.grading import Exercise, exercise
+
+
+@exercise
+def check_embedding_backward():
+    """dy (N, C), ids (N,), V -> dW (V, C)."""
+    rng = np.random.default_rng(0)
+    inputs = [
+        (rng.standard_normal((len(ids), C)), np.array(ids), V)
+        for ids, C, V in (
+            ([3, 1, 3, 3, 0, 1, 6], 5, 11),
+            ([2], 3, 5),
+            ([4, 4, 4], 2, 5),
+            (rng.integers(7, size=31), 13, 7),
+        )
+    ]
+
+    def last_one_wins(dy, ids, V):
+        dW = np.zeros((V, dy.shape[1]))
+        dW[ids] += dy
+        return dW
+
+    def reference(dy, ids, V):
+        return ops.embedding_backward(dy, ops.EmbeddingCache(ids, (V, dy.shape[1])))["weight"]
+
+    def mean(dy, ids, V):
+        return reference(dy, ids, V) / np.maximum(np.bincount(ids, minlength=V), 1)[:, None]
+
+    return Exercise(
+        reference,
+        inputs,
+        returns=("dW",),
+        hints=[
+            (
+                last_one_wins,
+                "Where an id occurs twice only its last place counted: dW[ids] += dy reads all "
+                "rows first.",
+            ),
+            (
+                mean,
+                "That is the mean over the places that used a row; each place adds to the loss, "
+                "so their gradients add.",
+            ),
+            (
+                lambda dy, ids, V: dy[ids % len(dy)],
+                "That looks gradients up; each row of the table must collect them.",
+            ),
+        ],
+    )
+
+
+@exercise
+def check_rms_norm_backward():
+    """dy, x (N, C) [, eps] -> dx (N, C)."""
+    rng = np.random.default_rng(0)
+    inputs = [
+        (*scale * rng.standard_normal((2, *shape)), *eps)
+        for shape, scale, eps in (
+            ((7, 5), 1, ()),
+            ((3, 11), 30, ()),
+            ((5, 2), 1e-3, ()),
+            ((13, 3), 1, (0.5,)),
+        )
+    ]
+    scaled = lambda x, eps: np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
+
+    def reference(dy, x, eps=1e-6):
+        return ops.rms_norm_backward(dy, ops.rms_norm_forward(x, eps)[1])["x"]
+
+    def summed(dy, x, eps=1e-6):
+        s = scaled(x, eps)
+        return (dy - x / s * np.sum(dy * x / s, axis=1, keepdims=True)) / s
+
+    def layer_norm(dy, x, eps=1e-6):
+        return reference(dy, x, eps) - dy.mean(axis=1, keepdims=True) / scaled(x, eps)
+
+    return Exercise(
+        reference,
+        inputs,
+        returns=("dx",),
+        hints=[
+            (
+                lambda dy, x, eps=1e-6: dy / scaled(x, eps),
+                "That treats s as a constant; it depends on every channel of the row.",
+            ),
+            (summed, "The stretch is a mean over the channels, not a sum: s has 1/C in it."),
+            (
+                layer_norm,
+                "The shift belongs to layer norm; without a subtracted mean nothing of it is "
+                "taken out.",
+            ),
+            (
+                lambda dy, x, eps=1e-6: reference(dy, x, eps) * scaled(x, eps),
+                "A factor 1/s is missing.",
+            ),
+        ],
+    )
+
+
+@exercise
+def check_sampling_probabilities():
+    """z (V,), temperature, k -> probabilities (V,)."""
+    rng = np.random.default_rng(0)
+    inputs = [
+        (rng.standard_normal(V) * 2 + shift, temperature, k)
+        for V, shift, temperature, k in (
+            (7, 0, 0.8, 3),
+            (11, 0, 2.0, 11),
+            (5, 0, 0.5, 1),
+            (13, 1e4, 1.3, 4),
+            (3, -1e4, 0.01, 2),
+        )
+    ]
+
+    def reference(z, temperature, k, power=-1):
+        z = np.where(z >= np.sort(z)[-k], z * temperature**power, -np.inf)
+        p = np.exp(z - z.max())  # some logits are in the thousands: nan without this
+        return p / p.sum()
+
+    def cut_after(z, temperature, k):
+        p = reference(z, temperature, len(z))
+        return np.where(z >= np.sort(z)[-k], p, 0)
+
+    return Exercise(
+        reference,
+        inputs,
+        returns=("p",),
+        hints=[
+            (
+                lambda z, t, k: reference(z, t, k, power=1),
+                "The temperature divides the logits: here it multiplies.",
+            ),
+            (lambda z, t, k: reference(z, 1, k), "The temperature is not used."),
+            (
+                lambda z, t, k: reference(z, t, len(z)),
+                "All characters are allowed: only the k most likely may be.",
+            ),
+            (cut_after, "They do not sum to 1: normalise after the others are ruled out."),
+        ],
+    )

@@ -1,0 +1,139 @@
+"""Answers to the exercises of lesson 02, right and wrong, and what a wrong one is told."""
+
+import numpy as np
+
+EPS = 1e-6
+
+
+def dW_by_add_at(dy, ids, V):
+    dW = np.zeros((V, dy.shape[1]))
+    np.add.at(dW, ids, dy)
+    return dW
+
+
+def dW_by_loop(dy, ids, V):
+    return np.array(
+        [
+            [sum(dy[n, c] for n in range(len(ids)) if ids[n] == v) for c in range(dy.shape[1])]
+            for v in range(V)
+        ]
+    )
+
+
+def dW_by_one_hot(dy, ids, V):
+    return np.eye(V)[ids].T @ dy
+
+
+def dW_last_wins(dy, ids, V):
+    dW = np.zeros((V, dy.shape[1]))
+    dW[ids] += dy
+    return dW
+
+
+def dW_assigned(dy, ids, V):
+    dW = np.zeros((V, dy.shape[1]))
+    dW[ids] = dy
+    return dW
+
+
+def rms(x, eps):
+    return np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
+
+
+def rms_by_y(dy, x, eps=EPS):
+    s = rms(x, eps)
+    y = x / s
+    return (dy - y * np.mean(dy * y, axis=1, keepdims=True)) / s
+
+
+def rms_by_jacobian(dy, x, eps=EPS):
+    rows = []
+    for g, row in zip(dy, x):
+        s = np.sqrt(np.mean(row**2) + eps)
+        rows.append((np.eye(len(row)) / s - np.outer(row, row) / (len(row) * s**3)) @ g)
+    return np.array(rows)
+
+
+def shares(z, temperature, k):
+    kept = np.argsort(z)[-k:]
+    p = np.zeros(len(z))
+    p[kept] = np.exp((z[kept] - z[kept].max()) / temperature)
+    return p / p.sum()
+
+
+def shares_by_differences(z, temperature, k):
+    """1 / sum of exp(z_u - z_v) over the kept u"""
+    kept = sorted(range(len(z)), key=lambda v: -z[v])[:k]
+    with np.errstate(over="ignore"):
+        return np.array(
+            [
+                1 / sum(np.exp((z[u] - z[v]) / temperature) for u in kept) if v in kept else 0.0
+                for v in range(len(z))
+            ]
+        )
+
+
+def shares_wrong(z, temperature, k, power=-1, cut="after"):
+    p = np.exp((z - z.max()) * temperature**power)
+    best = z >= np.sort(z)[-k]
+    if cut == "before":
+        p = np.where(best, p, 0)
+    p = p / p.sum()
+    return np.where(best, p, 0) if cut == "after" else p
+
+
+def shares_overflowing(z, temperature, k):
+    p = np.where(z >= np.sort(z)[-k], np.exp(z / temperature), 0)
+    return p / p.sum()
+
+
+RIGHT = {
+    "embedding_backward": [dW_by_add_at, dW_by_loop, dW_by_one_hot],
+    "rms_norm_backward": [rms_by_y, rms_by_jacobian],
+    "sampling_probabilities": [shares, shares_by_differences],
+}
+WRONG = {
+    "embedding_backward": [
+        (dW_last_wins, "only its last place"),
+        (dW_assigned, "only its last place"),
+        (
+            lambda dy, ids, V: (
+                dW_by_add_at(dy, ids, V) / np.maximum(np.bincount(ids, minlength=V), 1)[:, None]
+            ),
+            "mean",
+        ),
+        (lambda dy, ids, V: dW_by_add_at(dy, ids, V)[::-1], "should be"),
+        (lambda dy, ids, V: dW_by_add_at(dy, ids, V).T, "shape"),
+        (lambda dy, ids, V: dW_by_add_at(dy, ids, ids.max() + 1), "shape"),
+        (lambda dy, ids, V: dy, "shape"),
+    ],
+    "rms_norm_backward": [
+        (lambda dy, x, eps=EPS: dy / rms(x, eps), "constant"),
+        (
+            lambda dy, x, eps=EPS: (
+                (dy - x / rms(x, eps) * np.sum(dy * x / rms(x, eps), axis=1, keepdims=True))
+                / rms(x, eps)
+            ),
+            "not a sum",
+        ),
+        (
+            lambda dy, x, eps=EPS: (
+                rms_by_y(dy, x, eps) - dy.mean(axis=1, keepdims=True) / rms(x, eps)
+            ),
+            "shift",
+        ),
+        (lambda dy, x, eps=EPS: rms_by_y(dy, x, eps) * rms(x, eps), "factor 1/s"),
+        (lambda dy, x, eps=EPS: 2 * dy / rms(x, eps) - rms_by_y(dy, x, eps), "should be"),
+        (lambda dy, x, eps=EPS: rms_by_y(dy.T, x.T, eps).T, "should be"),
+        (lambda dy, x, eps=EPS: rms_by_y(dy, x, 0), "should be"),
+    ],
+    "sampling_probabilities": [
+        (lambda z, t, k: shares_wrong(z, t, k, power=1, cut="before"), "multiplies"),
+        (lambda z, t, k: shares(z, 1, k), "not used"),
+        (lambda z, t, k: shares_wrong(z, t, k, cut=None), "All characters"),
+        (shares_wrong, "sum to 1"),
+        (shares_overflowing, "nan"),
+        (lambda z, t, k: shares(z, t, min(k + 1, len(z))), "should be"),
+        (lambda z, t, k: shares(-z, t, k), "should be"),
+    ],
+}
