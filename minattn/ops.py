@@ -1,26 +1,32 @@
 """The layers around attention, each forward directly above the backward that undoes it.
 
-Rows come first: x is (N, C), N = batch * tokens, C channels. A forward returns (y, cache); a backward takes the
-gradient of a scalar with respect to y and the cache, and returns a dict keyed by the forward's array arguments.
-float32 in gives float32 out, float64 gives float64. Nothing here remembers anything between calls.
+Rows come first: x is (N, C), N = batch * tokens, C channels. A forward returns (y, cache); a
+backward takes the gradient of a scalar with respect to y and the cache, and returns a dict keyed by
+the forward's array arguments. float32 in gives float32 out, float64 gives float64. Nothing is
+remembered between calls.
+
+Where a fast form hides the mathematics, the docstring gives the formula first. Fast means: a block
+of rows at a time, so that each pass finds them in cache, and in place.
 """
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from minattn.checks import choice
+from minattn import checks
 
-ROWS_IN_CACHE = 1 << 16   # elements per block of an elementwise pass: a few such arrays fit in the caches of a core
+LAYER_NORM_EPS = 1e-5
+GELU_SCALE, GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715
+ROWS_IN_CACHE = 1 << 16   # elements per block: a few arrays of this size fit in one core's cache
 
 
 def row_blocks(x):
-    """Slices over the rows of x (N, C) such that one block of each array of a fused pass stays in cache."""
+    """Slices over the rows of x (N, C), so short that a block of several arrays stays in cache."""
     step = max(1, ROWS_IN_CACHE // max(1, x.shape[1]))
     return (slice(i, i + step) for i in range(0, x.shape[0], step))
 
 
-# ------------------------------------------------------------------------------------------------------- linear
+# ------------------------------------------------------------------------------------------- linear
 
 
 class LinearCache(NamedTuple):
@@ -30,27 +36,30 @@ class LinearCache(NamedTuple):
 
 
 def linear_forward(x, weight, bias=None):
-    """Mix the channels: y = x W + b.   x (N, C_in), weight (C_in, C_out), bias (C_out,) or None -> y (N, C_out)"""
-    y = x @ weight                                                  # 1. (N, C_in), (C_in, C_out) -> (N, C_out)
+    """Mix the channels: y = x W + b.
+
+    x (N, C_in), weight (C_in, C_out), bias (C_out,) or None -> y (N, C_out)
+    """
+    y = x @ weight                                 # 1. (N, C_in), (C_in, C_out) -> (N, C_out)
     if bias is not None:
-        y += bias                                                   # 2.
+        y += bias                                  # 2.
     return y, LinearCache(x, weight, bias is not None)
 
 
 def linear_backward(dy, cache):
-    """dy (N, C_out) -> {"x": (N, C_in), "weight": (C_in, C_out), "bias": (C_out,) if there was one}"""
+    """dy (N, C_out) -> {"x": (N, C_in), "weight": (C_in, C_out), "bias": (C_out,) if given}"""
     x, weight, biased = cache
     grads = {}
-    # 2. y += bias: every row received it
+    # 2. y += bias, for every row
     if biased:
-        grads["bias"] = np.ones(len(dy), dy.dtype) @ dy             # the sum over rows, as a product: faster
+        grads["bias"] = np.ones(len(dy), dy.dtype) @ dy   # dy.sum(axis=0), as a product: faster
     # 1. y = x @ weight
-    grads["weight"] = x.T @ dy                                      # (C_in, N), (N, C_out) -> (C_in, C_out)
-    grads["x"] = dy @ weight.T                                      # (N, C_out), (C_out, C_in) -> (N, C_in)
+    grads["weight"] = x.T @ dy                     # (C_in, N), (N, C_out) -> (C_in, C_out)
+    grads["x"] = dy @ weight.T                     # (N, C_out), (C_out, C_in) -> (N, C_in)
     return grads
 
 
-# --------------------------------------------------------------------------------------------------- layer norm
+# --------------------------------------------------------------------------------------- layer norm
 
 
 class LayerNormCache(NamedTuple):
@@ -60,50 +69,54 @@ class LayerNormCache(NamedTuple):
     biased: bool
 
 
-def layer_norm_forward(x, weight, bias=None, eps=1e-5):
+def layer_norm_forward(x, weight, bias=None, eps=LAYER_NORM_EPS):
     """Centre each row, scale it to unit variance, then apply a learned gain and, if given, a bias.
 
-    y = weight * (x - mean) / sqrt(var + eps) + bias, population variance over the channels (arXiv 1607.06450, eq. 3).
+        mean = x.mean(axis=1)                     var = ((x - mean)**2).mean(axis=1)
+        xhat = (x - mean) / sqrt(var + eps)       y = xhat * weight + bias
 
-    x (N, C), weight (C,), bias (C,) or None -> y (N, C)
+    (arXiv 1607.06450, eq. 3)   x (N, C), weight (C,), bias (C,) or None -> y (N, C)
     """
     N, C = x.shape
     xhat, y, rstd = np.empty_like(x), np.empty_like(x), np.empty((N, 1), x.dtype)
-    mean = x @ np.full((C, 1), 1 / C, x.dtype)                                           # a product is NumPy's fastest row sum
+    mean = x @ np.full((C, 1), 1 / C, x.dtype)                # x.mean(axis=1) as a product: faster
     for rows in row_blocks(x):
-        xc = np.subtract(x[rows], mean[rows], out=xhat[rows])                            # 1. centre
+        xc = np.subtract(x[rows], mean[rows], out=xhat[rows])         # 1. centre
         var = np.einsum("nc,nc->n", xc, xc)[:, None] / C
-        rstd[rows] = 1 / np.sqrt(var + eps)                                              # 2. measure the spread
-        xc *= rstd[rows]                                                                 # 3. scale
-        np.multiply(xc, weight, out=y[rows])                                             # 4. gain
+        rstd[rows] = 1 / np.sqrt(var + eps)                           # 2. measure the spread
+        xc *= rstd[rows]                                              # 3. scale: xc is xhat now
+        np.multiply(xhat[rows], weight, out=y[rows])                  # 4. gain
         if bias is not None:
-            y[rows] += bias                                                              # 5. bias
+            y[rows] += bias                                           # 5. bias
     return y, LayerNormCache(xhat, rstd, weight, bias is not None)
 
 
 def layer_norm_backward(dy, cache):
-    """dy (N, C) -> {"x": (N, C), "weight": (C,), "bias": (C,) if there was one}"""
+    """dy (N, C) -> {"x": (N, C), "weight": (C,), "bias": (C,) if given}
+
+        dxhat = dy * weight
+        dx = (dxhat - dxhat.mean(axis=1) - xhat * (dxhat * xhat).mean(axis=1)) * rstd
+    """
     xhat, rstd, weight, biased = cache
-    N, C = dy.shape
+    C = dy.shape[1]
     # 5, 4. y = xhat * weight + bias
     grads = {"weight": np.einsum("nc,nc->c", dy, xhat)}
     if biased:
         grads["bias"] = dy.sum(axis=0)
-    # 3, 2, 1. xhat = (x - mean) * rstd. Mean and rstd depend on every x of the row: the part of dxhat that only
-    # shifts the row, and the part that only stretches it, change nothing and are taken out.
-    dx = np.empty_like(dy)
-    shift = dy @ (weight / C)[:, None]                                                   # mean of dxhat = dy * weight
+    # 3, 2, 1. xhat = (x - mean) * rstd. Shifting or stretching a row of x leaves xhat unchanged, so
+    # those two parts of dxhat are removed: its mean, and its component along xhat.
+    grads["x"] = np.empty_like(dy)
+    shift = dy @ (weight / C)[:, None]                                # dxhat.mean(axis=1)
     for rows in row_blocks(dy):
-        dxhat = np.multiply(dy[rows], weight, out=dx[rows])
+        dxhat = np.multiply(dy[rows], weight, out=grads["x"][rows])
         stretch = np.einsum("nc,nc->n", dxhat, xhat[rows])[:, None] / C
         dxhat -= shift[rows]
         dxhat -= xhat[rows] * stretch
-        dxhat *= rstd[rows]
-    grads["x"] = dx
+        dxhat *= rstd[rows]                                           # dxhat is dx now
     return grads
 
 
-# --------------------------------------------------------------------------------------------------------- RMS norm
+# ----------------------------------------------------------------------------------------- RMS norm
 
 
 class RMSNormCache(NamedTuple):
@@ -112,68 +125,85 @@ class RMSNormCache(NamedTuple):
 
 
 def rms_norm_forward(x, eps=1e-6):
-    """Scale each row to unit mean square, without parameters: y = x / sqrt(mean(x^2) + eps)  (arXiv 1910.07467, eq. 4).
+    """Scale each row to unit mean square, without parameters (arXiv 1910.07467, eq. 4).
+
+        y = x / sqrt(mean(x^2) + eps)
 
     x (..., D) -> y (..., D). The paper has no eps; 1e-6 is the usual guard against a row of zeros.
     """
-    rrms = 1 / np.sqrt(np.einsum("...d,...d->...", x, x)[..., None] / x.shape[-1] + eps)     # 1. measure
-    y = x * rrms                                                                             # 2. scale
+    mean_square = np.einsum("...d,...d->...", x, x)[..., None] / x.shape[-1]
+    rrms = 1 / np.sqrt(mean_square + eps)          # 1. measure
+    y = x * rrms                                   # 2. scale
     return y, RMSNormCache(y, rrms)
 
 
 def rms_norm_backward(dy, cache):
     """dy (..., D) -> {"x": (..., D)}"""
     y, rrms = cache
-    # 2, 1. y = x * rrms(x): what only stretches the row changes nothing
+    # 2, 1. y = x * rrms(x). Stretching a row of x leaves y unchanged: the part along y is removed.
     stretch = np.einsum("...d,...d->...", dy, y)[..., None] / y.shape[-1]
     return {"x": (dy - y * stretch) * rrms}
 
 
-# --------------------------------------------------------------------------------------------------------- GELU
+# ------------------------------------------------------------------------------------ sigmoid, GELU
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)), computed as e / (1 + e) with e = exp(x): near 0 it keeps its digits."""
+    y = np.exp(np.minimum(x, 80))                          # above 80 it is 1 in either precision
+    y /= 1 + y
+    return y
+
+
+def log_sigmoid(x):
+    """log(1 / (1 + exp(-x))) = min(x, 0) - log(1 + exp(-|x|)), accurate at both ends."""
+    return np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
 
 
 class GeluCache(NamedTuple):
-    slope: np.ndarray    # (N, C)  dy/dx, computed while x and tanh are still in cache: the backward is one product
+    slope: np.ndarray    # (N, C)  dy/dx: cheapest while x and Phi are in cache
 
 
 def gelu_forward(x, form="tanh"):
-    """Gaussian error linear unit, x * Phi(x)  (arXiv 1606.08415, section 2).
+    """Gaussian error linear unit: y = x Phi(x)  (arXiv 1606.08415, section 2).
 
-    form="tanh":  Phi(x) ~ (1 + tanh(u)) / 2,  u = sqrt(2/pi) (x + 0.044715 x^3)   (GPT-2's choice, and faster)
-    form="exact": Phi(x) = (1 + erf(x / sqrt 2)) / 2
+        form="exact":  Phi(x) = (1 + erf(x / sqrt(2))) / 2
+        form="tanh":   Phi(x) = (1 + tanh(u)) / 2,  u = c (x + a x^3),  c = sqrt(2/pi),  a = 0.044715
+        slope:         dy/dx = Phi + x Phi',   with Phi' = 2 Phi (1 - Phi) u' in the tanh form
 
-    x (N, C) -> y (N, C)
+    The tanh form approximates the exact one, is faster, and is GPT-2's.   x (N, C) -> y (N, C)
     """
-    choice("gelu form", form, ("tanh", "exact"))
+    checks.choice("gelu form", form, ("tanh", "exact"))
     y, slope = np.empty_like(x), np.empty_like(x)
     for rows in row_blocks(x):
-        (_gelu_tanh if form == "tanh" else _gelu_exact)(x[rows], y[rows], slope[rows])
+        phi = twice_phi_minus_1(x[rows], form)
+        phi *= 0.5
+        phi += 0.5                                         # 1. Phi
+        np.multiply(x[rows], phi, out=y[rows])             # 2. y = x Phi
+        if form == "exact":
+            density = np.exp(-x[rows] * x[rows] / 2)
+            slope[rows] = phi + x[rows] * density / math.sqrt(2 * math.pi)
+        else:                                              # slope = Phi + (1 - Phi) 2 u' y
+            twice_du = x[rows] * x[rows]
+            twice_du *= 6 * GELU_SCALE * GELU_CUBIC
+            twice_du += 2 * GELU_SCALE                     # 2 u' = 2 c (1 + 3 a x^2)
+            np.subtract(1, phi, out=slope[rows])
+            y_twice_du = np.multiply(twice_du, y[rows], out=twice_du)
+            slope[rows] *= y_twice_du
+            slope[rows] += phi
     return y, GeluCache(slope)
 
 
-def _gelu_tanh(x, y, slope):
-    c, a = math.sqrt(2 / math.pi), 0.044715
-    x2 = x * x
-    half = x2 * (c * a)
-    half += c
-    half *= x                                     # 1. u = c (x + a x^3)
-    np.tanh(half, out=half)
-    half *= 0.5
-    half += 0.5                                   # 2. h = (1 + tanh u) / 2
-    np.multiply(x, half, out=y)                   # 3. y = x h
-    x2 *= 6 * c * a                               # slope = h + x h',   h' = 2 h (1 - h) u',   u' = c (1 + 3 a x^2)
-    x2 += 2 * c
-    x2 *= y
-    np.subtract(1, half, out=slope)
-    slope *= x2
-    slope += half
-
-
-def _gelu_exact(x, y, slope):
-    from scipy.special import erf  # here and not above: NumPy has no erf, and only this form needs it
-    phi = (erf(x / math.sqrt(2)) + 1) / 2         # 1. Phi(x)
-    np.multiply(x, phi, out=y)                    # 2. y = x Phi(x)
-    slope[:] = phi + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+def twice_phi_minus_1(x, form):
+    """2 Phi(x) - 1: tanh(u) or erf(x / sqrt(2))."""
+    if form == "exact":
+        from scipy.special import erf  # not at the top: only this form needs more than NumPy
+        return erf(x / math.sqrt(2))
+    u = x * x
+    u *= GELU_SCALE * GELU_CUBIC
+    u += GELU_SCALE
+    u *= x                                                 # u = x (c + c a x^2)
+    return np.tanh(u, out=u)
 
 
 def gelu_backward(dy, cache):
@@ -181,7 +211,7 @@ def gelu_backward(dy, cache):
     return {"x": dy * cache.slope}
 
 
-# ----------------------------------------------------------------------------------------------------- embedding
+# ---------------------------------------------------------------------------------------- embedding
 
 
 class EmbeddingCache(NamedTuple):
@@ -190,22 +220,22 @@ class EmbeddingCache(NamedTuple):
 
 
 def embedding_forward(ids, weight):
-    """Look each token up: y_n = weight[ids_n].   ids (N,) integers below V, weight (V, C) -> y (N, C)"""
+    """Look up each token: y = weight[ids].   ids (N,) integers < V, weight (V, C) -> y (N, C)"""
     return weight[ids], EmbeddingCache(ids, weight.shape)
 
 
 def embedding_backward(dy, cache):
-    """dy (N, C) -> {"weight": (V, C)}: each row of the table collects the gradients of the places that used it."""
+    """dy (N, C) -> {"weight": (V, C)}: dweight[v] = dy[ids == v].sum(axis=0)"""
     ids, shape = cache
     dweight = np.zeros(shape, dy.dtype)
     if len(ids):
-        order = np.argsort(ids, kind="stable")                      # equal tokens side by side, in their own order
+        order = np.argsort(ids, kind="stable")     # equal tokens side by side, in their own order
         used, first = np.unique(ids[order], return_index=True)
         dweight[used] = np.add.reduceat(dy[order], first, axis=0)
     return {"weight": dweight}
 
 
-# ------------------------------------------------------------------------------------------------------- dropout
+# ------------------------------------------------------------------------------------------ dropout
 
 
 class DropoutCache(NamedTuple):
@@ -213,7 +243,7 @@ class DropoutCache(NamedTuple):
 
 
 def keep_mask(shape, p, rng, dtype):
-    """An array of 0 (with probability p) and 1 / (1 - p), drawn from rng: 16 random bits per entry, p to 1/65536."""
+    """An array of 0 (with probability p) and 1 / (1 - p), from 16 random bits per entry."""
     drop = round(p * 65536)
     n = math.prod(shape)
     bits = np.frombuffer(rng.bytes(2 * n), np.dtype("<u2"))
@@ -223,10 +253,10 @@ def keep_mask(shape, p, rng, dtype):
 
 
 def dropout_forward(x, p, rng):
-    """Zero each entry with probability p and scale the rest by 1 / (1 - p), so the mean stays (arXiv 1207.0580).
+    """Zero each entry with probability p and scale the rest by 1 / (1 - p): the mean is unchanged.
 
-    rng: numpy.random.Generator, or None to drop nothing (evaluation). p is rounded to a multiple of 1/65536.
-    x (N, C) -> y (N, C)
+    (arXiv 1207.0580)  rng: numpy.random.Generator, or None to drop nothing, as in evaluation. p is
+    rounded to a multiple of 1/65536.  x (N, C) -> y (N, C)
     """
     if rng is None or p == 0:
         return x, DropoutCache(None)
@@ -239,7 +269,7 @@ def dropout_backward(dy, cache):
     return {"x": dy if cache.keep is None else dy * cache.keep}
 
 
-# ------------------------------------------------------------------------------------------ softmax cross-entropy
+# ------------------------------------------------------------------------------------ cross-entropy
 
 
 class CrossEntropyCache(NamedTuple):
@@ -248,17 +278,18 @@ class CrossEntropyCache(NamedTuple):
 
 
 def cross_entropy_forward(logits, targets):
-    """Mean surprise of the right tokens, in nats: loss = mean_n( log sum_v exp(logits_nv) - logits_n,target ).
+    """Mean negative log-likelihood of the targets, in nats.
+
+        loss = mean_n( log(sum_v exp(logits_nv)) - logits_n,target )
 
     logits (N, V), targets (N,) integers below V -> loss (float)
     """
-    N = len(targets)
-    probs = logits - logits.max(axis=1, keepdims=True)              # 1. subtract the true maximum: no overflow
-    right = probs[np.arange(N), targets]
-    np.exp(probs, out=probs)                                        # 2.
-    total = probs.sum(axis=1, keepdims=True)                        # 3.
-    probs /= total                                                  # 4. softmax
-    loss = np.mean(np.log(total[:, 0]) - right, dtype=np.float64)   # 5. mean in float64: cheap, and it is reported
+    probs = logits - logits.max(axis=1, keepdims=True)   # 1. subtract the row maximum: no overflow
+    target_logits = probs[np.arange(len(targets)), targets]
+    np.exp(probs, out=probs)                       # 2. numerators
+    total = probs.sum(axis=1, keepdims=True)       # 3. denominators
+    probs /= total                                 # 4. softmax
+    loss = np.mean(np.log(total[:, 0]) - target_logits, dtype=np.float64)   # 5.
     return float(loss), CrossEntropyCache(probs, targets)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from minattn import checks, masks
 from minattn.attention.core import attend, attend_backward
-from minattn.attention.gated import sigmoid
+from minattn.ops import sigmoid
 
 ARXIV = "2602.23057"
 SUMMARY = "scales the weights by alpha(x), spreads the rest evenly over the visible keys"

@@ -20,7 +20,7 @@ import numpy as np
 
 from minattn import checks, masks
 from minattn.attention.core import attend, attend_backward
-from minattn.attention.gated import sigmoid
+from minattn.ops import log_sigmoid, sigmoid
 
 ARXIV = "2605.26355"
 SUMMARY = "a gate on each key, opened by its energy, as a bias log sigmoid(alpha (z - tau))"
@@ -91,11 +91,6 @@ def backward(dout, cache):
     # 1. z = (e - mean) / std
     grads["energy"] = _normalise_backward(dz, z, stats, norm, dstats)
     return grads
-
-
-def log_sigmoid(u):
-    """log(1 / (1 + exp(-u))) = min(u, 0) - log(1 + exp(-|u|)): right at both ends."""
-    return np.minimum(u, 0) - np.log1p(np.exp(-np.abs(u)))
 
 
 # --------------------------------------------------------------------------------------------- the normalisation

@@ -10,6 +10,7 @@ import numpy as np
 
 from minattn import checks
 from minattn.attention.core import attend, attend_backward, attend_last
+from minattn.ops import sigmoid
 
 ARXIV = "2505.06708"
 SUMMARY = "a sigmoid gate on the output, per head and channel"
@@ -27,13 +28,6 @@ class GateCache(NamedTuple):
 class Cache(NamedTuple):
     attention: Any
     gate: GateCache
-
-
-def sigmoid(x):
-    """1 / (1 + exp(-x)), as e / (1 + e) with e = exp(x): neither end overflows, and near 0 it keeps its digits."""
-    y = np.exp(np.minimum(x, 80))             # from there on it is 1 in either precision
-    y /= 1 + y
-    return y
 
 
 def forward(q, k, v, gate_logits, **options):
