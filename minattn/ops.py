@@ -168,7 +168,7 @@ def gelu_forward(x, form="tanh"):
     """Gaussian error linear unit: y = x Phi(x)  (arXiv 1606.08415, section 2).
 
         form="exact":  Phi(x) = (1 + erf(x / sqrt(2))) / 2
-        form="tanh":   Phi(x) = (1 + tanh(u)) / 2,  u = c (x + a x^3),  c = sqrt(2/pi),  a = 0.044715
+        form="tanh":   Phi(x) = (1 + tanh(u)) / 2,  u = c (x + a x^3), c = sqrt(2/pi), a = 0.044715
         slope:         dy/dx = Phi + x Phi',   with Phi' = 2 Phi (1 - Phi) u' in the tanh form
 
     The tanh form approximates the exact one, is faster, and is GPT-2's.   x (N, C) -> y (N, C)

@@ -1,6 +1,7 @@
 """The attention core and its masks: against loops, against dense formulas, and in the corners."""
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -62,7 +63,8 @@ def result(q, k, v, dlse=None, seed=1, **options):
     dout = np.random.default_rng(seed).standard_normal(out.shape).astype(out.dtype)
     grads = attend_backward(dout, cache, dlse)
     if "bias" in grads and not isinstance(options["bias"], np.ndarray):
-        for n, grad in enumerate(grads.pop("bias")):
+        biases = grads.pop("bias")
+        for n, grad in enumerate(biases if isinstance(biases, tuple) else (biases,)):
             grads.update(grad if isinstance(grad, dict) else {f"bias{n}": grad})
     return {"out": out, "lse": cache.lse, "weights": weights, **{"d" + name: grad for name, grad in grads.items()}}
 
@@ -105,22 +107,24 @@ def test_rules_by_eye(rules, rows):
 @lengths
 def test_edges_cover_exactly_what_is_seen(Tq, Tk):
     for rules in all_rules(Tk):
-        mask, see = masks.make(**rules), seeing(Tq, Tk, **rules)
-        p = masks.positions(Tq, Tk, rules["align"])
+        see = seeing(Tq, Tk, **rules)
+        lo, hi = masks.intervals(masks.make(**rules), Tq, Tk)
         for first in range(Tq):
             for last in range(first + 1, Tq + 1):
-                lo, a, b, hi = masks.edges(mask, p[first:last], Tk)
-                assert 0 <= lo <= a <= b <= hi <= Tk, rules
-                block = see[first:last]
-                assert not block[:, :lo].any() and not block[:, hi:].any() and block[:, a:b].all(), (rules, first, last)
+                left, a, b, right = masks.edges(lo[first:last], hi[first:last])
+                assert 0 <= left <= a <= b <= right <= Tk, rules
+                block, at = see[first:last], (rules, first, last)
+                assert not block[:, :left].any() and not block[:, right:].any(), at
+                assert block[:, a:b].all(), at
 
 
 def test_edges_are_tight():
     """What makes a window cheap: a block of rows looks at no more keys than its rows see together."""
-    mask, p = masks.make(window=10), masks.positions(100, 100)
-    assert masks.edges(mask, p[50:54], 100) == (41, 44, 51, 54)
-    assert masks.edges(masks.make(causal=True), p[50:54], 100) == (0, 0, 51, 54)
-    assert masks.edges(masks.make(causal=True, prefix=60), p[50:54], 100) == (0, 0, 60, 60)
+    expected = {(41, 44, 51, 54): {"window": 10}, (0, 0, 51, 54): {"causal": True},
+                (0, 0, 60, 60): {"causal": True, "prefix": 60}, (0, 0, 52, 54): {"causal": True, "prefix": 52}}
+    for edges, rules in expected.items():
+        lo, hi = masks.intervals(masks.make(**rules), 100, 100)
+        assert masks.edges(lo[50:54], hi[50:54]) == edges
 
 
 def holes(B, H, Tq, Tk):
@@ -280,7 +284,7 @@ def test_tiles_change_nothing(tiling, rules, options, monkeypatch):
 def test_tiles_group(together, groups, monkeypatch):
     monkeypatch.setattr(core, "TILE", together * TQ * TK)
     tiles = list(core._tiles(5, H, TQ, TK, masks.make()))
-    assert [(t.batch.start, t.batch.stop, t.heads.start, t.heads.stop) for t in tiles] == groups
+    assert [(b.start, b.stop, h.start, h.stop) for b, h, _ in (t.queries for t in tiles)] == groups
     args, bias = qkv(B=5), np.random.default_rng(0).standard_normal((5, 1, TQ, 1))
     small = result(*args, bias=bias, allowed=padding(5, H, TQ, TK) | (np.arange(TK) == 0))
     monkeypatch.undo()
@@ -289,9 +293,7 @@ def test_tiles_group(together, groups, monkeypatch):
 
 def test_a_window_is_computed_in_a_band():
     T = 512
-    cells = sum((t.rows.stop - t.rows.start) * (t.keys.stop - t.keys.start)
-                for t in core._tiles(1, 1, T, T, masks.make(window=16)))
-    assert cells < T * T / 5
+    assert core._bytes(core._tiles(1, 1, T, T, masks.make(window=16)), 1) < T * T / 5
 
 
 def test_weights_are_not_kept_when_they_are_large(monkeypatch):
@@ -341,8 +343,117 @@ def test_tuple_of_biases():
     np.testing.assert_allclose(parts["dslopes"], dslopes, rtol=0, atol=1e-12)
 
 
+def test_a_bias_that_makes_its_own_tiles_alone():
+    """Its gradient comes back alone too; a constant one has none."""
+    args, slopes = qkv(), np.array([0.1, 0.2, 0.3])
+    assert_close(result(*args, bias=DecayBias(slopes)), result(*args, bias=(DecayBias(slopes),)), 0)
+    out, cache = attend(*args, bias=DecayBias(slopes, learned=False))
+    assert attend_backward(out, cache)["bias"] is None
+
+
+@pytest.mark.parametrize("form", ["none", "array", "tuple", "empty"])
+def test_own_biases_have_their_gradients_apart(form):
+    rng, decay = np.random.default_rng(0), DecayBias(np.array([0.1, 0.2, 0.3]))
+    own, theirs = rng.standard_normal((H, 1, TK)), rng.standard_normal((TQ, TK))
+    bias, rest = {"none": (None, ()), "array": (theirs, (theirs,)), "tuple": ((theirs,), (theirs,)),
+                  "empty": ((), ())}[form]
+    args, dout = qkv(), rng.standard_normal((B, H, TQ, DV))
+    expected = attend_backward(dout, attend(*args, bias=(own, decay, *rest))[1])
+    grads = attend_backward(dout, attend(*args, own_bias=(own, decay), bias=bias)[1])
+    down, ddecay = grads.pop("own_bias")
+    np.testing.assert_array_equal(down, expected["bias"][0])
+    np.testing.assert_array_equal(ddecay["slopes"], expected["bias"][1]["slopes"])
+    assert ("bias" in grads) == bool(rest)
+    if rest:
+        (dbias,) = grads["bias"] if form == "tuple" else (grads["bias"],)
+        np.testing.assert_array_equal(dbias, expected["bias"][2])
+    for name in "qkv":
+        np.testing.assert_array_equal(grads[name], expected[name])
+
+
 def test_tuple_of_no_biases():
     assert_close(result(*qkv(), bias=()), result(*qkv()), 0)
+
+
+# -------------------------------------------------------------------------------------------------------- rescore
+
+
+class SoftCap:
+    """s -> c tanh(s / c) (arXiv 2408.00118), both ways in place."""
+
+    def __init__(self, cap):
+        self.cap = cap
+
+    def forward(self, s):
+        s /= self.cap
+        np.tanh(s, out=s)
+        s *= self.cap
+        return s
+
+    def backward(self, ds, s):
+        ds *= 1 - np.tanh(s / self.cap)**2
+        return ds
+
+
+class Plain(NamedTuple):
+    """The same with new arrays."""
+    cap: float
+
+    def forward(self, s):
+        return self.cap * np.tanh(s / self.cap)
+
+    def backward(self, ds, s):
+        return ds / np.cosh(s / self.cap)**2
+
+
+def capped_dense(q, k, v, cap, scale=None, bias=0.0, **options):
+    """dense, its products capped: they come in as a bias beside products of 0."""
+    scale = q.shape[3]**-0.5 if scale is None else scale
+    products = np.einsum("bhid,bhjd->bhij", q, k) * scale
+    return dense(0 * q, k, v, bias=cap * np.tanh(products / cap) + bias, **options)
+
+
+@pytest.mark.parametrize("cap", [0.5, 2.0])
+@options
+@rules
+def test_rescore_is_the_dense_formula(options, rules, cap):
+    q, k, v = qkv()
+    out, cache, P = attend(q, k, v, rescore=SoftCap(cap), return_weights=True, **options, **rules)
+    for actual, expected in zip((out, cache.lse, P), capped_dense(q, k, v, cap, **options, **rules)):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
+
+
+@options
+@rules
+def test_rescore_gradients(options, rules):
+    arrays, rest = split(options)
+    arrays = {**dict(zip("qkv", qkv())), **arrays}
+    assert_gradients(attend, attend_backward, arrays, seeds=(0,), **rest, **rules, rescore=SoftCap(0.7))
+
+
+@pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS.keys())
+@options
+def test_rescore_in_tiles(tiling, options, monkeypatch):
+    options, args = {**options, "causal": True}, qkv()
+    whole = result(*args, **options, rescore=SoftCap(0.7))
+    assert_close(result(*args, **options, rescore=Plain(0.7)), whole, 1e-12)
+    for name, value in tiling.items():
+        monkeypatch.setattr(core, name, value)
+    assert_close(result(*args, **options, rescore=SoftCap(0.7)), whole, 1e-12)
+
+
+def test_rescore_with_dropout_and_a_bias_in_tiles():
+    """Every part of the backward at once: the bias gets its gradient before rescore may overwrite it."""
+    arrays = {**dict(zip("qkv", qkv())), "sink": np.array([0.5, -1, 2]),
+              "bias": np.random.default_rng(2).standard_normal((H, TQ, TK))}
+    assert_gradients(lambda **a: dropped(**a, rescore=SoftCap(0.7)), attend_backward, arrays)
+
+
+def test_rescore_for_one_query():
+    (q, k, v), bias = qkv(1), np.random.default_rng(2).standard_normal((H, 1, TK))
+    one = core.attend_last(0.3 * q, k, v, bias=bias, rescore=SoftCap(0.7))
+    np.testing.assert_allclose(one, attend(q, k, v, scale=0.3, bias=bias, rescore=SoftCap(0.7))[0],
+                               rtol=0, atol=1e-14)
 
 
 # ----------------------------------------------------------------------------------------------------------- sink
@@ -652,6 +763,7 @@ BAD = {
     "align-typo": ({"align": "strat"}, "Did you mean 'start'?"),
     "dropout-1": ({"dropout": 1.0}, "dropout must be at least 0 and at most 0.999; got 1.0"),
     "option-typo": ({"causl": True}, "unknown option 'causl'"),
+    "option-list": ({"causl": True}, "attention takes scale, bias, causal, window, prefix, allowed, align, dropout, rng, return_weights."),
     "option-hint": ({"widnow": 3}, "Did you mean 'window'?"),
 }
 
