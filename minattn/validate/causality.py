@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import attention, checks, data, model, ops, runs
+from minattn import attention, checks, data, runs
 from minattn.errors import InputError
+from minattn.inspect.leak import leak
 from minattn.validate import frameworks, isolate
 from minattn.validate.subjects import NotCovered, _float64, _function, _kernel, _model
 
@@ -198,27 +199,6 @@ def _loss(parts, tokens, rng):
     said = f"teacher-forced {forced:.4f}, prefix-only {alone:.4f} nats per token, at {n} positions"
     wrong = not abs(alone - forced) <= 1e-9
     return [f"{said}: {alone - forced:+.4f} when a prediction is made from its own prefix alone"] * wrong, said
-
-
-class Leak(NamedTuple):
-    teacher_forced: float    # nats per token, the whole window in view: as losses are published
-    prefix_only: float       # each prediction from its own prefix alone: as text is generated
-    n: int                   # predictions compared
-
-
-def leak(params, buffers, config, x, y, positions):
-    """How much of a model's loss depends on what comes after: two losses over the same predictions -> Leak
-
-    x, y (N, T) tokens and targets; positions: those that count, in all N windows (prefixes of one length are evaluated
-    together). Evaluation mode, in the precision of params. For a causal model both are the same to rounding.
-    """
-    whole = model.forward(params, x, config, buffers=buffers)[0]                                     # (N, T, V)
-    forced, alone = [], []
-    for t in positions:
-        own = model.forward(params, x[:, :t + 1], config, buffers=buffers, last_only=True)[0]        # (N, 1, V)
-        forced.append(ops.cross_entropy_forward(np.ascontiguousarray(whole[:, t]), y[:, t])[0])
-        alone.append(ops.cross_entropy_forward(own[:, 0], y[:, t])[0])
-    return Leak(float(np.mean(forced)), float(np.mean(alone)), len(forced) * len(x))
 
 
 def _windows(run, corpus, data_dir, rng):
