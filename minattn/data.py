@@ -93,6 +93,25 @@ def load_corpus(name_or_path="tinyshakespeare", *, data_dir="data", say=print, d
     return Corpus(name, content.decode("utf-8"), str(home))
 
 
+def about(corpus):
+    """What a run folder keeps of its corpus: its name, checksum and length."""
+    digest = hashlib.sha256(corpus.text.encode()).hexdigest()
+    return {"name": corpus.name, "sha256": digest, "characters": len(corpus.text)}
+
+
+def run_text(known, **options):
+    """The text of a run, from what its folder keeps of the corpus; options as load_corpus takes them.
+
+    Raises InputError if the corpus has changed or cannot be found.
+    """
+    corpus = load_corpus(known["name"], **options)
+    if about(corpus)["sha256"] != known["sha256"]:
+        raise InputError(f"the corpus is not the one this run began with ({known['name']}, "
+                         f"{known['characters']:,} characters); found {corpus.name} with "
+                         f"{len(corpus.text):,}.")
+    return corpus.text
+
+
 def _read_text(path):
     place = Path(os.path.expanduser(path))
     if os.path.isdir(place):

@@ -1,6 +1,5 @@
 """The training loop: batches in, a falling loss, and a run folder that survives anything."""
 import dataclasses
-import hashlib
 import math
 import os
 import signal
@@ -111,10 +110,9 @@ def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="d
     checkpoint = runs.Checkpoint(params, buffers, zeros, zeros, 0, 0.0)
     say(f"{corpus.name}: {len(corpus.text):,} characters, {len(vocabulary)} distinct "
         f"({corpus.where})")
-    about = {"name": corpus.name, "sha256": _sha256(corpus.text), "characters": len(corpus.text)}
     with runs.create(folder, overwrite=overwrite) as folder:        # here an older run is removed
         runs.write_config(folder, config, dataclasses.asdict(settings), vocabulary.characters,
-                          about)
+                          data.about(corpus))
         return _train(folder, config, settings, ids, checkpoint, threads=threads, say=say)
 
 
@@ -152,25 +150,18 @@ def _resume(where, run, which, overrides, threads, data_dir, say):
     if came != settings.dtype:
         raise InputError(f"--resume {where}: the checkpoint is from other settings: {came}, not "
                          f"{settings.dtype}.")
-    wanted = run.corpus["name"]
-    corpus = data.load_corpus(wanted, data_dir=data_dir, say=say,
-                              download=wanted == "tinyshakespeare")
-    if _sha256(corpus.text) != run.corpus["sha256"]:
-        raise InputError(f"--resume {where}: the corpus is not the one this run began with "
-                         f"({wanted}, {run.corpus['characters']:,} characters); found "
-                         f"{corpus.name} with {len(corpus.text):,}.")
+    try:
+        text = data.run_text(run.corpus, data_dir=data_dir, say=say)
+    except InputError as error:
+        raise InputError(f"--resume {where}: {error}") from None
     if run.checkpoint.step >= settings.steps:
         say(f"{folder} is finished: {run.checkpoint.step} of {settings.steps} steps are done.")
         return _finish(run, say)                 # a kill may have come before picture and sample
     if which != runs.CHECKPOINT:                 # a damaged one must not become the previous one
         runs.write_aside(folder / runs.CHECKPOINT, (folder / which).read_bytes())
     say(f"{folder}: continuing after step {run.checkpoint.step} of {settings.steps}")
-    ids = data.Vocabulary(run.vocabulary).encode(corpus.text)
+    ids = data.Vocabulary(run.vocabulary).encode(text)
     return _train(folder, run.config, settings, ids, run.checkpoint, threads=threads, say=say)
-
-
-def _sha256(text):
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _splits(ids, config, name):

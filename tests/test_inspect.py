@@ -161,7 +161,7 @@ def write_run(folder, corpus, **config):
     params, buffers = model.init(config, 7)
     zeros = {name: np.zeros_like(a) for name, a in params.items()}
     folder.mkdir()
-    about = {"name": str(corpus), "sha256": inspect.hashlib.sha256(text.encode()).hexdigest(), "characters": len(text)}
+    about = data.about(data.load_corpus(corpus))
     runs.write_config(folder, config, {}, data.Vocabulary(text).characters, about)
     runs.save_checkpoint(folder, runs.Checkpoint(params, buffers, zeros, zeros, 3, 0.5))
     return folder
@@ -352,10 +352,10 @@ def test_the_corpus_has_changed_or_gone(place, tmp_path, capsys):
     folder = write_run(tmp_path / "run", corpus)
     corpus.write_text(corpus.read_text(encoding="utf-8") + "!", encoding="utf-8")
     assert cli.main(["inspect", str(folder)]) == 2
-    assert "is not the corpus that this run began with" in capsys.readouterr().err
+    assert "is not the one this run began with" in capsys.readouterr().err
     corpus.unlink()
     assert cli.main(["inspect", str(folder)]) == 2
-    assert "name another text with --text" in capsys.readouterr().err
+    assert "Name another text with --text" in capsys.readouterr().err
 
 
 def test_damaged_run(place, tmp_path, capsys):

@@ -6,7 +6,6 @@ A run folder of `minattn bias` will do as well. What a mechanism learns per head
 it makes of a text (gates, alpha) is read out of the forward's cache by the functions of COMPUTED: a mechanism
 that is not listed there has one picture less.
 """
-import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -214,14 +213,11 @@ def _text(run, args):
     vocabulary = data.Vocabulary(run.vocabulary)
     if args.text is not None:
         return args.text, vocabulary.encode(data.load_corpus(args.text, data_dir=args.data_dir).text)
-    name = run.corpus["name"]
     try:
-        text = data.load_corpus(name, data_dir=args.data_dir).text
+        text = data.run_text(run.corpus, data_dir=args.data_dir)
     except InputError as error:
-        raise InputError(f"{error} It is the corpus of this run; name another text with --text.") from None
-    if hashlib.sha256(text.encode()).hexdigest() != run.corpus["sha256"]:
-        raise InputError(f"{name} is not the corpus that this run began with, or is not at hand; name a text with --text.")
-    return f"{name}, validation part", data.split(vocabulary.encode(text))[1]
+        raise InputError(f"{error} Name another text with --text.") from None
+    return f"{run.corpus['name']}, validation part", data.split(vocabulary.encode(text))[1]
 
 
 def _folder(path):

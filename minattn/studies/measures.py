@@ -1,5 +1,4 @@
 """What is measured of a finished run. Kept in its folder (measures.json) with the checksum of the checkpoint it belongs to."""
-import hashlib
 import json
 from pathlib import Path
 
@@ -61,13 +60,11 @@ def _of(folder, prefix_positions):
 def measure(folder, prefix_positions, *, threads=None, data_dir="data"):
     """Measure a finished run, keep the result in its folder -> dict of SCALARS and of lists by layer."""
     run = runs.load(folder)
-    corpus = data.load_corpus(run.corpus["name"], data_dir=data_dir, say=lambda line: None)
-    if hashlib.sha256(corpus.text.encode()).hexdigest() != run.corpus["sha256"]:
-        raise InputError(f"the corpus of this run ({run.corpus['name']}, {run.corpus['characters']:,} characters) is not at hand.")
+    text = data.run_text(run.corpus, data_dir=data_dir, say=lambda line: None)
     rows = runs.read_metrics(folder)
     if not rows or rows[-1]["step"] != run.checkpoint.step or rows[-1]["val_loss"] is None:
         raise InputError(f"{runs.METRICS} is damaged: it does not reach step {run.checkpoint.step} with a validation loss.")
-    train_ids, val_ids = data.split(data.Vocabulary(run.vocabulary).encode(corpus.text))
+    train_ids, val_ids = data.split(data.Vocabulary(run.vocabulary).encode(text))
     val = data.blocks(val_ids, run.config.block_size)
     with parallel.workers(threads or 1) as pool:
         found = {"of": _of(folder, prefix_positions), "parameters": model.count_parameters(run.config), "val_loss": rows[-1]["val_loss"],

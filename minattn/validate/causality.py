@@ -13,7 +13,6 @@ sequence's length only 3 and 4. Positions count from 0.
     print(causality(my_kernel, mechanism="softmax", framework="torch"))
     print(causality(my_model, framework="torch"))                           # tokens (B, T) -> logits (B, T, V)
 """
-import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -203,10 +202,13 @@ def _loss(parts, tokens, rng):
 
 def _windows(run, corpus, data_dir, rng):
     """Windows of a run's validation text for form 4 -> (x, y), or a sentence where the text is not at hand."""
-    name = corpus or run.corpus["name"]
-    text = data.load_corpus(name, data_dir=data_dir, say=lambda line: None, download=False).text
-    if corpus is None and hashlib.sha256(text.encode()).hexdigest() != run.corpus["sha256"]:
-        return f"the text of this run ({name}) is not at hand; name another with corpus"
+    options = dict(data_dir=data_dir, say=lambda line: None, download=False)
+    try:
+        text = data.load_corpus(corpus, **options).text if corpus else data.run_text(run.corpus, **options)
+    except InputError as error:
+        if corpus:
+            raise
+        return f"the text of this run is not at hand ({error}); name another with corpus"
     x, y = data.blocks(data.split(data.Vocabulary(run.vocabulary).encode(text))[1], run.config.block_size)
     some = np.sort(rng.permutation(len(x))[:16])
     return x[some], y[some]
