@@ -256,12 +256,12 @@ def often(monkeypatch):
 OFTEN = ("import sys; from minattn.experiments.position_bias import recall_network, recall_task; "
          "from minattn.experiments.position_bias import recall_training as t; "
          "t.LOG, t.SAVE, t.EVALUATE, t.ON_THE_WAY = 5, 10, 10, 37; "
-         f"t.train(sys.argv[1], recall_network.{TINY_NETWORK!r}, recall_task.{TINY!r}, t.Training(batch=13), 7, int(sys.argv[2]))")
+         f"t.train_network(sys.argv[1], recall_network.{TINY_NETWORK!r}, recall_task.{TINY!r}, t.Training(batch=13), 7, int(sys.argv[2]))")
 
 
 def tiny(folder, steps, seed=7, **training):
     folder.mkdir(exist_ok=True)
-    return recall_training.train(folder, TINY_NETWORK, TINY, recall_training.Training(batch=13, **training), seed, steps)
+    return recall_training.train_network(folder, TINY_NETWORK, TINY, recall_training.Training(batch=13, **training), seed, steps)
 
 
 def outcome(folder):
@@ -447,8 +447,8 @@ BAD = [
     (["--scale", "big"], "scale must be one of paper, code"),
     (["--classes", "1"], "needs 2 distinct classes"),
     (["--middle", "8"], "middle must be at least 0 and at most 7"),
-    (["--seeds", "0-"], "--seeds takes whole numbers"),
-    (["--seeds", "3-1"], "--seeds takes whole numbers"),
+    (["--seeds", "0-"], "--seeds must be numbers"),
+    (["--seeds", "3-1"], "--seeds must be numbers"),
     (["--seeds", "-1"], "--seeds"),
     (["--steps", "0"], "--steps must be at least 1"),
     (["--sequences", "0"], "--sequences must be at least 1"),

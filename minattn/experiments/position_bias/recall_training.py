@@ -1,24 +1,25 @@
-"""Train one network on in-context recall, and ask it which places it prefers.
+"""Train one network on in-context recall, and measure which positions it prefers.
 
-Every batch is a function of the seed and the step, so a run that was killed goes on bit for bit from its checkpoint, and
-one that is given more steps goes on as if it had had them from the start (the learning rate is constant).
+Every batch is a function of the seed and the step, so a run that was killed continues bit for bit from its
+checkpoint, and one that is given more steps continues as if it had had them from the start (the learning
+rate is constant).
 """
 import json
 import math
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from minattn import checks, ops, optim, parallel, runs
-from minattn.errors import InputError
+from minattn import checks, ops, parallel, runs, train
+from minattn.errors import InputError, NotFinite
 from minattn.experiments.position_bias import recall_network, recall_task
-from minattn.train import Diverged
 
 RESULT = "result.json"
-LOG, SAVE = 100, 1000        # steps per line of metrics.jsonl, steps per checkpoint: the first divides the second
+LOG, SAVE = 100, 1000        # steps per line of metrics.jsonl, and per checkpoint: a multiple of the first
 EVALUATE = 2000              # steps between evaluations on the way
 ON_THE_WAY = 1000            # sequences per order of a pair in these
 TOGETHER = 256               # sequences evaluated at a time
@@ -27,7 +28,7 @@ TOGETHER = 256               # sequences evaluated at a time
 @dataclass(frozen=True)
 class Training:
     """The paper's recipe (arXiv 2502.01951, appendix J), but for the number of steps: it takes 100,000."""
-    places: tuple = ()            # where the query's item lies while training; (): anywhere
+    places: tuple = ()            # where the query's item is while training; (): anywhere
     batch: int = 128
     lr: float = 1e-3
     weight_decay: float = 1e-6
@@ -41,70 +42,79 @@ class Training:
         checks.number("lr", self.lr, above=0)
         checks.number("weight_decay", self.weight_decay, 0)
 
+    def settings(self, steps):
+        """What an update of the trainer needs: AdamW at a constant rate, everything decays, no clipping."""
+        return train.Settings(steps=steps, lr=self.lr, min_lr=self.lr, warmup=0, clip=0.0, beta2=0.999,
+                              weight_decay=self.weight_decay, decay="all")
 
-def train(folder, config, task, training, seed, steps, *, bar=True):
-    """Train to `steps` in a run folder, from where its checkpoint stands -> (parameters, steps done)."""
+
+def train_network(folder, config, task, training, seed, steps, *, bar=True):
+    """Train to `steps` in a run folder, from its checkpoint on -> (parameters, steps done)."""
     folder = Path(folder)
-    world, shapes = recall_task.world(task, seed), recall_network.parameter_shapes(config)
-    state = load(folder, shapes)
-    if state is None:
-        params = recall_network.init(config, seed)
-        zeros = {name: np.zeros_like(a) for name, a in params.items()}
-        state = runs.Checkpoint(params, {}, zeros, zeros, 0, 0.0)
-    p, m, v = (np.concatenate([part[name].ravel() for name in shapes]) for part in (state.params, state.m, state.v))
-    g = np.empty_like(p)
-    params, grads, first, second = (optim.views_of(vector, shapes) for vector in (p, g, m, v))
-    step, before, began = state.step, state.seconds, time.perf_counter()
-    if step >= steps:
-        return params, step
+    world, settings = recall_task.world(task, seed), training.settings(steps)
+    old = load(folder, recall_network.parameter_shapes(config))
+    if old is None:
+        old = runs.Checkpoint(recall_network.init(config, seed), {}, None, None, 0, 0.0)
+    state = parallel.start(old.params, decay=settings.decay, m=old.m, v=old.v, step=old.step)
+    if state.step >= steps:
+        return state.params, state.step
 
-    metrics, losses, right = runs.Metrics(folder, keep=step), [], 0
-    try:
-        with parallel.workers(1), _progress(steps, step, f"seed {seed}", bar) as shown, np.errstate(all="ignore"):
-            while step < steps:
-                x, y = recall_task.training_batch(task, world, _rng(seed, 2, step), training.batch, training.places)
-                loss, correct = loss_and_gradients(params, config, x, y, grads)
-                step += 1
-                optim.adamw(p, g, m, v, step, training.lr, weight_decay=training.weight_decay)
-                losses.append(loss)
-                right += correct
-                last = step == steps
-                if last or step % LOG == 0:
-                    loss = math.fsum(losses) / len(losses)
-                    if not (math.isfinite(loss) and np.isfinite(p).all()):
-                        raise Diverged(f"seed {seed}, step {step}: the loss or a parameter is not finite; try a smaller --lr.")
-                    row = {"step": step, "train_loss": loss, "train_accuracy": right / (len(losses) * training.batch), "val_loss": None}
-                    if last or step % EVALUATE == 0:
-                        found = evaluate(params, config, task, world, seed, ON_THE_WAY)
-                        row |= {"val_loss": found["loss"], "accuracy": found["accuracy"], "gaps": found["gaps"]}
-                    metrics.add(**row, seconds=round(before + time.perf_counter() - began, 3))
-                    shown.set_postfix_str(f"loss {loss:.3f}, right {row['train_accuracy']:.3f}", refresh=False)
-                    shown.update(step - shown.n)
-                    losses, right = [], 0
-                if last or step % SAVE == 0:
-                    metrics.flush()
-                    seconds = before + time.perf_counter() - began
-                    runs.save_checkpoint(folder, runs.Checkpoint(params, {}, first, second, step, seconds))
-    finally:
-        metrics.close()
-    return params, step
+    began, losses, right = time.perf_counter() - old.seconds, [], 0
+    with (closing(runs.Metrics(folder, keep=state.step)) as metrics, parallel.workers(1),
+          _progress(steps, state.step, f"seed {seed}", bar) as shown, np.errstate(all="ignore")):
+        while state.step < steps:
+            x, y = recall_task.training_batch(task, world, _rng(seed, 2, state.step), training.batch,
+                                              training.places)
+            loss, correct = loss_and_gradients(state.params, config, x, y, state.grads)
+            try:
+                if not math.isfinite(loss):
+                    raise NotFinite("the loss")
+                parallel.update(state, settings)
+            except NotFinite as error:
+                raise NotFinite(f"seed {seed}, step {state.step}: {error.name}") from None
+            losses.append(loss)
+            right += correct
+            last = state.step == steps
+            if last or state.step % LOG == 0:
+                row = {"step": state.step, "train_loss": math.fsum(losses) / len(losses),
+                       "train_accuracy": right / (len(losses) * training.batch), "val_loss": None}
+                losses, right = [], 0
+                if last or state.step % EVALUATE == 0:
+                    found = evaluate(state.params, config, task, world, seed, ON_THE_WAY)
+                    row |= {"val_loss": found.pop("loss"), **found}
+                metrics.add(**row, seconds=round(time.perf_counter() - began, 3))
+                shown.set_postfix_str(f"loss {row['train_loss']:.3f}, right {row['train_accuracy']:.3f}",
+                                      refresh=False)
+                shown.update(state.step - shown.n)
+            if last or state.step % SAVE == 0:
+                metrics.flush()
+                moments = state.named(state.m), state.named(state.v)
+                seconds = time.perf_counter() - began
+                runs.save_checkpoint(folder, runs.Checkpoint(state.params, {}, *moments, state.step,
+                                                             seconds))
+    return state.params, state.step
 
 
 def loss_and_gradients(params, config, x, y, grads):
-    """One batch -> (mean loss, how many answers were right); the gradients are written into `grads`."""
+    """One batch -> (mean loss, number of right answers); the gradients are written into `grads`."""
     logits, cache = recall_network.forward(params, config, x)
     loss, softmax = ops.cross_entropy_forward(logits, y)
-    new = recall_network.backward(ops.cross_entropy_backward(1.0, softmax)["logits"], cache, config)
-    for name, grad in grads.items():
-        grad[...] = new[name]
-    return loss, int(np.count_nonzero(logits.argmax(axis=1) == y))
+    dlogits = ops.cross_entropy_backward(1.0, softmax)["logits"]
+    for name, grad in recall_network.backward(dlogits, cache, config).items():
+        grads[name][...] = grad
+    return loss, _right(logits, y)
+
+
+def _right(logits, y):
+    return int(np.count_nonzero(logits.argmax(axis=1) == y))
 
 
 def evaluate(params, config, task, world, seed, count):
     """Novel classes, each pair of places in both orders, on the same `count` sequences.
 
-    -> {"accuracy": {"first-middle": [of [first, middle], of [middle, first]], ...}, "gaps": {...}, "loss": mean}
-    A gap is the first accuracy less the second: above 0, the earlier place is preferred.
+    -> {"accuracy": {"first-middle": [of [first, middle], of [middle, first]], ...}, "gaps": {...},
+        "loss": mean}. A gap is the first accuracy minus the second: above 0, the network prefers the
+    earlier place.
     """
     accuracy, losses = {}, []
     for n, pair in enumerate(recall_task.PAIRS):
@@ -115,34 +125,35 @@ def evaluate(params, config, task, world, seed, count):
                 some = min(TOGETHER, count - start)
                 x, y = recall_task.novel_batch(task, world, _rng(seed, 3, n, start), some, right, other)
                 logits, _ = recall_network.forward(params, config, x)
-                correct += int(np.count_nonzero(logits.argmax(axis=1) == y))
+                correct += _right(logits, y)
                 losses.append(ops.cross_entropy_forward(logits, y)[0] * some)
             both.append(correct / count)
         accuracy["-".join(pair)] = both
     gaps = {pair: a - b for pair, (a, b) in accuracy.items()}
-    return {"accuracy": accuracy, "gaps": gaps, "loss": math.fsum(losses) / (2 * len(accuracy) * count)}
+    loss = math.fsum(losses) / (2 * len(accuracy) * count)
+    return {"accuracy": accuracy, "gaps": gaps, "loss": loss}
 
 
 def finish(folder, config, task, training, seed, steps, count, *, bar=True):
-    """Train to the end, evaluate, write result.json -> its content. What is already there is not done again."""
+    """Train to the end, evaluate, write result.json -> its content. Nothing is done twice."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
         old = read_result(folder)
         if old and old["steps"] == steps and old["count"] == count:
             return old
-        params, done = train(folder, config, task, training, seed, steps, bar=bar)
+        params, done = train_network(folder, config, task, training, seed, steps, bar=bar)
         with parallel.workers(1):
             found = evaluate(params, config, task, recall_task.world(task, seed), seed, count)
-        result = {"seed": seed, "steps": done, "count": count, **found}
-        rows = runs.read_metrics(folder)
-        result |= {"train_loss": rows[-1]["train_loss"], "train_accuracy": rows[-1]["train_accuracy"], "seconds": rows[-1]["seconds"]}
+        last = runs.read_metrics(folder)[-1]
+        result = {"seed": seed, "steps": done, "count": count, **found,
+                  **{name: last[name] for name in ("train_loss", "train_accuracy", "seconds")}}
         runs.write_aside(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
     return result
 
 
 def load(folder, shapes):
-    """The checkpoint of a run folder, the previous one if the last is damaged; None if there is none."""
+    """The checkpoint of a run folder, or the previous one if it is damaged; None without any."""
     problem = None
     for name in (runs.CHECKPOINT, runs.PREVIOUS):
         if (Path(folder) / name).exists():
@@ -156,7 +167,7 @@ def load(folder, shapes):
 
 
 def read_result(folder):
-    """result.json of one seed, or None where there is none that can be read."""
+    """result.json of one seed, or None if it cannot be read."""
     try:
         result = json.loads((Path(folder) / RESULT).read_text(encoding="utf-8"))
         return result if {"seed", "steps", "count", "gaps", "accuracy"} <= set(result) else None
@@ -170,4 +181,5 @@ def _rng(seed, *what):
 
 def _progress(steps, done, text, bar):
     from tqdm import tqdm
-    return tqdm(total=steps, initial=done, desc=text, unit="step", dynamic_ncols=True, disable=not (bar and sys.stderr.isatty()))
+    return tqdm(total=steps, initial=done, desc=text, unit="step", dynamic_ncols=True,
+                disable=not (bar and sys.stderr.isatty()))
