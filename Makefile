@@ -1,39 +1,43 @@
-# make train | make test | make lint | make lessons
+# make train | test | lint | lessons | wheel
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-$(VENV)/.done: requirements.txt pyproject.toml
+.PHONY: train test crosscheck lint lessons lessons-check wheel clean
+
+$(VENV)/.done: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(INSTALL) -e ".[test]"
 	touch $@
 
-.PHONY: train test crosscheck lint lessons lessons-check clean
-train: $(VENV)/.done        ## the main job: train the demo model and print a sample
+$(VENV)/.lessons: $(VENV)/.done
+	$(INSTALL) -e ".[lessons]"
+	touch $@
+
+train: $(VENV)/.done             ## train the demo model and print a sample
 	$(BIN)/python -m minattn train --preset demo --overwrite
 
-test: $(VENV)/.done         ## the fast tests
+test: $(VENV)/.done              ## the fast tests
 	$(BIN)/python -m pytest -m "not slow"
 
-crosscheck: $(VENV)/.done   ## every test, with PyTorch, JAX and ONNX Runtime beside
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 jax onnx onnxruntime distributed
+crosscheck: $(VENV)/.done        ## every test, also those that need PyTorch, JAX or ONNX Runtime
+	$(INSTALL) torch==2.13.0     # this version's default is the small CPU build
+	$(INSTALL) -e ".[crosscheck]"
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.done
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff
 	$(BIN)/ruff check .
 
-$(VENV)/.lessons: $(VENV)/.done pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[lessons]"
-	touch $@
-
-lessons: $(VENV)/.lessons        ## run every lesson's source again and write its notebook
+lessons: $(VENV)/.lessons        ## run every lesson's source and write its notebook
 	$(BIN)/python lessons/build.py
 
-lessons-check: $(VENV)/.lessons  ## run every lesson's source; fail where the committed notebook is another's
+lessons-check: $(VENV)/.lessons  ## run every lesson's source; fail if its notebook differs
 	$(BIN)/python lessons/build.py --check
 
+wheel: $(VENV)/.done             ## build the wheel and use it in a fresh environment
+	PATH="$(abspath $(BIN)):$$PATH" .ci/wheel.sh
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info
