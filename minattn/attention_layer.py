@@ -4,32 +4,11 @@ Any mechanism of the registry works here without being named: an argument is a p
 layer's input, a parameter per head, or a buffer, as its row says. Only two shapes of input exist:
 q, k, v from one projection, or (Gaussian kernel) the channels themselves.
 """
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minattn import checks, ops, spec
-from minattn.attention import Mechanism, mechanism
-from minattn.errors import InputError
-from minattn.positions import position
-
-
-class Layer(NamedTuple):
-    """What one layer does, read off the config."""
-    index: int
-    name: str                  # as it is spelled: "energy[norm=prefix]+gated"
-    mechanism: Mechanism
-    options: dict              # of the mechanism's forward
-    layer_options: dict        # of the layer around it
-    gate: Mechanism | None     # a gate on top of the mechanism's output
-    window: int | None
-    rotation: tuple | None     # (position module, its options): rotates q and k
-    bias: tuple | None         # (position module, its options): adds to the scores
-
-    def reads(self, symbol):
-        """The arguments of the mechanism with this axis."""
-        return [name for name, shape in self.mechanism.arguments.items() if symbol in shape.split()]
+from minattn import ops
 
 
 class KVCache:
@@ -48,90 +27,6 @@ class KVCache:
         return array[:, :, :end]
 
 
-# --------------------------------------------------------------------------- from the config's text
-
-
-@lru_cache(maxsize=64)
-def layers(config):
-    """The layers of a config; InputError for a name or an option that nothing knows."""
-    texts = spec.parse("attention", config.attention)
-    by_kind = {}
-    for row, options in positions(config):
-        if row.kind in ("rotation", "bias"):
-            if row.kind in by_kind:
-                raise InputError(f"position {config.position!r}: one {row.kind} at most.")
-            by_kind[row.kind] = row.module, options
-    built = [_layer(parts) for parts in texts]
-    return tuple(Layer(i, spec.show([texts[i % len(texts)]]), *built[i % len(built)], window,
-                       by_kind.get("rotation"), by_kind.get("bias"))
-                 for i, window in enumerate(_windows(config)))
-
-
-def _layer(parts):
-    """Parsed parts -> mechanism, options, layer_options, gate"""
-    first, *more = parts
-    gate, row = None, mechanism(first.name)
-    if row.on_top_of:
-        more, row, first = [first, *more], mechanism(row.on_top_of), spec.Part(row.on_top_of, {})
-    checks.options("attention option", first.name, first.options, row.all_options())
-    layer_options = checks.defaults(row.layer_options)
-    given = dict(first.options)
-    if more:
-        gate = mechanism(more[0].name)
-        if len(more) > 1 or not gate.on_top_of:
-            raise InputError(f"attention {spec.show([parts])!r}: only '+gated' can be put on top of "
-                             "another mechanism.")
-        checks.options("attention option", gate.name, more[0].options, gate.all_options())
-        layer_options.update(checks.defaults(gate.layer_options))
-        given.update(more[0].options)
-    layer_options.update((n, value) for n, value in given.items() if n in layer_options)
-    options = {n: value for n, value in given.items() if n in row.options}
-    return row, options, layer_options, gate
-
-
-@lru_cache(maxsize=64)
-def positions(config):
-    """The encodings of a config, in order: ((row, {option: value}), ...)"""
-    (parts, *more) = spec.parse("position", config.position)
-    if more:
-        raise InputError(f"position {config.position!r}: all layers share it; only attention can "
-                         "alternate with '/'.")
-    found = []
-    for part in parts:
-        row = position(part.name)
-        checks.options("position option", row.name, part.options, row.options)
-        if row.name in (other.name for other, _ in found):
-            raise InputError(f"position {row.name!r} is there twice in {config.position!r}.")
-        found.append((row, {**checks.defaults(row.options), **part.options}))
-        C, H = config.n_embd, config.n_head
-        if row.even == "n_embd" and C % 2:
-            raise InputError(f"n_embd must be even for {row.name} positions; got {C}.")
-        if row.even == "n_embd / n_head" and C // H % 2:
-            raise InputError(f"n_embd / n_head must be even for {row.name}; got {C} / {H}.")
-    return tuple(found)
-
-
-def embeddings(config):
-    """Those of the encodings that are added to the token embeddings."""
-    return [(row, options) for row, options in positions(config) if row.kind == "embedding"]
-
-
-def _windows(config):
-    """The window of each layer."""
-    if config.window is not None and config.window_pattern:
-        raise InputError("give window or window_pattern, not both.")
-    if config.window is not None:
-        checks.number("window", config.window, 1, integer=True)
-    for letter in config.window_pattern:
-        checks.choice("each letter of window_pattern", letter, ("S", "L"))
-    if not config.window_pattern:
-        return [config.window] * config.n_layer
-    sizes = {"S": max(1, config.block_size // 2), "L": None}
-    letters = config.window_pattern
-    pattern = [sizes[letters[i % len(letters)]] for i in range(config.n_layer)]
-    return pattern[:-1] + [None]
-
-
 # ------------------------------------------------------------------------------------- parameters
 
 
@@ -147,14 +42,14 @@ def attention_parameters(layer, config):
         for name, biased in source.projections.items() if source else ():
             shape = source.arguments[name].split()
             per_channel = len(shape) == 4
-            if shape[-1] == "Dv|1":                         # either: an option of the layer says which
+            if shape[-1] == "Dv|1":                      # either: an option of the layer says which
                 per_channel = layer.layer_options["gate"] == "channel"
             yield name, C if per_channel else H, None, biased
     for name, value in row.parameters.items():
         yield name, None, value(C // H, **layer.layer_options) if callable(value) else value, False
 
 
-# ------------------------------------------------------------------------------ forward and backward
+# ----------------------------------------------------------------------------- forward and backward
 
 
 class Cache(NamedTuple):

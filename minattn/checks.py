@@ -23,15 +23,20 @@ def choice(what, value, known):
 
 
 def number(what, value, low=None, *, integer=False, above=None, high=None):
-    """Raise unless `value` is a finite number (an integer if asked) with low <= value <= high and value > above."""
+    """Raise unless `value` is a finite number, low <= value <= high, value > above.
+
+    With integer=True it must be an integer, Python's or NumPy's.
+    """
     kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
     kind = "an integer" if integer else "a finite number"
     if isinstance(value, bool) or not isinstance(value, kinds) or not -np.inf < value < np.inf:
         raise InputError(f"{what} must be {kind}; got {value!r}.")
-    if (low is not None and value < low) or (above is not None and value <= above) or (high is not None and value > high):
-        bounds = [f"at least {low}"] * (low is not None) + [f"above {above}"] * (above is not None)
-        bounds += [f"at most {high}"] * (high is not None)
-        raise InputError(f"{what} must be {' and '.join(bounds)}; got {value!r}.")
+    bounds = [(f"at least {low}", low is None or value >= low),
+              (f"above {above}", above is None or value > above),
+              (f"at most {high}", high is None or value <= high)]
+    if not all(met for _, met in bounds):
+        asked = " and ".join(text for text, _ in bounds if "None" not in text)
+        raise InputError(f"{what} must be {asked}; got {value!r}.")
 
 
 class Option(NamedTuple):
@@ -64,7 +69,8 @@ def defaults(options):
 def options(what, owner, given, known):
     """Raise InputError unless every given option is one of the known ones and has an allowed value.
 
-    what: "attention option"; owner: whose options these are; given {name: value}; known {name: Option}
+    what: "attention option"; owner: whose options these are; given {name: value}; known {name:
+    Option}
     """
     for name, value in given.items():
         if name not in known:
@@ -77,23 +83,27 @@ def options(what, owner, given, known):
 def arrays(sizes=None, dtype=None, **named):
     """Check arrays against symbolic shapes and one common dtype.
 
-    arrays(q=(q, "B H Tq D"), k=(k, "B H Tk D")) binds each symbol at its first use and raises InputError, naming
-    the argument, the axis, what was expected and what came, at the first mismatch. A number in the shape must match
-    as it stands; "Dv|1" is either. All arrays must be float32 or all float64. Returns the bound sizes as a dict.
+    arrays(q=(q, "B H Tq D"), k=(k, "B H Tk D")) binds each symbol at its first use and raises
+    InputError, naming the argument, the axis, what was expected and what came, at the first
+    mismatch. A number in the shape must match as it stands; "Dv|1" is either. All arrays must be
+    float32 or all float64. Returns the bound sizes as a dict.
     """
     sizes, first, dtype_from = dict(sizes or {}), {}, "the rest"
     for name, (array, shape) in named.items():
         symbols = shape.split()
         if not isinstance(array, np.ndarray):
-            raise InputError(f"{name} must be a NumPy array of shape ({', '.join(symbols)}); got {type(array).__name__}.")
+            raise InputError(f"{name} must be a NumPy array of shape ({', '.join(symbols)}); "
+                             f"got {type(array).__name__}.")
         if array.dtype not in FLOATS:
             raise InputError(f"{name} must be float32 or float64; got {array.dtype}.")
         if dtype is None:
             dtype, dtype_from = array.dtype, name
         elif array.dtype != dtype:
-            raise InputError(f"{name} has dtype {array.dtype}, but {dtype_from} has {dtype}: cast one of them.")
+            raise InputError(f"{name} has dtype {array.dtype}, but {dtype_from} has {dtype}: "
+                             "cast one of them.")
         if array.ndim != len(symbols):
-            raise InputError(f"{name} must have {len(symbols)} axes ({', '.join(symbols)}); got shape {array.shape}.")
+            raise InputError(f"{name} must have {len(symbols)} axes ({', '.join(symbols)}); "
+                             f"got shape {array.shape}.")
         for axis, (symbol, size) in enumerate(zip(symbols, array.shape)):
             if "|" in symbol:                                 # "Dv|1": either will do
                 known, literal = symbol.split("|")
@@ -101,8 +111,10 @@ def arrays(sizes=None, dtype=None, **named):
             expected = int(symbol) if symbol.isdigit() else sizes.setdefault(symbol, size)
             first.setdefault(symbol, name)
             if size != expected:
-                source = "" if symbol.isdigit() or first[symbol] == name else f" as in {first[symbol]}"
-                raise InputError(f"{name}: axis {axis} ({symbol}) must be {expected}{source}; got {size} (shape {array.shape}).")
+                shared = not symbol.isdigit() and first[symbol] != name
+                source = f" as in {first[symbol]}" if shared else ""
+                raise InputError(f"{name}: axis {axis} ({symbol}) must be {expected}{source}; "
+                                 f"got {size} (shape {array.shape}).")
     return sizes
 
 

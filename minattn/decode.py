@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import attention_layer, model
+from minattn import attention_layer, layers, model
 from minattn.attention import gated
 
 PANEL = 32
@@ -32,7 +32,7 @@ class Linear(NamedTuple):
 
 class Layer(NamedTuple):
     """One layer, ready for rows (B, C)."""
-    plan: attention_layer.Layer
+    plan: layers.Layer
     constants: dict           # arguments of the mechanism that no token changes: parameters per head, buffers
     made: list                # (argument made from the layer's input, its columns in `inwards`, its shape), q, k, v apart
     remembered: list          # arguments that a key brings
@@ -55,7 +55,7 @@ class Decoder(NamedTuple):
 
 def serves(config):
     """Can `step` do this model? Not the Gaussian kernel, which has no projections to take a norm's gain into."""
-    return all("q" in layer.mechanism.arguments for layer in attention_layer.layers(config))
+    return all("q" in layer.mechanism.arguments for layer in layers.layers(config))
 
 
 # ------------------------------------------------------------------------------------------------------- once
@@ -63,18 +63,18 @@ def serves(config):
 
 def prepare(params, buffers, config):
     """Everything that does not depend on the tokens. params, buffers as of model.init -> Decoder"""
-    C, wte, layers = config.n_embd, params["wte.weight"], attention_layer.layers(config)
+    C, wte, plan = config.n_embd, params["wte.weight"], layers.layers(config)
     turns = bias = None
-    if layers[0].rotation:
-        module, options = layers[0].rotation
+    if plan[0].rotation:
+        module, options = plan[0].rotation
         turns = module.rotations(config.block_size, C // config.n_head, wte.dtype, **options)
-    if layers[0].bias:
-        module, options = layers[0].bias
+    if plan[0].bias:
+        module, options = plan[0].bias
         every, last = slice(None), np.array([config.block_size - 1])
         bias = module.bias(config.n_head, wte.dtype, **options)
         bias = bias.tile(every, every, last, np.arange(config.block_size))[0]
     return Decoder(config, _centred(wte), _centred(model.position_codes(params, config)),
-                   [_prepare_layer(layer, params, buffers, config) for layer in layers],
+                   [_prepare_layer(layer, params, buffers, config) for layer in plan],
                    _after_norm(params, "ln_f", Linear(wte.T, np.zeros(len(wte), wte.dtype))), turns, bias, np.full((C, 1), 1 / C, wte.dtype))
 
 

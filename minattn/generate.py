@@ -2,8 +2,9 @@
 import numpy as np
 
 from minattn import checks, decode, model
-from minattn.attention_layer import KVCache, layers
+from minattn.attention_layer import KVCache
 from minattn.errors import InputError
+from minattn.layers import layers
 
 TOGETHER = 8          # sequences that take each step together: a fixed number, so that the text does not depend on the threads
 

@@ -1,11 +1,11 @@
-"""A GPT in plain functions: token embedding, layers of attention and MLP with the norm first, a tied output head.
+"""A GPT in plain functions: token embedding, pre-norm layers of attention and MLP, a tied head.
 
     x = wte[tokens] + positions
     per layer:  x += attention(layer_norm(x));   x += mlp(layer_norm(x))
-    logits = layer_norm(x) wte^T                                            (the shape of GPT-2 and nanoGPT)
+    logits = layer_norm(x) wte^T                                (the shape of GPT-2 and nanoGPT)
 
-Parameters are a dict of arrays with nanoGPT's names, weights stored (in, out) so that y = x W. Buffers, which are
-remembered but not learned, are a second dict. Neither is changed here.
+Parameters are a dict of arrays with nanoGPT's names, weights stored (in, out) so that y = x W.
+Buffers, which are remembered but not learned, are a second dict. Neither is changed here.
 """
 import dataclasses
 import math
@@ -16,8 +16,9 @@ import numpy as np
 
 from minattn import checks, ops, spec
 from minattn.attention import mechanism
-from minattn.attention_layer import attention_backward, attention_forward, attention_parameters, embeddings, layers
+from minattn.attention_layer import attention_backward, attention_forward, attention_parameters
 from minattn.errors import InputError
+from minattn.layers import embeddings, layers
 from minattn.positions import position
 
 
@@ -44,22 +45,23 @@ class Config:
     position_options: InitVar[dict | None] = None     # them, as if they stood in its brackets
 
     def __post_init__(self, attention_options, position_options):
-        self._spell("attention", attention_options or {}, lambda name: mechanism(name).all_options())
-        self._spell("position", position_options or {}, lambda name: position(name).options)
+        self._spell("attention", attention_options, lambda name: mechanism(name).all_options())
+        self._spell("position", position_options, lambda name: position(name).options)
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
             checks.number(name, getattr(self, name), 1, integer=True)
         if self.n_embd % self.n_head:
-            raise InputError(f"n_embd must be divisible by n_head; got {self.n_embd} and {self.n_head}.")
+            raise InputError(f"n_embd must be divisible by n_head; got {self.n_embd} and "
+                             f"{self.n_head}.")
         checks.number("dropout", self.dropout, 0, high=0.9)
         checks.choice("gelu", self.gelu, ("tanh", "exact"))
         layers(self)                 # raises for unknown mechanisms, positions and options
 
     def _spell(self, what, options, known):
         """Bring a text into its canonical spelling, with options that were given apart."""
-        if not isinstance(options, dict):
+        if not isinstance(options, dict | None):
             raise InputError(f"{what}_options must be a dict; got {options!r}.")
         parsed = spec.parse(what, getattr(self, what))
-        parsed = spec.with_options(what, parsed, options, known)
+        parsed = spec.with_options(what, parsed, options or {}, known)
         object.__setattr__(self, what, spec.show(parsed))
 
 
@@ -75,11 +77,14 @@ class Cache(NamedTuple):
     buffers: dict                    # the buffers after this batch
 
 
-# ------------------------------------------------------------------------------------------------------ parameters
+# --------------------------------------------------------------------------------------- parameters
 
 
 def parameter_shapes(config):
-    """Every parameter: name -> (shape, initial value). A number fills, ("normal", std) draws, an array is copied."""
+    """Every parameter: name -> (shape, initial value).
+
+    The initial value is a number to fill with, ("normal", std) to draw from, or an array to copy.
+    """
     C, V = config.n_embd, config.vocab_size
     normal = ("normal", 0.02)
     back = ("normal", 0.02 / math.sqrt(2 * config.n_layer)) if config.scaled_init else normal
@@ -120,12 +125,16 @@ def count_parameters(config):
 
 
 def init(config, seed=0, dtype=np.float32):
-    """Fresh parameters and buffers: normal(0, 0.02) weights, gains 1, biases 0. Drawn in float64, then rounded."""
+    """Fresh parameters and buffers: normal(0, 0.02) weights, gains 1, biases 0.
+
+    Drawn in float64, then rounded.
+    """
     rng = np.random.default_rng(seed)
     params = {}
     for name, (shape, value) in parameter_shapes(config).items():
-        drawn = rng.normal(0, value[1], shape) if isinstance(value, tuple) else np.broadcast_to(value, shape)
-        params[name] = np.array(drawn, dtype)
+        if isinstance(value, tuple):
+            value = rng.normal(0, value[1], shape)
+        params[name] = np.array(np.broadcast_to(value, shape), dtype)
     buffers = {f"h.{layer.index}.attn.{name}": np.full(config.n_head, value, dtype)
                for layer in layers(config) for name, value in layer.mechanism.buffers.items()}
     return params, buffers
@@ -135,32 +144,34 @@ def to_dict(config):
     return dataclasses.asdict(config)
 
 
-# ---------------------------------------------------------------------------------------------- forward and backward
+# ----------------------------------------------------------------------------- forward and backward
 
 
 def forward(params, tokens, config, *, targets=None, buffers=None, training=False, rng=None,
             kv_cache=None, last_only=False, weights=None):
     """Predict the next token at every position.
 
-    tokens (B, T) integers below vocab_size, targets the same -> logits (B, T, V), loss (nats per token, or None), cache
+    tokens (B, T) integers below vocab_size, targets the same
+    -> logits (B, T, V), loss (nats per token, or None), cache
 
     buffers   the second dict of init; needed by mechanisms that have one
-    training  fold this batch into the buffers (the new ones come back in cache.buffers) and apply dropout from rng
-    kv_cache  a minattn.attention_layer.KVCache: tokens continue what it holds
+    training  fold this batch into the buffers (the new ones come back in cache.buffers) and apply
+    dropout from rng kv_cache  a minattn.attention_layer.KVCache: tokens continue what it holds
     last_only logits of the last position only, (B, 1, V): all that sampling needs
     weights   a list: each layer appends the (B, H, T, T) that multiply its values
     """
     B, T = tokens.shape
     start = kv_cache.length if kv_cache else 0
     if start + T > config.block_size:
-        raise InputError(f"tokens: at most block_size = {config.block_size} positions; got {start + T}.")
+        raise InputError(f"tokens: at most block_size = {config.block_size} positions; "
+                         f"got {start + T}.")
     C, V = config.n_embd, config.vocab_size
     drop = (config.dropout, rng if training else None)
     wte = params["wte.weight"]
 
-    x, embed = ops.embedding_forward(tokens.reshape(-1), wte)                     # 1. tokens           (N, C), N = B T
+    x, embed = ops.embedding_forward(tokens.reshape(-1), wte)  # 1. tokens           (N, C), N = B T
     encoded = []
-    for row, options in embeddings(config):                                       # 2. positions        (T, C)
+    for row, options in embeddings(config):                             # 2. positions        (T, C)
         codes, cache = _embed(row, options, params, T, C, start, x.dtype)
         x.reshape(B, T, C)[:] += codes
         encoded.append((row.name, cache))
@@ -169,15 +180,16 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
     caches, new_buffers = [], dict(buffers or {})
     for layer in layers(config):
         h = f"h.{layer.index}"
-        y, ln_1 = _norm_forward(x, params, f"{h}.ln_1")                           # 4. x += attention(layer_norm(x))
-        y, attn = attention_forward(y, params, new_buffers, layer, config, (B, T), training=training,
-                                    rng=drop[1], kv_cache=kv_cache, weights=weights)
+        y, ln_1 = _norm_forward(x, params, f"{h}.ln_1")           # 4. x += attention(layer_norm(x))
+        y, attn = attention_forward(y, params, new_buffers, layer, config, (B, T),
+                                    training=training, rng=drop[1], kv_cache=kv_cache,
+                                    weights=weights)
         y, drop_1 = ops.dropout_forward(y, *drop)
         x = x + y
-        y, ln_2 = _norm_forward(x, params, f"{h}.ln_2")                           # 5. x += mlp(layer_norm(x))
-        y, fc = _linear_forward(y, params, f"{h}.mlp.c_fc")                       # (N, C) -> (N, 4C)
+        y, ln_2 = _norm_forward(x, params, f"{h}.ln_2")                 # 5. x += mlp(layer_norm(x))
+        y, fc = _linear_forward(y, params, f"{h}.mlp.c_fc")                      # (N, C) -> (N, 4C)
         y, act = ops.gelu_forward(y, config.gelu)
-        y, proj = _linear_forward(y, params, f"{h}.mlp.c_proj")                   # (N, 4C) -> (N, C)
+        y, proj = _linear_forward(y, params, f"{h}.mlp.c_proj")                  # (N, 4C) -> (N, C)
         y, drop_2 = ops.dropout_forward(y, *drop)
         x = x + y
         caches.append((ln_1, attn, drop_1, ln_2, fc, act, proj, drop_2))
@@ -186,7 +198,7 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
     if last_only:
         x, T = x.reshape(B, T, C)[:, -1], 1
     x, ln_f = _norm_forward(x, params, "ln_f")                                    # 6.
-    logits = x @ wte.T                                                            # 7. (N, C), (C, V) -> (N, V)
+    logits = x @ wte.T                                                 # 7. (N, C), (C, V) -> (N, V)
     loss = loss_cache = None
     if targets is not None:
         loss, loss_cache = ops.cross_entropy_forward(logits, targets.reshape(-1))  # 8.
@@ -195,7 +207,10 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
 
 
 def backward(cache, config, dloss=1.0, dlogits=None):
-    """Gradient of dloss * loss (or, given dlogits (B, T, V), of sum(dlogits * logits)) -> dict named as the parameters."""
+    """Gradient of dloss * loss -> dict named as the parameters.
+
+    Given dlogits (B, T, V), it is the gradient of sum(dlogits * logits) instead.
+    """
     (B, T), grads = cache.shape, {}
 
     def collect(name, part):
@@ -204,9 +219,11 @@ def backward(cache, config, dloss=1.0, dlogits=None):
         return dx
 
     # 8, 7. loss of logits = x wte^T
-    dlogits = ops.cross_entropy_backward(dloss, cache.loss)["logits"] if dlogits is None else dlogits.reshape(B * T, -1)
+    if dlogits is None:
+        dlogits = ops.cross_entropy_backward(dloss, cache.loss)["logits"]
+    dlogits = dlogits.reshape(B * T, -1)
     x, wte = cache.head
-    grads["wte.weight"] = dlogits.T @ x                                           # (V, N), (N, C) -> (V, C)
+    grads["wte.weight"] = dlogits.T @ x                                   # (V, N), (N, C) -> (V, C)
     dx = dlogits @ wte
     # 6.
     dx = collect("ln_f", ops.layer_norm_backward(dx, cache.ln_f))
@@ -226,10 +243,10 @@ def backward(cache, config, dloss=1.0, dlogits=None):
     # 3, 2, 1.
     dx = ops.dropout_backward(dx, cache.drop)["x"]
     for name, encoded in cache.positions:
-        dcodes = dx.reshape(B, T, -1).sum(axis=0)                                 # every sequence has the same positions
+        dcodes = dx.reshape(B, T, -1).sum(axis=0)            # every sequence has the same positions
         part = position(name).module.backward(dcodes, encoded)
         grads.update((f"position.{name}.{key}", value) for key, value in part.items())
-    grads["wte.weight"] += ops.embedding_backward(dx, cache.embed)["weight"]      # tied: used at both ends
+    grads["wte.weight"] += ops.embedding_backward(dx, cache.embed)["weight"]  # tied weights
     return grads
 
 

@@ -31,7 +31,8 @@ def parse(what, text):
     """
     if not isinstance(text, str):
         raise InputError(f"{what} must be a text such as energy[norm=key]; got {text!r}.")
-    return [[_part(what, part, text) for part in _split(layer, "+")] for layer in _split(text, "/,")]
+    return [[_part(what, part, text) for part in _split(layer, "+")]
+            for layer in _split(text, "/,")]
 
 
 def show(layers):
@@ -49,7 +50,8 @@ def variants(what, text):
 def with_options(what, layers, options, known):
     """The layers, each part with those of these options that it knows; known: name -> {option: ...}
 
-    Raises InputError for an option that no part knows, or that a part has already with another value.
+    Raises InputError for an option that no part knows, or that a part has already with another
+    value.
     """
     parts = [part for layer in layers for part in layer]
     for name in options:
@@ -84,8 +86,8 @@ def _part(what, text, whole):
         raise InputError(f"{what} {whole!r}: write {name}[{','.join(inside)}].")
     found = re.fullmatch(r"\s*([\w-]+)\s*(?:\[([^\[\]]*)\])?\s*", text)
     if not found:
-        raise InputError(f"{what} {whole!r}: expected NAME or NAME[OPTION=VALUE,...], with + on top "
-                         f"and / between layers; got {text.strip()!r}.")
+        raise InputError(f"{what} {whole!r}: expected NAME or NAME[OPTION=VALUE,...], with + on "
+                         f"top and / between layers; got {text.strip()!r}.")
     name, inside = found[1], found[2]
     options = {}
     for word in inside.split(",") if inside else ():

@@ -290,7 +290,7 @@ def _finish(run, say):
 
 def _leaks(config):
     """(mechanism, reason) for those of the model that are not causal."""
-    from minattn.attention_layer import layers
+    from minattn.layers import layers
     return dict.fromkeys((layer.mechanism.name, why) for layer in layers(config)
                          if (why := layer.mechanism.leak(**layer.options)))
 

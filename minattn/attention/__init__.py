@@ -51,7 +51,10 @@ class Mechanism(NamedTuple):
     def reason(self, table, options):
         """Why these options are in a table of exceptions, or an empty string."""
         settings = self.settings(**options)
-        return next((why for (name, value), why in table.items() if settings.get(name) == value), "")
+        for (name, value), why in table.items():
+            if settings.get(name) == value:
+                return why
+        return ""
 
     def leak(self, **options):
         """Why it is not causal with these options; an empty string if it is."""

@@ -1,14 +1,15 @@
-"""Affine-scaled attention: scale each row of weights by alpha, then add the same beta to every visible key.
+"""Affine-scaled attention: scale the weights by alpha, then add beta to those of all visible keys.
 
-    out_i = alpha_i (P v)_i + beta_i sum_{visible j} v_j                        (arXiv 2602.23057, eq. 6)
+    out_i = alpha_i (P v)_i + beta_i sum_{visible j} v_j            (arXiv 2602.23057, eq. 6)
     alpha = phi(x W_alpha)    per head and query                                (eq. 7)
     beta_i = (alpha_ma - alpha_i) / N_i                                         (eq. 8)
     alpha_ma <- rho alpha_ma + (1 - rho) mean(alpha)    a buffer, no gradient   (eq. 9)
 
-The weight on key j is alpha (P_ij - 1/N) + alpha_ma / N: the deviation from uniform is scaled, and weights may be
-negative. With a causal mask the second term is a running sum of v, so nothing here is (Tq, Tk).
-The paper leaves N open under a mask: length="total" counts every key, "visible" those that the query sees (each row
-then sums to alpha_ma), an integer is that number. "total" makes a prefix alone differ from the prefix of a whole.
+The weight on key j is alpha (P_ij - 1/N) + alpha_ma / N: the deviation from uniform is scaled, and
+weights may be negative. With a causal mask the second term is a running sum of v, so nothing here
+is (Tq, Tk). The paper leaves N open under a mask: length="total" counts every key, "visible" those
+that the query sees (each row then sums to alpha_ma), an integer is that number. "total" makes a
+prefix alone differ from the prefix of a whole.
 """
 from typing import Any, NamedTuple
 
@@ -23,12 +24,13 @@ SUMMARY = "scales the weights by alpha(x), spreads the rest evenly over the visi
 ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv",
              "alpha_logits": "B H Tq", "alpha_ma": "H"}
 OPTIONS = {"phi": checks.Option("linear_clip", ("linear_clip", "sigmoid")),
-           "length": checks.Option("total", ("total", "visible"), {"low": 1, "integer": True}, examples=(19,))}
+           "length": checks.Option("total", ("total", "visible"), {"low": 1, "integer": True},
+                                   examples=(19,))}
 PROJECTIONS = {"alpha_logits": False}       # x W_alpha, without a bias
 BUFFERS = {"alpha_ma": 0.0}
 LAYER_OPTIONS = {"momentum": checks.Option(0.9, number={"low": 0, "high": 1}, examples=(0.7,)),
                  "axes": checks.Option("head", ("head", "layer")),       # of the mean in eq. 9
-                 "use": checks.Option("after", ("after", "before"))}     # is this batch in alpha_ma already?
+                 "use": checks.Option("after", ("after", "before"))}    # ... this batch is in
 NOT_CACHEABLE = {("length", "total"): "beta divides by the length of the whole sequence"}
 
 
@@ -45,22 +47,23 @@ class Cache(NamedTuple):
 def forward(q, k, v, alpha_logits, alpha_ma, *, phi="linear_clip", length="total", **options):
     """out = alpha * (P v) + beta * (sum of the visible values).
 
-    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv), alpha_logits (B, H, Tq), alpha_ma (H,), a constant
+    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv), alpha_logits (B, H, Tq), alpha_ma (H,), a
+    constant
     -> out (B, H, Tq, Dv), cache [, weights (B, H, Tq, Tk)]
-    phi: "linear_clip" = clip(x / 10 + 1/2, 0, 1) (eq. 11) or "sigmoid". length: "total", "visible" or an integer.
-    Other options and errors: minattn.attention.core.attend.
+    phi: "linear_clip" = clip(x / 10 + 1/2, 0, 1) (eq. 11) or "sigmoid". length: "total", "visible"
+    or an integer. Other options and errors: minattn.attention.core.attend.
     """
-    Pv, attention, *weights = attend(q, k, v, **options)                          # 1. softmax attention
+    Pv, attention, *weights = attend(q, k, v, **options)                      # 1. softmax attention
     size = dict(zip(("B", "H", "Tq"), Pv.shape))
     checks.arrays(size, q.dtype, alpha_logits=(alpha_logits, "B H Tq"), alpha_ma=(alpha_ma, "H"))
     checks.finite(alpha_ma=alpha_ma)
-    alpha, slope = phi_forward(alpha_logits, phi)                                 # 2. alpha = phi(logits)
+    alpha, slope = phi_forward(alpha_logits, phi)                           # 2. alpha = phi(logits)
     seen = masks.seen(q.shape[2], k.shape[2], attention.mask, attention.allowed)
     n = _length(length, seen, k.shape[2], q.dtype)
-    beta = (alpha_ma[:, None] - alpha) / n                                        # 3. beta = (alpha_ma - alpha) / N
-    sum_v = masks.sum_seen(v, seen)                                               # 4. S_i = sum of visible v_j
+    beta = (alpha_ma[:, None] - alpha) / n                        # 3. beta = (alpha_ma - alpha) / N
+    sum_v = masks.sum_seen(v, seen)                                    # 4. S_i = sum of visible v_j
     out = alpha[..., None] * Pv
-    out += beta[..., None] * sum_v                                                # 5. out = alpha (P v) + beta S
+    out += beta[..., None] * sum_v                                   # 5. out = alpha (P v) + beta S
     if weights:
         weights = [alpha[..., None] * weights[0] + beta[..., None] * masks.dense(seen, q.dtype)]
     return (out, Cache(attention, alpha, slope, beta, n, sum_v, seen), *weights)
@@ -72,8 +75,8 @@ def backward(dout, cache):
     # 5. out = alpha (P v) + beta S
     dalpha = np.einsum("bhid,bhid->bhi", dout, attention.out)
     dbeta = np.einsum("bhid,bhid->bhi", dout, sum_v)
-    grads = attend_backward(dout * alpha[..., None], attention)                   # 1. d(P v) = alpha dout
-    # 4. S_i = sum of visible v_j: v_j hears from every query that sees it
+    grads = attend_backward(dout * alpha[..., None], attention)             # 1. d(P v) = alpha dout
+    # 4. S_i = sum of visible v_j: v_j collects gradient from every query that sees it
     grads["v"] += masks.sum_seeing(dout * beta[..., None], seen)
     # 3. beta = (alpha_ma - alpha) / N
     dalpha -= dbeta / n
@@ -83,7 +86,7 @@ def backward(dout, cache):
 
 
 def phi_forward(x, phi):
-    """alpha = phi(x) and its slope. At the two kinks of the linear clip (x = -5, 5) the slope is taken as 0."""
+    """alpha = phi(x) and its slope, which is 0 at the two kinks of the linear clip (x = -5, 5)."""
     checks.choice("phi", phi, ("linear_clip", "sigmoid"))
     if phi == "sigmoid":
         alpha = sigmoid(x)
@@ -93,7 +96,7 @@ def phi_forward(x, phi):
 
 
 def update_moving_average(alpha_ma, alpha_logits, *, phi="linear_clip", momentum=0.9, axes="head"):
-    """Eq. 9: one step of the moving average of alpha, (H,) -> (H,). It starts at 0, without bias correction.
+    """Eq. 9: one step of the moving average of alpha, (H,) -> (H,), without bias correction.
 
     The mean is over batch and positions, one per head; axes="layer" takes it over the heads too.
     """
@@ -105,9 +108,10 @@ def update_moving_average(alpha_ma, alpha_logits, *, phi="linear_clip", momentum
 
 
 def update_buffers(stored, arguments, *, use="after", length=None, **options):
-    """The layer's buffers in training: {"alpha_ma": (H,)} -> those that this batch uses, those to keep."""
-    kept = {"alpha_ma": update_moving_average(stored["alpha_ma"], arguments["alpha_logits"], **options)}
-    return (kept if use == "after" else stored), kept
+    """In training: the stored buffers {"alpha_ma": (H,)} -> those to use now, those to keep."""
+    average = update_moving_average(stored["alpha_ma"], arguments["alpha_logits"], **options)
+    kept = {"alpha_ma": average}
+    return kept if use == "after" else stored, kept
 
 
 def _length(length, seen, Tk, dtype):

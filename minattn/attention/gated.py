@@ -1,8 +1,8 @@
-"""Gated attention: a sigmoid gate, made from the query's own token, scales what attention brings.
+"""Gated attention: a sigmoid gate, computed from the query's own token, scales the output.
 
-    out = (P v) * sigmoid(gate)        gate = x W_g        (arXiv 2602.23057, eq. 4-5; arXiv 2505.06708)
+    out = (P v) * sigmoid(gate_logits)    gate_logits = x W_g    (arXiv 2505.06708; 2602.23057, eq. 4-5)
 
-One gate per head and channel, or one per head. The gate can be put on top of any other mechanism ("affine+gated").
+One gate per head and channel, or one per head. "affine+gated" puts the gate on another mechanism.
 """
 from typing import Any, NamedTuple
 
@@ -16,8 +16,8 @@ ARXIV = "2505.06708"
 SUMMARY = "a sigmoid gate on the output, per head and channel"
 ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv", "gate_logits": "B H Tq Dv|1"}
 PROJECTIONS = {"gate_logits": False}        # x W_g, without a bias
-LAYER_OPTIONS = {"gate": checks.Option("channel", ("channel", "head"))}    # one gate per channel, or one per head
-ON_TOP_OF = "softmax"                       # "affine+gated": the gate alone, on the output of affine
+LAYER_OPTIONS = {"gate": checks.Option("channel", ("channel", "head"))}    # one gate per ...
+ON_TOP_OF = "softmax"                       # by itself; "affine+gated" gates the output of affine
 
 
 class GateCache(NamedTuple):
@@ -34,7 +34,8 @@ def forward(q, k, v, gate_logits, **options):
     """out = (P v) * sigmoid(gate_logits).
 
     q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv), gate_logits (B, H, Tq, Dv) or (B, H, Tq, 1)
-    -> out (B, H, Tq, Dv), cache [, weights: those of the softmax]. Options and errors: minattn.attention.core.attend.
+    -> out (B, H, Tq, Dv), cache [, weights: those of the softmax]
+    Options and errors: minattn.attention.core.attend.
     """
     ungated, attention, *weights = attend(q, k, v, **options)     # 1. P v
     out, gate = gate_forward(ungated, gate_logits)                # 2. gate
@@ -43,7 +44,7 @@ def forward(q, k, v, gate_logits, **options):
 
 def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"q", "k", "v", "gate_logits"}"""
-    grads = gate_backward(dout, cache.gate)                       # 2. out = ungated * sigmoid(gate_logits)
+    grads = gate_backward(dout, cache.gate)                # 2. out = ungated * sigmoid(gate_logits)
     dungated = grads.pop("out")
     return {**attend_backward(dungated, cache.attention), **grads}   # 1. ungated = P v
 

@@ -4,8 +4,8 @@ import statistics
 from minattn import masks, model, train
 from minattn import spec as spelling
 from minattn.attention import MECHANISMS
-from minattn.attention_layer import layers
 from minattn.bench.sides import compare, flat, milliseconds, prepare, print_table, progress, ratio, sides, spread, take_turns
+from minattn.layers import layers
 
 MATMUL = 2048                      # side of the square matrices by which the machine's rate is measured
 BATCH = {"paper": 16}              # the preset's 64 only repeats the same work four times

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minattn import checks, data, masks, model, parallel, runs
-from minattn.attention_layer import attention_parameters, embeddings, layers
+from minattn.attention_layer import attention_parameters
 from minattn.errors import InputError
 from minattn.inspect import figures, statistics
+from minattn.layers import embeddings, layers
 from minattn.positions import morlet
 
 MOST = 256          # sequences at once: their maps are held in memory

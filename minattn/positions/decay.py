@@ -1,7 +1,8 @@
-"""Linear decay (ALiBi): lower each score in proportion to how far back the key lies, with one slope per head.
+"""Linear decay (ALiBi): lower each score in proportion to the distance of the key.
 
-Added before the softmax, -m per step multiplies a key's weight by e^{-m} for every step back. The bias is so
-plain that it need not be stored: `DecayBias` computes any tile of it when the attention core comes by.
+Added before the softmax, -m per step multiplies a key's weight by e^{-m} for every step back. The
+bias is so plain that it need not be stored: `DecayBias` computes any tile of it when the attention
+core comes by.
 """
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,9 +23,9 @@ def alibi_slopes(n_head):
 
     m_h = 2^(-8h/H), h = 1 ... H -> (H,) float64    (Press et al. 2021, arXiv 2108.12409, section 3)
 
-    The authors' code uses this formula only where H is a power of two, and otherwise fills in with every
-    other slope of twice as many heads; we use it for every H.
-    Raises InputError when n_head is not a whole number >= 1.
+    The authors' code uses this formula only where H is a power of two, and otherwise fills in with
+    every other slope of twice as many heads; we use it for every H. Raises InputError when n_head
+    is not a whole number >= 1.
     """
     checks.number("n_head", n_head, 1, integer=True)
     return 2.0 ** (-8 * np.arange(1, n_head + 1) / n_head)
@@ -36,27 +37,29 @@ def bias(n_head, dtype):
 
 
 class DecayCache(NamedTuple):
-    distance: np.ndarray   # (Tq, Tk)  kept: the bias is linear in the slopes, and this is the factor
+    distance: np.ndarray  # (Tq, Tk)  kept: the bias is linear in the slopes, and this is the factor
 
 
 def forward(Tq, Tk, slopes, *, align="end"):
-    """The whole bias at once, to look at and to check against; attention takes tiles of it from DecayBias.
+    """The whole bias at once, to plot and to check against; attention takes tiles from DecayBias.
 
     bias[h, i, j] = -(p_i - j) m_h,  query i at p_i = i + Tk - Tq (align="end") or p_i = i ("start")
-    (Press et al. 2021, arXiv 2108.12409, section 3; one slope: Wu et al. 2025, arXiv 2502.01951, eq. 2)
+    (Press et al. 2021, arXiv 2108.12409, section 3; one slope: Wu et al. 2025, arXiv 2502.01951,
+    eq. 2)
 
     slopes (H,), float32 or float64 -> bias (H, Tq, Tk), same dtype.
     Both papers are causal, so silent on keys that lie ahead: there the same line goes on, above 0.
-    Raises InputError for negative lengths, slopes that are not a finite float vector, and an unknown align.
+    Raises InputError for negative lengths, slopes that are not a finite float vector, and an
+    unknown align.
     """
     checks.number("Tq", Tq, 0, integer=True)
     checks.number("Tk", Tk, 0, integer=True)
     checks.choice("align", align, ("end", "start"))
     checks.arrays(slopes=(slopes, "H"))
     checks.finite(slopes=slopes)
-    p = masks.positions(Tq, Tk, align)                              # 1. where queries stand     (Tq,)
-    distance = _distance(p, np.arange(Tk), slopes.dtype)            # 2. steps back to each key  (Tq, Tk)
-    bias = distance * -slopes[:, None, None]                        # 3. one slope per head      (H, Tq, Tk)
+    p = masks.positions(Tq, Tk, align)                            # 1. where queries stand     (Tq,)
+    distance = _distance(p, np.arange(Tk), slopes.dtype)       # 2. steps back to each key  (Tq, Tk)
+    bias = distance * -slopes[:, None, None]                # 3. one slope per head      (H, Tq, Tk)
     return bias, DecayCache(distance)
 
 
@@ -69,17 +72,17 @@ def backward(dbias, cache):
 
 @dataclass(frozen=True)
 class DecayBias:
-    """The same bias in tiles, the way the attention core asks for it, so that no T x T array ever exists."""
+    """The same bias in tiles, as the attention core reads it: no T x T array ever exists."""
 
     slopes: np.ndarray   # (H,)
-    learned: bool = True # False: the slopes are constants, and the core need not work out their gradient
+    learned: bool = True    # False: the slopes are constants, and get no gradient
 
     def __post_init__(self):
         checks.arrays(slopes=(self.slopes, "H"))
         checks.finite(slopes=self.slopes)
 
     def tile(self, batch, heads, p, keys):
-        """Some heads (h of them), queries at positions p (R,), keys (K,) -> (1, h, R, K), the same for every sample."""
+        """h heads, queries at positions p (R,), keys (K,) -> (1, h, R, K), for all samples."""
         return _distance(p, keys, self.slopes.dtype) * -self.slopes[None, heads, None, None]
 
     def gradient(self):
@@ -87,10 +90,11 @@ class DecayBias:
         return {"slopes": np.zeros_like(self.slopes)} if self.learned else None
 
     def tile_backward(self, ds, batch, heads, p, keys, accumulator):
-        """Add to accumulator, in place, the gradient that a tile of score gradients ds (b, h, R, K) gives."""
+        """Add the gradient from a tile of score gradients ds (b, h, R, K) to the accumulator."""
         b, H, R, K = ds.shape
         distance = _distance(p, keys, ds.dtype).reshape(R * K)
-        accumulator["slopes"][heads] -= (ds.reshape(b, H, R * K) @ distance).sum(axis=0)   # (b, H, RK) -> (H,)
+        dslopes = (ds.reshape(b, H, R * K) @ distance).sum(axis=0)     # (b, H, RK) -> (H,)
+        accumulator["slopes"][heads] -= dslopes
 
 
 def _distance(p, keys, dtype):

@@ -1,6 +1,7 @@
 """Learned positions: a table with one trainable vector per position, added to the token embeddings.
 
-What GPT-2 does. Nothing ties one position to the next, and a position beyond the table does not exist.
+What GPT-2 does. Nothing ties one position to the next, and a position beyond the table does not
+exist.
 """
 from typing import NamedTuple
 
@@ -36,16 +37,17 @@ def forward(length, weight, *, start=0):
 
     pe_t = weight_{start + t}    (Gehring et al. 2017, arXiv 1705.03122, section 3.1)
 
-    weight (block_size, C), float32 or float64 -> pe (T, C) with T = length, a copy, same dtype as weight.
-    Raises InputError when start + length exceeds block_size, or weight is not a finite float matrix.
+    weight (block_size, C), float32 or float64 -> pe (T, C) with T = length, a copy, same dtype.
+    Raises InputError when start + length exceeds block_size, or weight is not a finite float
+    matrix.
     """
     checks.number("length", length, 0, integer=True)
     checks.number("start", start, 0, integer=True)
     checks.arrays(weight=(weight, "block_size C"))
     checks.finite(weight=weight)
     if start + length > len(weight):
-        raise InputError(f"weight: axis 0 (block_size) must be at least start + length = {start + length}; "
-                         f"got {len(weight)}.")
+        raise InputError("weight: axis 0 (block_size) must be at least start + length = "
+                         f"{start + length}; got {len(weight)}.")
     pe = weight[start:start + length].copy()                        # 1. read the rows  (T, C)
     return pe, LearnedCache(start, len(weight))
 

@@ -1,7 +1,8 @@
-"""Morlet positions (MoPE): sinusoidal positions with learned frequencies, fading out at learned rates.
+"""Morlet positions (MoPE): sinusoidal positions with learned frequencies and learned decay.
 
-Each pair of channels holds a Morlet wavelet: a cosine and a sine under a Gaussian bell, of width sigma,
-around position 0. Wide bells give plain waves. Narrow ones forget: as initialised, after about 15 tokens.
+Each pair of channels holds a Morlet wavelet: a cosine and a sine under a Gaussian bell, of width
+sigma, around position 0. Wide bells give plain waves. Narrow ones forget: as initialised, after
+about 15 tokens.
 """
 from typing import NamedTuple
 
@@ -11,10 +12,11 @@ from minattn import checks
 
 KIND = "embedding"
 ARXIV = "2606.01258"
-SUMMARY = "Waves of learned frequency under a Gaussian bell of learned width, added to the token embedding."
+SUMMARY = ("Waves of learned frequency under a Gaussian bell of learned width, added to the "
+           "token embedding.")
 ARGUMENTS = {"log_omega": "C/2", "log_sigma": "C/2"}
 OPTIONS = {"admissible": checks.Option(True, (True, False)),
-           "centre": checks.Option(None, (True, False, None))}   # True: one more trainable array (C/2,)
+           "centre": checks.Option(None, (True, False, None))}    # True: a trainable array (C/2,)
 EVEN = "n_embd"
 
 MAX_OMEGA = 0.95 * np.pi   # a little slower than the fastest wave that whole positions can carry
@@ -25,9 +27,10 @@ MIN_PRODUCT = 5.0          # omega sigma from which a bell holds enough waves to
 def initial(n):
     """The published start: n = C/2 pairs -> log_omega (n,), log_sigma (n,), float64.
 
-    omega is spaced logarithmically from 1.0 to 0.99 pi, and sigma = 5 / omega. Published so, although the
-    last omegas lie above the cap of 0.95 pi and every pair stands on the edge omega sigma = 5, where rounding
-    decides on which side. Raises InputError when n is not a whole number >= 1.
+    omega is spaced logarithmically from 1.0 to 0.99 pi, and sigma = 5 / omega. Published so,
+    although the last omegas lie above the cap of 0.95 pi and every pair stands on the edge omega
+    sigma = 5, where rounding decides on which side. Raises InputError when n is not a whole number
+    >= 1.
     """
     checks.number("n", n, 1, integer=True)
     log_omega = np.linspace(0.0, np.log(0.99 * np.pi), n)
@@ -51,7 +54,7 @@ def embed(length, n_embd, dtype, start, *, log_omega, log_sigma, admissible, cen
 
 
 def effective(log_omega, log_sigma, admissible=True):
-    """The omega (n,) and sigma (n,) in use, and the product omega sigma (n,) before it was raised to 5."""
+    """The omega (n,) and sigma (n,) in use, and omega sigma (n,) before it was raised to 5."""
     omega = np.minimum(np.exp(log_omega), MAX_OMEGA)
     sigma = np.maximum(np.exp(log_sigma), MIN_SIGMA)
     product = omega * sigma
@@ -77,14 +80,15 @@ def forward(length, log_omega, log_sigma, *, admissible=True, centre=None, start
     """Pairs of waves under bells, for the positions p = start, ..., start + length - 1.
 
     pe[t, 2k]     = cos(omega_k p) exp(-(p - mu_k)^2 / (2 sigma_k^2))
-    pe[t, 2k + 1] = sin(omega_k p) exp(-(p - mu_k)^2 / (2 sigma_k^2))
-    omega = min(e^log_omega, 0.95 pi), sigma = max(e^log_sigma, 1e-3); if admissible, omega := 5 / sigma where
+    pe[t, 2k + 1] = sin(omega_k p) exp(-(p - mu_k)^2 / (2 sigma_k^2)) omega = min(e^log_omega, 0.95
+    pi), sigma = max(e^log_sigma, 1e-3); if admissible, omega := 5 / sigma where
     omega sigma < 5    (arXiv 2606.01258 and the code published with it)
 
     log_omega (n,), log_sigma (n,), float32 or float64 -> pe (T, 2n) with T = length, same dtype.
     mu = 0 as published; `centre` (n,) is our extension: it moves the bell, not the wave under it.
-    Clamps stop the gradient, but not at equality (as torch.clamp); 5 / sigma hands omega's to sigma.
-    Raises InputError for a negative length, or parameters that are not finite, of one length and one dtype.
+    Clamps stop the gradient, but not at equality (as torch.clamp); 5 / sigma hands omega's to
+    sigma. Raises InputError for a negative length, or parameters that are not finite, of one length
+    and one dtype.
     """
     checks.number("length", length, 0, integer=True)
     checks.number("start", start, integer=True)
@@ -94,13 +98,13 @@ def forward(length, log_omega, log_sigma, *, admissible=True, centre=None, start
         checks.arrays(log_omega=(log_omega, "n"), centre=(centre, "n"))
         checks.finite(centre=centre)
     T, n = length, len(log_omega)
-    omega, sigma, product = effective(log_omega, log_sigma, admissible)  # 1. clamp, project    (n,), (n,)
-    position = np.arange(start, start + T, dtype=omega.dtype)[:, None]   #                      (T, 1)
-    offset = (position - (0 if centre is None else centre)) / sigma      # 2. from the centre   (T, n)
-    bell = np.exp(-offset**2 / 2)                                        # 3. the envelope      (T, n)
-    angle = omega * position                                             # 4. the phase         (T, n)
-    cosine, sine = bell * np.cos(angle), bell * np.sin(angle)            # 5. the damped waves  (T, n), (T, n)
-    pe = np.stack([cosine, sine], axis=-1).reshape(T, 2 * n)             # 6. interleave        (T, 2n)
+    omega, sigma, product = effective(log_omega, log_sigma, admissible)  # 1. clamp, project  (n,)
+    position = np.arange(start, start + T, dtype=omega.dtype)[:, None]   #  (T, 1)
+    offset = (position - (0 if centre is None else centre)) / sigma    # 2. from the centre   (T, n)
+    bell = np.exp(-offset**2 / 2)                                      # 3. the envelope      (T, n)
+    angle = omega * position                                           # 4. the phase         (T, n)
+    cosine, sine = bell * np.cos(angle), bell * np.sin(angle)  # 5. the damped waves  (T, n), (T, n)
+    pe = np.stack([cosine, sine], axis=-1).reshape(T, 2 * n)          # 6. interleave        (T, 2n)
 
     projected = (product < MIN_PRODUCT) & admissible
     capped, floored = np.exp(log_omega) > MAX_OMEGA, np.exp(log_sigma) < MIN_SIGMA
@@ -109,7 +113,7 @@ def forward(length, log_omega, log_sigma, *, admissible=True, centre=None, start
 
 
 def backward(dpe, cache):
-    """dpe (T, 2n) -> {"log_omega": (n,), "log_sigma": (n,)}, and "centre": (n,) if forward was given one"""
+    """dpe (T, 2n) -> {"log_omega": (n,), "log_sigma": (n,)}, and "centre": (n,) if there was one"""
     cosine, sine, position, offset, omega, sigma, projected, capped, floored, centred = cache
 
     # 6. pe = interleave(cosine, sine)
@@ -129,8 +133,11 @@ def backward(dpe, cache):
     dcentre = -np.sum(doffset, axis=0) / sigma                           # (n,)
     dlog_sigma = -np.sum(doffset * offset, axis=0)                       # (n,)    dsigma * sigma
 
-    # 1. where projected, log omega = log 5 - log sigma; otherwise omega and sigma stop at their clamps
+    # 1. where projected, log omega = log 5 - log sigma; elsewhere the clamps stop the gradient
     dlog_sigma -= np.where(projected, dlog_omega, 0)
     dlog_omega[projected | capped] = 0
     dlog_sigma[floored] = 0
-    return {"log_omega": dlog_omega, "log_sigma": dlog_sigma} | ({"centre": dcentre} if centred else {})
+    grads = {"log_omega": dlog_omega, "log_sigma": dlog_sigma}
+    if centred:
+        grads["centre"] = dcentre
+    return grads

@@ -1,7 +1,7 @@
-"""Rotary positions (RoPE): turn each pair of channels of a query or key by an angle that grows with position.
+"""Rotary positions (RoPE): rotate each pair of channels of a query or key by an angle per position.
 
-A pair (a, b) is the complex number a + ib, and to turn it is to multiply it by e^{i angle}. The dot product
-of a query turned to position i with a key turned to position j then depends on i and j only through i - j.
+A pair (a, b) is the complex number a + ib; rotating it multiplies it by e^{i angle}. The dot
+product of a query at position i with a key at position j then depends on i - j only.
 """
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from minattn.errors import InputError
 
 KIND = "rotation"
 ARXIV = "2104.09864"
-SUMMARY = "Queries and keys are rotated by their position, so that scores see relative distance only."
+SUMMARY = "Queries and keys are rotated by their position: scores depend on distances only."
 ARGUMENTS = {}
 OPTIONS = {"base": checks.Option(10000.0, number={"above": 0}, examples=(50.0,)),
            "pairs": checks.Option("half", ("half", "interleaved"))}
@@ -31,10 +31,10 @@ def forward(x, *, base=10000.0, start=0, pairs="half"):
     y_a + i y_b = (x_a + i x_b) * e^{i p base^(-2k/D)},  k = 0 ... D/2 - 1
     (Su et al. 2021, arXiv 2104.09864, eq. 12 for one pair, eq. 15 for all of them)
 
-    x (..., T, D) float32 or float64, any strides -> y (..., T, D), same dtype, laid out in memory as x is.
+    x (..., T, D) float32 or float64, any strides -> y (..., T, D), same dtype and memory layout.
     Which channels (a, b) make up pair k:
       pairs="interleaved"   (2k, 2k + 1), as in the paper
-      pairs="half"          (k, k + D/2), as in GPT-NeoX and LLaMA: the same rotation, the channels renumbered
+      pairs="half"          (k, k + D/2), as in GPT-NeoX and LLaMA: the channels renumbered
     The default is "half", which most published weights use.
     Raises InputError for an odd D, another dtype, a base not above 0, and an unknown pairs.
     """
@@ -47,8 +47,8 @@ def forward(x, *, base=10000.0, start=0, pairs="half"):
     checks.number("start", start, integer=True)
     checks.choice("pairs", pairs, ("half", "interleaved"))
     T, D = x.shape[-2:]
-    rotation = rotations(T, D, x.dtype, base=base, start=start)     # 1. look up the angles  (T, D/2)
-    y = rotate(x, rotation, pairs=pairs)                            # 2. turn every pair     (..., T, D)
+    rotation = rotations(T, D, x.dtype, base=base, start=start)    # 1. look up the angles  (T, D/2)
+    y = rotate(x, rotation, pairs=pairs)                        # 2. turn every pair     (..., T, D)
     return y, RotaryCache(rotation, pairs)
 
 
@@ -56,14 +56,14 @@ def backward(dy, cache):
     """dy (..., T, D), of the same dtype as x -> {"x": (..., T, D)}"""
     rotation, pairs = cache
 
-    # 2. y = x turned by the angle: a rotation's transpose is its inverse, so dx is dy turned by -angle
+    # 2. y = x rotated by the angle: the transpose of a rotation is its inverse
     dx = rotate(dy, rotation.conj(), pairs=pairs)
     return {"x": dx}
 
 
-@lru_cache(maxsize=32)   # a pure memo: the same arguments give the same numbers, and nobody can write them
+@lru_cache(maxsize=32)    # the arrays are read-only
 def rotations(T, D, dtype, *, base, start=0, pairs="half"):
-    """e^{i (start + t) base^(-2k/D)} -> (T, D/2) complex, read-only, computed in float64, then rounded."""
+    """e^{i (start + t) base^(-2k/D)} -> (T, D/2) complex, computed in float64, then rounded."""
     angle = (start + np.arange(T))[:, None] * float(base) ** (-2 * np.arange(D // 2) / D)
     rotation = np.exp(1j * angle).astype(np.result_type(dtype, np.complex64))
     rotation.flags.writeable = False
@@ -71,20 +71,20 @@ def rotations(T, D, dtype, *, base, start=0, pairs="half"):
 
 
 def rotate(x, rotation, *, pairs, base=None):
-    """Read x (..., T, D) as complex pairs, multiply by rotation (T, D/2), write to a new (..., T, D).
+    """Read x (..., T, D) as complex pairs, multiply by rotation (T, D/2) -> a new (..., T, D).
 
     base is taken and not used, so that the options of forward can be passed on as they are.
     """
     half = x.shape[-1] // 2
-    if pairs == "interleaved":   # the two numbers of a pair are neighbours, as memory holds a complex number
-        if x.strides[-1] != x.itemsize or 0 in x.strides:   # not here, or not in an array laid out alike
+    if pairs == "interleaved":    # memory holds a pair as it holds a complex number ...
+        if x.strides[-1] != x.itemsize or 0 in x.strides:    # ... unless x is a view with gaps
             x = np.ascontiguousarray(x)
         y = np.empty_like(x)
         np.multiply(x.view(rotation.dtype), rotation, out=y.view(rotation.dtype))
     else:
-        z = np.empty(x.shape[:-1] + (half,), rotation.dtype)            # (..., T, D) -> (..., T, D/2) complex
+        z = np.empty(x.shape[:-1] + (half,), rotation.dtype)  # (..., T, D) -> (..., T, D/2) complex
         z.real, z.imag = x[..., :half], x[..., half:]
         z *= rotation
-        y = np.empty_like(x)                                        # (..., T, D/2) complex -> (..., T, D)
+        y = np.empty_like(x)                                  # (..., T, D/2) complex -> (..., T, D)
         y[..., :half], y[..., half:] = z.real, z.imag
     return y

@@ -1,6 +1,6 @@
-"""Sinusoidal positions: each position is the reading of C/2 clocks, from fast to slow, added to the tokens.
+"""Sinusoidal positions: C/2 pairs of sine and cosine, from fast to slow, added to the tokens.
 
-Nothing is trained. Moving on by a fixed distance turns every clock by a fixed angle, wherever one starts.
+Nothing is trained. A fixed distance rotates each pair by a fixed angle, wherever it starts.
 """
 from typing import NamedTuple
 
@@ -10,7 +10,8 @@ from minattn import checks
 
 KIND = "embedding"
 ARXIV = "1706.03762"
-SUMMARY = "Fixed sine and cosine waves of geometrically spaced wavelengths, added to the token embedding."
+SUMMARY = ("Fixed sine and cosine waves of geometrically spaced wavelengths, added to the token "
+           "embedding.")
 ARGUMENTS = {}
 OPTIONS = {"base": checks.Option(10000.0, number={"above": 0}, examples=(100.0,))}
 EVEN = "n_embd"
@@ -37,8 +38,8 @@ def forward(length, n_embd, *, base=10000.0, start=0, dtype=np.float64):
     (Vaswani et al. 2017, arXiv 1706.03762, section 3.5)
 
     -> pe (T, C) with T = length and C = n_embd. Computed in float64, then rounded to dtype.
-    The paper is silent on an odd C; we let the last sine go without its cosine.
-    Raises InputError for a negative length, n_embd or base not above 0, or a dtype other than float32 or 64.
+    The paper is silent on an odd C; we let the last sine go without its cosine. Raises InputError
+    for a negative length, n_embd or base not above 0, or a dtype other than float32 or 64.
     """
     checks.number("length", length, 0, integer=True)
     checks.number("n_embd", n_embd, 1, integer=True)
@@ -46,11 +47,11 @@ def forward(length, n_embd, *, base=10000.0, start=0, dtype=np.float64):
     checks.number("base", base, above=0)
     checks.choice("dtype", np.dtype(dtype), checks.FLOATS)
     T, C = length, n_embd
-    frequency = float(base) ** (-np.arange(0, C, 2) / C)            # 1. the clocks     (ceil(C/2),)
-    angle = (start + np.arange(T))[:, None] * frequency             # 2. read them      (T, ceil(C/2))
+    frequency = float(base) ** (-np.arange(0, C, 2) / C)            # 1. frequencies    (ceil(C/2),)
+    angle = (start + np.arange(T))[:, None] * frequency           # 2. angles         (T, ceil(C/2))
     pe = np.empty((T, C), dtype)
-    pe[:, 0::2] = np.sin(angle)                                     # 3. even channels  (T, ceil(C/2))
-    pe[:, 1::2] = np.cos(angle[:, :C // 2])                         # 4. odd channels   (T, floor(C/2))
+    pe[:, 0::2] = np.sin(angle)                                   # 3. even channels  (T, ceil(C/2))
+    pe[:, 1::2] = np.cos(angle[:, :C // 2])                      # 4. odd channels   (T, floor(C/2))
     return pe, SinusoidalCache()
 
 
