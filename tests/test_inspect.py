@@ -7,8 +7,8 @@ from run_cases import contents, copy, write_corpus
 from minattn import cli, data, masks, model, plots, runs
 from minattn.attention import MECHANISMS, describe, sink
 from minattn.errors import InputError
-from minattn.inspect import command as inspect
-from minattn.inspect import maps, statistics
+from minattn.inspect import command, maps, statistics
+from minattn.inspect import look as inspect
 from minattn.positions import POSITIONS
 
 B, T = 3, 5
@@ -195,7 +195,7 @@ def rows_of(said):
 
 
 @pytest.mark.parametrize("attention, position, options, pictures", [
-    *((name, "rope", {}, ["computed.png"] * (name in inspect.COMPUTED) + ["learned.png"] * bool(row.parameters or row.buffers))
+    *((name, "rope", {}, ["computed.png"] * hasattr(row.module, "computed") + ["learned.png"] * bool(row.parameters or row.buffers))
       for name, row in MECHANISMS.items()),
     ("affine+gated,softmax", "morlet", {}, ["computed.png", "learned.png", "wavelets.png"]),
     ("energy", "learned", {"norm": "prefix"}, ["computed.png", "learned.png"]),
@@ -301,7 +301,7 @@ def test_top_sink_is_no_late_key():
 
 def test_wavelets_start_where_training_starts(place, tmp_path):
     folder = write_run(tmp_path / "run", place / "corpus.txt", position="morlet", position_options={"centre": True})
-    start, now = inspect._wavelets(runs.load(folder))
+    start, now = command.waves(runs.load(folder).checkpoint.params, runs.load(folder).config)
     for a, b in zip(start, now):
         np.testing.assert_array_equal(a, b)
     assert start[2].shape == (7, 12)

@@ -85,6 +85,11 @@ def backward(dout, cache):
     return grads
 
 
+def computed(cache):
+    """What `minattn inspect` shows of a layer: arrays (B, H, ...) that the text brought about."""
+    return {"alpha": cache.alpha, "beta": cache.beta}
+
+
 def phi_forward(x, phi):
     """alpha = phi(x) and its slope, which is 0 at the two kinks of the linear clip (x = -5, 5)."""
     checks.choice("phi", phi, ("linear_clip", "sigmoid"))

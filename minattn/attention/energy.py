@@ -89,6 +89,15 @@ def backward(dout, cache):
     return grads
 
 
+def computed(cache):
+    """What `minattn inspect` shows of a layer: its gates, (B, H, ...)"""
+    log_gate, *_ = cache.attention.biases
+    if cache.norm == "prefix":                                      # one per query and visible key
+        every, T = slice(None), cache.z.shape[2]
+        log_gate = log_gate.tile(every, every, np.arange(T), slice(0, T))[:, :, np.tri(T, dtype=bool)]
+    return {"energy gate": np.exp(log_gate)}
+
+
 # ------------------------------------------------------------------------------- the normalisation
 
 

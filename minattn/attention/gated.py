@@ -61,6 +61,11 @@ def gate_forward(out, gate_logits):
     return out * gate, GateCache(out, gate)
 
 
+def computed(cache):
+    """What `minattn inspect` shows of a layer's gate, (B, H, T, ...)"""
+    return {"gate": cache.gate}
+
+
 def gate_backward(dout, cache):
     """dout -> {"out", "gate_logits"};  d sigmoid = gate (1 - gate)"""
     ungated, gate = cache
