@@ -20,26 +20,35 @@ class Parser(argparse.ArgumentParser):
 COMMANDS = {
     "train": ("train a character model", None),
     "sample": ("continue a text with a trained model", None),
-    "compare": ("train several mechanisms, positions and seeds and compare them", "minattn.studies.command"),
+    "compare": ("train several mechanisms, positions and seeds and compare them",
+                "minattn.studies.command"),
     "list": ("the mechanisms, positions and presets", None),
-    "check": ("is your implementation of a mechanism right, forward and backward?", "minattn.validate.command"),
+    "check": ("is your implementation of a mechanism right, forward and backward?",
+              "minattn.validate.command"),
     "causality": ("does the future leak into a kernel or a model?", "minattn.validate.causality"),
     "vectors": ("write golden vectors, or check results against them", "minattn.validate.vectors"),
-    "validate-self": ("does the validation kit catch every wrong implementation it knows?", "minattn.validate.self_check"),
+    "validate-self": ("does the validation kit catch every wrong implementation it knows?",
+                      "minattn.validate.self_check"),
     "lessons": ("the notebooks, and how to open them", "minattn.lessons.command"),
-    "inspect": ("what a trained model attends to: a table of its heads, and pictures", "minattn.inspect.command"),
-    "bias": ("train attention-only networks and measure which places they prefer", "minattn.experiments.position_bias.command"),
-    "vision": ("train tiny vision transformers on noisy shapes, with error bars", "minattn.experiments.vision.command"),
+    "inspect": ("what a trained model attends to: a table of its heads, and pictures",
+                "minattn.inspect.command"),
+    "bias": ("train attention-only networks and measure which places they prefer",
+             "minattn.experiments.position_bias.command"),
+    "vision": ("train tiny vision transformers on noisy shapes, with error bars",
+               "minattn.experiments.vision.command"),
     "bench": ("time it beside PyTorch", "minattn.bench"),
 }
 
 
 def main(argv=None):
-    """Run one command -> exit code: 0 done, 1 something is wrong with what was checked or trained, 2 bad input, 130 Ctrl-C."""
+    """Run one command -> exit code.
+
+    0 done, 1 something is wrong with what was checked or trained, 2 bad input, 130 Ctrl-C
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:                     # closed by the caller: 2>&-
             setattr(sys, name, open(os.devnull, "w"))
-    if sys.stdout.errors == "strict":                      # a terminal that lacks a letter shows its code instead
+    if sys.stdout.errors == "strict":        # a terminal that lacks a letter shows its code instead
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         argv = sys.argv[1:] if argv is None else list(argv)
@@ -64,18 +73,20 @@ def main(argv=None):
 
 
 def build_parser(command=None):
-    """The parser; only the arguments of `command` are filled in, so that nothing else is imported."""
+    """The parser; only `command` gets its arguments, so that nothing else is imported."""
     from minattn import __version__
-    parser = Parser(prog="minattn", description="Attention from recent papers in plain NumPy: train, sample, validate, measure.")
+    about = "Attention from recent papers in plain NumPy: train, sample, validate, measure."
+    parser = Parser(prog="minattn", description=about)
     parser.add_argument("--version", action="version", version=f"minattn {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name, (text, module) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
         if name != command:
             continue
-        own = {"train": (_train_arguments, run_train), "sample": (_sample_arguments, run_sample), "list": (_list_arguments, run_list)}
         if module is None:
-            arguments, run = own[name]
+            arguments, run = {"train": (_train_arguments, run_train),
+                              "sample": (_sample_arguments, run_sample),
+                              "list": (_list_arguments, run_list)}[name]
         else:
             room = importlib.import_module(module)
             arguments, run = room.add_arguments, room.run
@@ -84,17 +95,20 @@ def build_parser(command=None):
     return parser
 
 
-# ----------------------------------------------------------------------------------------------------------- train
+# -------------------------------------------------------------------------------------------- train
 
 
 def _train_arguments(parser):
     from minattn import model, train
     parser.add_argument("--preset", help=f"one of {', '.join(train.PRESETS)} (default nano)")
     parser.add_argument("--out", help="run folder (default runs/PRESET)")
-    parser.add_argument("--resume", metavar="RUN", help="continue a run folder (or a checkpoint in one) to its end")
-    parser.add_argument("--overwrite", action="store_true", help="replace a run that is already there")
-    parser.add_argument("--threads", type=int, help="threads to use; the result does not depend on it")
-    parser.add_argument("--data-dir", default="data", help="where corpora are kept (default %(default)s)")
+    parser.add_argument("--resume", metavar="RUN",
+                        help="continue a run folder (or a checkpoint in one) to its end")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing run")
+    parser.add_argument("--threads", type=int,
+                        help="threads to use; the result does not depend on it")
+    parser.add_argument("--data-dir", default="data",
+                        help="where corpora are kept (default %(default)s)")
     for group, cls in (("training", train.Settings), ("model", model.Config)):
         section = parser.add_argument_group(group, "defaults come from the preset")
         hints = typing.get_type_hints(cls)
@@ -105,11 +119,11 @@ def _train_arguments(parser):
             if kind is bool:
                 section.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
             else:
-                section.add_argument(flag, type=int if kind in (int, int | None) else kind, metavar=field.name.upper())
-        if cls is model.Config:
-            for what in ("attention", "position"):
-                section.add_argument(f"--{what}-option", dest=f"{what}_options", action="append", metavar="NAME=VALUE",
-                                     help=f"the same as in the brackets of --{what}")
+                kind = int if kind == int | None else kind
+                section.add_argument(flag, type=kind, metavar=field.name.upper())
+    for what in ("attention", "position"):
+        section.add_argument(f"--{what}-option", dest=f"{what}_options", action="append",
+                             metavar="NAME=VALUE", help=f"the same as in brackets in --{what}")
 
 
 def run_train(args):
@@ -126,7 +140,8 @@ def run_train(args):
     try:
         if args.resume is not None:
             if args.out is not None or args.overwrite:
-                raise InputError("--resume continues a run in its own folder: leave out --out and --overwrite.")
+                raise InputError("--resume continues a run in its own folder: leave out --out and "
+                                 "--overwrite.")
             checks.choice("preset", args.preset or "nano", train.PRESETS)
             overrides = {**train.PRESETS.get(args.preset, {}), **given}
             run = train.resume(args.resume, overrides=overrides, **common)
@@ -135,7 +150,8 @@ def run_train(args):
             settings, shape = train.settings_for(preset, given)
             if args.out == "":
                 raise InputError("--out must name a folder.")
-            run = train.start(settings, shape, args.out or f"runs/{preset}", overwrite=args.overwrite, **common)
+            run = train.start(settings, shape, args.out or f"runs/{preset}",
+                              overwrite=args.overwrite, **common)
     except train.Interrupted as stop:
         print(stop)
         return 130
@@ -143,23 +159,28 @@ def run_train(args):
         print(f"error: {stop}", file=sys.stderr)
         return 1
     print(f"\n{(run.folder / 'sample.txt').read_text(encoding='utf-8').strip()}\n")
-    print(f"done in {run.checkpoint.seconds:.0f} s: {run.folder}/ holds the checkpoint, metrics.jsonl, loss.png and this sample.txt")
+    print(f"done in {run.checkpoint.seconds:.0f} s: {run.folder}/ holds the checkpoint, "
+          "metrics.jsonl, loss.png and this sample.txt")
     prompt = ' --prompt "O, "' if set("O, ") <= set(run.vocabulary) else ""
     print(f"more text: python -m minattn sample {run.folder}{prompt} --tokens 300")
     return 0
 
 
-# ---------------------------------------------------------------------------------------------------------- sample
+# ------------------------------------------------------------------------------------------- sample
 
 
 def _sample_arguments(parser):
     parser.add_argument("folder", metavar="RUN", help="a run folder")
     parser.add_argument("--prompt", default="\n", help="text to continue (default: a new line)")
-    parser.add_argument("--tokens", type=int, default=500, help="characters to write (default %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="below 1: safer, above 1: wilder (default %(default)s)")
-    parser.add_argument("--top-k", type=int, help="choose among the K most likely characters only; 1 is greedy")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-cache", action="store_true", help="compute every prefix anew: slow, the same text")
+    parser.add_argument("--tokens", type=int, default=500,
+                        help="characters to write (default %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.8,
+                        help="below 1: safer, above 1: wilder (default %(default)s)")
+    parser.add_argument("--top-k", type=int,
+                        help="choose among the K most likely characters only; 1 is greedy")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default %(default)s)")
+    parser.add_argument("--no-cache", action="store_true",
+                        help="recompute every prefix: slow, the same text")
 
 
 def run_sample(args):
@@ -171,8 +192,9 @@ def run_sample(args):
     ids = vocabulary.encode(args.prompt)
     if why := generate.recompute_reason(run.config):
         print(f"no key-value cache, each token from the whole prefix: {why}.", file=sys.stderr)
-    new = generate.stream(run.checkpoint.params, run.checkpoint.buffers, run.config, ids, args.tokens, temperature=args.temperature,
-                          top_k=args.top_k, seed=args.seed, cached=not args.no_cache)
+    new = generate.stream(run.checkpoint.params, run.checkpoint.buffers, run.config, ids,
+                          args.tokens, temperature=args.temperature, top_k=args.top_k,
+                          seed=args.seed, cached=not args.no_cache)
     with parallel.workers(1):
         for n, token in enumerate(new):
             print((args.prompt if n == 0 else "") + vocabulary.decode([token]), end="", flush=True)
@@ -180,7 +202,7 @@ def run_sample(args):
     return 0
 
 
-# ------------------------------------------------------------------------------------------------------------ list
+# --------------------------------------------------------------------------------------------- list
 
 
 def _list_arguments(parser):
@@ -188,23 +210,31 @@ def _list_arguments(parser):
 
 
 def run_list(args):
+    from minattn import report_table
     from minattn.attention import MECHANISMS
     from minattn.positions import POSITIONS
     from minattn.train import PRESETS
-    show = _markdown if args.markdown else _table
-    rows = [("attention", "paper", "what it changes", "file", "causal", "parameters a layer adds", "options")]
+    def show(rows):
+        print(report_table.markdown(rows) if args.markdown else report_table.text(rows, rule=True))
+
+    rows = [("attention", "paper", "what it changes", "file", "causal",
+             "parameters a layer adds", "options")]
     for name, m in MECHANISMS.items():
-        causal = "; ".join(["yes", *(f"not with {k}={v}" for k, v in m.not_causal),
-                            *(f"{k}={v} sees the length" for k, v in m.not_cacheable)])
-        rows.append((name, m.arxiv, m.summary, _file(m.module), causal, m.extra_parameters(), _options(m.all_options())))
+        causal = ["yes", *(f"not with {k}={v}" for k, v in m.not_causal),
+                  *(f"{k}={v} sees the length" for k, v in m.not_cacheable)]
+        rows.append((name, m.arxiv, m.summary, _file(m.module), "; ".join(causal),
+                     m.extra_parameters(), _defaults(m.all_options())))
     show(rows)
     print()
-    show([("position", "paper", "what it does", "file", "kind", "options")]
-         + [(name, p.arxiv or "", p.summary, _file(p.module), p.kind, _options(p.options)) for name, p in POSITIONS.items()])
+    rows = [("position", "paper", "what it does", "file", "kind", "options")]
+    rows += [(name, p.arxiv or "", p.summary, _file(p.module), p.kind, _defaults(p.options))
+             for name, p in POSITIONS.items()]
+    show(rows)
     print()
-    show([("preset", "layers", "heads", "channels", "block", "batch", "steps")]
-         + [(name, *(str(preset[key]) for key in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "steps")))
-            for name, preset in PRESETS.items()])
+    keys = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "steps")
+    rows = [("preset", "layers", "heads", "channels", "block", "batch", "steps")]
+    rows += [(name, *(str(preset[key]) for key in keys)) for name, preset in PRESETS.items()]
+    show(rows)
     print("\nOptions in brackets (energy[norm=prefix]); a gate on top (affine+gated); "
           "layers that alternate (energy/softmax); several positions (learned+rope).")
     return 0
@@ -214,20 +244,5 @@ def _file(module):
     return module.__name__.replace(".", "/") + ".py" if module else ""
 
 
-def _options(options):
+def _defaults(options):
     return ", ".join(f"{name}={option.default}" for name, option in options.items())
-
-
-def _markdown(rows):
-    for n, row in enumerate(rows):
-        print("| " + " | ".join(row) + " |")
-        if n == 0:
-            print("|---" * len(row) + "|")
-
-
-def _table(rows):
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for n, row in enumerate(rows):
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
-        if n == 0:
-            print("  ".join("-" * width for width in widths))

@@ -1,0 +1,133 @@
+"""docs/add_a_mechanism.md, followed to the letter: its code, and nothing else, makes a mechanism."""
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from attention_cases import MASKS
+
+from minattn import cli, generate, model, runs
+from minattn.attention import MECHANISMS, naive, register
+from minattn.errors import InputError
+from minattn.validate.causality import causality
+from minattn.validate.check import check
+from minattn.validate.gradients import assert_gradients
+
+PAGE = (Path(__file__).parents[1] / "docs" / "add_a_mechanism.md").read_text(encoding="utf-8")
+MODULE, NAIVE, TORCH = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+SETTINGS = ["--preset", "demo", "--n-layer", "2", "--n-head", "2", "--n-embd", "16", "--block-size",
+            "16", "--batch-size", "4", "--eval-interval", "4", "--threads", "1"]
+
+
+@pytest.fixture
+def softcap(monkeypatch):
+    """The mechanism of the page, registered while a test runs -> its module"""
+    monkeypatch.setattr("minattn.attention.MECHANISMS", MECHANISMS)
+    module = ModuleType("softcap")
+    exec(MODULE, module.__dict__)
+    pair = dict(naive.__dict__)
+    exec(NAIVE, pair)
+    register("softcap", module, pair["softcap_forward"], pair["softcap_backward"])
+    yield module
+    del MECHANISMS["softcap"]
+    model.layers.cache_clear()
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    text = "the cap bounds every score, and a bounded score cannot run away.\n" * 40
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def train(corpus, out, steps, *more):
+    argv = ["train", *SETTINGS, "--corpus", str(corpus), "--out", str(out), "--steps", str(steps)]
+    return cli.main([*argv, *more])
+
+
+def test_the_page_caps_scores(softcap):
+    q = np.full((1, 1, 2, 1), 100.0)
+    k = np.array([100.0, -100.0]).reshape(1, 1, 2, 1)
+    weights = softcap.forward(q, k, k, cap=1.0, return_weights=True)[2]
+    np.testing.assert_allclose(weights[0, 0, :, 0], 1 / (1 + np.exp(-2)))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_gradients(softcap, mask):
+    rng, options = np.random.default_rng(1), dict(MASKS[mask][0])
+    sizes = {"Tq": 5, "Tk": 7, **MASKS[mask][1]}
+    arrays = {name: rng.standard_normal((2, 3, sizes[T], 11))
+              for name, T in (("q", "Tq"), ("k", "Tk"), ("v", "Tk"))}
+    allowed = options.get("allowed")
+    if callable(allowed):
+        options["allowed"] = allowed(2, 3, sizes["Tq"], sizes["Tk"])
+    assert_gradients(softcap.forward, softcap.backward, arrays, cap=2.0, **options)
+
+
+def test_equals_its_pytorch_formula(softcap):
+    torch = pytest.importorskip("torch")
+    from minattn import torch_refs
+    formula = dict(torch_refs.attention.__dict__)
+    exec(TORCH, formula)
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((2, 3, 7, 5)) for _ in "qkv"]
+    dout = rng.standard_normal((2, 3, 7, 5))
+    bias = rng.standard_normal((3, 7, 7))
+    tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+    out = formula["softcap_attention"](*tensors, cap=2.0, causal=True, bias=torch.tensor(bias))
+    out.backward(torch.tensor(dout))
+    ours, cache = softcap.forward(*arrays, cap=2.0, causal=True, bias=bias)
+    grads = softcap.backward(dout, cache)
+    np.testing.assert_allclose(ours, out.detach().numpy(), rtol=1e-12, atol=1e-13)
+    for name, tensor in zip("qkv", tensors):
+        np.testing.assert_allclose(grads[name], tensor.grad.numpy(), rtol=1e-11, atol=1e-12)
+
+
+def test_trains_resumes_and_samples(softcap, corpus, tmp_path):
+    """Half a run and its resumption end at the same bits; the cache writes the same text as none."""
+    attention = ["--attention", "softcap[cap=5]", "--position", "rope"]
+    assert train(corpus, tmp_path / "whole", 8, *attention) == 0
+    assert train(corpus, tmp_path / "half", 8, *attention, "--checkpoint-interval", "4") == 0
+    run = runs.load(tmp_path / "half", runs.PREVIOUS)
+    assert run.checkpoint.step == 4 and run.config.attention == "softcap[cap=5]"
+    assert cli.main(["train", "--resume", str(tmp_path / "half" / runs.PREVIOUS)]) == 0
+    whole, resumed = (runs.load(tmp_path / name).checkpoint for name in ("whole", "half"))
+    assert resumed.step == 8
+    for name, array in whole.params.items():
+        np.testing.assert_array_equal(array, resumed.params[name])
+    run = runs.load(tmp_path / "whole")
+    cached, plain = (generate.text(run, "the ", 40, cached=cached) for cached in (True, False))
+    assert not generate.recompute_reason(run.config) and cached == plain
+    assert cli.main(["sample", str(tmp_path / "whole"), "--prompt", "the ", "--tokens", "5"]) == 0
+
+
+def test_is_validated(softcap):
+    """check, quick and by gradient; a wrong backward is caught; the future does not leak."""
+    report = check("softcap", softcap, quick=True, show=False)
+    assert report.ok, str(report)
+    assert any("cap=2.0" in result.id for result in report.results)     # its option is a case
+    wrong = check("softcap", (softcap.forward, lambda dout, c: MECHANISMS["softmax"].module.backward(
+        dout, c._replace(rescore=None))), quick=True, show=False)
+    assert not wrong.ok
+    assert causality("softcap", options={"cap": 5}).ok
+
+
+def test_is_inspected_and_compared(softcap, corpus, tmp_path, capsys):
+    assert train(corpus, tmp_path / "run", 2, "--attention", "softcap/softmax") == 0
+    assert cli.main(["inspect", str(tmp_path / "run"), "--text", str(corpus)]) == 0
+    assert "softcap" in capsys.readouterr().out
+    argv = ["compare", "--attention", "softmax,softcap[cap=5]", "--seeds", "0-1", "--workers", "1",
+            "--out", str(tmp_path / "all"), *SETTINGS, "--corpus", str(corpus), "--steps", "2"]
+    assert cli.main(argv) == 0
+    assert "softcap[cap=5]" in (tmp_path / "all" / "table.md").read_text(encoding="utf-8")
+
+
+def test_is_listed_and_refused_like_the_others(softcap, capsys):
+    assert cli.main(["list"]) == 0
+    assert re.search(r"softcap +2408\.00118 .* cap=30\.0", capsys.readouterr().out)
+    with pytest.raises(InputError, match="cap must be above 0"):
+        model.Config(attention="softcap[cap=-1]")
+    with pytest.raises(InputError, match="Did you mean 'cap'"):
+        model.Config(attention="softcap[cup=1]")
