@@ -3,6 +3,7 @@
 # repository: .ci/wheel.sh [PYTHON]. PYTHON needs the packages build and venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+unset PYTHONPATH MINATTN_DATA
 python="$(command -v "${1:-python3}")"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
@@ -12,7 +13,6 @@ trap 'rm -rf "$work"' EXIT
 "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$work"/dist/*.whl
 mkdir "$work/elsewhere"
 cd "$work/elsewhere"
-unset PYTHONPATH MINATTN_DATA
 export PATH="$work/venv/bin:$PATH"
 
 minattn --version

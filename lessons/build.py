@@ -1,11 +1,12 @@
 """Make the notebooks from their sources: python lessons/build.py [NN ...] [--check]
 
-A lesson's source is lessons/NN_name.py in jupytext's percent format; the notebook beside it has the same cells,
-executed. A code cell tagged "exercise" ends in its check; the cell after it, tagged "solution", is run here and must
-pass, and stands in the notebook as a folded text, so that no second copy of anything is kept by hand.
+A lesson's source is lessons/NN_name.py in jupytext's percent format; the notebook beside it has the
+same cells, executed. A code cell tagged "exercise" ends in its check. The cell after it, tagged
+"solution", is run here and must pass; in the notebook it is a folded text.
 
---check executes every source and fails if a cell raises or prints to stderr, a solution is not right, the committed
-notebook was made from another source, or a limit of time, length or size is broken. It writes nothing.
+--check executes every source and fails if a cell raises or prints to stderr, a solution is not
+right, the committed notebook was made from another source, or a limit of time, length or size is
+broken. It writes nothing.
 """
 import argparse
 import os
@@ -16,15 +17,19 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SECONDS, LINES, BYTES = 90, 400, 1_500_000
-LEAKS = re.compile(r"(?<![\w./:])/[\w.-]+/[\w.-]|\b[A-Z]:\\|\b20\d\d-\d\d-\d\d[T ]\d\d:")       # an absolute path, a time
+# an absolute path, or a time
+LEAKS = re.compile(r"(?<![\w./:])/[\w.-]+/[\w.-]|\b[A-Z]:\\|\b20\d\d-\d\d-\d\d[T ]\d\d:")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("lessons", nargs="*", metavar="NN", help="numbers of lessons (default: all)")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where a notebook is not its source's")
+    parser.add_argument("lessons", nargs="*", metavar="NN", help="numbers of lessons (default all)")
+    parser.add_argument("--check", action="store_true",
+                        help="write nothing; fail if a notebook differs from its source")
     args = parser.parse_args()
-    sources = [p for p in sorted(HERE.glob("[0-9][0-9]_*.py")) if not args.lessons or p.name[:2] in args.lessons]
+    sources = sorted(HERE.glob("[0-9][0-9]_*.py"))
+    if args.lessons:
+        sources = [source for source in sources if source.name[:2] in args.lessons]
     if not sources:
         parser.error(f"no lesson is called {' or '.join(args.lessons)}")
     failed = 0
@@ -34,7 +39,7 @@ def main():
         seconds = time.perf_counter() - start
         target = source.with_suffix(".ipynb")
         content = written(notebook)
-        used = processor_time() - before                     # other work on the machine stretches the time on the clock only
+        used = processor_time() - before       # other work on the machine slows the clock only
         problems += limits(source, content, min(seconds, used) if used else seconds)
         if args.check:
             problems += stale(target, notebook)
@@ -43,25 +48,28 @@ def main():
             aside.write_text(content, encoding="utf-8")
             aside.replace(target)
         exercises = sum("exercise" in tags(c) for c in notebook.cells)
-        print(f"{source.stem:32s} {seconds:5.1f} s  {len(content) / 1e6:.2f} MB  {exercises} exercises"
-              f"  {figures(notebook)} figures  {'; '.join(problems) or 'ok'}", flush=True)
+        print(f"{source.stem:32s} {seconds:5.1f} s  {len(content) / 1e6:.2f} MB"
+              f"  {exercises} exercises  {figures(notebook)} figures"
+              f"  {'; '.join(problems) or 'ok'}", flush=True)
         failed += bool(problems)
     return 1 if failed else 0
 
 
 def processor_time():
-    """Seconds on a core of all processes that this one started and that have ended; 0 where the system does not say."""
+    """Seconds on a core of all child processes that have ended; 0 where the system has no count."""
     return os.times().children_user + os.times().children_system
 
 
 def execute(source):
-    """Run a source in a fresh kernel -> the notebook as it is to be published, and what is wrong with it."""
+    """Run a source in a fresh kernel -> the notebook to publish, and what is wrong with it."""
     import jupytext
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
     notebook = jupytext.read(source)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    options = {"kernel_name": "python3", "extra_arguments": ["--log-level=40"], "timeout": 600, "resources": {"metadata": {"path": str(HERE)}}}
+    path = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)
+    options = {"kernel_name": "python3", "extra_arguments": ["--log-level=40"], "timeout": 600,
+               "resources": {"metadata": {"path": str(HERE)}}}
     problems = []
     try:
         NotebookClient(notebook, **options).execute()
@@ -73,7 +81,8 @@ def execute(source):
             continue
         for output in cell.outputs:
             if output.get("name") == "stderr":
-                problems.append(f"a cell writes to stderr: {output.text.strip().splitlines()[-1][:100]}")
+                last = output.text.strip().splitlines()[-1]
+                problems.append(f"a cell writes to stderr: {last[:100]}")
         if "solution" in tags(cell):
             said = "".join(o.get("text", "") for o in cell.outputs)
             if not said.startswith("right") or "not right" in said:
@@ -94,18 +103,20 @@ def published(notebook):
     cells = []
     for n, cell in enumerate(notebook.cells):
         if "solution" in tags(cell):
-            text = f"<details><summary>A solution</summary>\n\n```python\n{cell.source}\n```\n\n</details>"
-            cell = new_markdown_cell(text)
+            cell = new_markdown_cell("<details><summary>A solution</summary>\n\n"
+                                     f"```python\n{cell.source}\n```\n\n</details>")
         cell.id = f"cell-{n}"
         cell.metadata = {"tags": tags(cell)} if tags(cell) else {}
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
             for output in cell.outputs:
-                output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+                output.pop("metadata", None)
+                if output.output_type != "stream":
+                    output.metadata = {}
         cells.append(cell)
     notebook.cells = cells
-    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-                         "language_info": {"name": "python"}}
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     return notebook
 
 
@@ -115,19 +126,28 @@ def written(notebook):
 
 
 def figures(notebook):
-    return sum("image/png" in o.get("data", {}) for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    return sum("image/png" in o.get("data", {}) for o in outputs)
 
 
 def limits(source, content, seconds):
+    """What is too long, too large, too slow, or shows a path or a time of this machine."""
     import json
+    problems = []
     lines = len(source.read_text(encoding="utf-8").splitlines())
-    problems = [f"{lines} lines, more than {LINES}"] * (lines > LINES)
-    problems += [f"{len(content) / 1e6:.2f} MB, more than {BYTES / 1e6}"] * (len(content) > BYTES)
-    problems += [f"{seconds:.0f} s, more than {SECONDS}"] * (seconds > SECONDS)
-    words = [o.get("text", "") or json.dumps(o.get("data", {}).get("text/plain", "")) for c in json.loads(content)["cells"]
-             for o in c.get("outputs", [])]
-    found = [m.group() for text in words for m in LEAKS.finditer("".join(text))]
-    return problems + [f"an output shows a path or a time: {text!r}" for text in found[:1]]
+    if lines > LINES:
+        problems.append(f"{lines} lines, more than {LINES}")
+    if len(content) > BYTES:
+        problems.append(f"{len(content) / 1e6:.2f} MB, more than {BYTES / 1e6}")
+    if seconds > SECONDS:
+        problems.append(f"{seconds:.0f} s, more than {SECONDS}")
+    for cell in json.loads(content)["cells"]:
+        for output in cell.get("outputs", []):
+            text = output.get("text") or json.dumps(output.get("data", {}).get("text/plain", ""))
+            leak = LEAKS.search("".join(text))
+            if leak:
+                return [*problems, f"an output shows a path or a time: {leak.group()!r}"]
+    return problems
 
 
 def stale(target, notebook):
@@ -136,8 +156,13 @@ def stale(target, notebook):
     if not target.exists():
         return [f"{target.name} is missing: make lessons"]
     committed = nbformat.read(target, as_version=4)
-    same = [(c.cell_type, c.source) for c in committed.cells] == [(c.cell_type, c.source) for c in notebook.cells]
-    return [] if same and figures(committed) == figures(notebook) else [f"{target.name} was not made from this source: make lessons"]
+
+    def cells(one):
+        return [(cell.cell_type, cell.source) for cell in one.cells]
+
+    if cells(committed) == cells(notebook) and figures(committed) == figures(notebook):
+        return []
+    return [f"{target.name} was not made from this source: make lessons"]
 
 
 if __name__ == "__main__":
