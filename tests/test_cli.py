@@ -231,7 +231,7 @@ def test_without_a_network(place, tmp_path, capsys, monkeypatch):
     """One sentence, and a trained model all the same; it can be continued."""
     def unreachable(*_):
         raise OSError("Name or service not known")
-    monkeypatch.setattr(data, "_download", unreachable)
+    monkeypatch.setattr(data, "fetch", unreachable)
     monkeypatch.delenv("MINATTN_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", *flags(**TINY | dict(preset="demo", steps=3, eval_blocks=1, n_embd=8)), "--seed", "1"]) == 0
