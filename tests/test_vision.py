@@ -197,7 +197,7 @@ def test_float32_and_learning(name):
     (dict(layers=0), "layers must be at least 1"),
     (dict(width="wide"), "width must be an integer; got 'wide'."),
     (dict(values="none"), "values must be one of own, projected, raw"),
-    (dict(qk_norm=True), "qk_norm is an option of the Gaussian kernel, and attention is softmax"),
+    (dict(qk_norm=True), "qk_norm is no option of softmax"),
     (dict(attention="gaussian", sigma_init=0), "sigma_init must be above 0"),
 ])
 def test_bad_networks(fields, message):

@@ -1,13 +1,15 @@
-"""A tiny vision transformer: patches of a picture as tokens, every token sees every other, the mean of all decides.
+"""A tiny vision transformer: patches of a picture are tokens, every token sees every other, their mean is classified.
 
     x = patches W + b + positions
     per layer:  x += attention(layer_norm(x));   x += mlp(layer_norm(x))
-    logits = mean over the tokens of layer_norm(x), W + b                          (arXiv 2010.11929, with a mean for its class token)
+    logits = mean over the tokens of layer_norm(x), W + b
+                                      (arXiv 2010.11929, with a mean instead of its class token)
 
-Attention without a mask, by any mechanism of the registry that takes q, k, v or (Gaussian kernel, arXiv 2605.02144) the layer's
-channels as they are: then nothing is projected, the layer norm is the norm in front of the kernel, and log sigma is learned per
-head. `values` crosses the two: softmax with projected q and k and raw values (the paper's ablation), or the kernel with projected
-values. Linear layers and norms have biases, as DeiT's. The paper is silent on sigma's start: D^(1/4), as in the language model.
+Attention without a mask, by any mechanism of the registry that takes q, k, v or (Gaussian kernel,
+arXiv 2605.02144) the layer's channels as they are: then nothing is projected, the layer norm is the norm
+in front of the kernel, and log sigma is learned per head. `values` crosses the two: softmax with projected
+q and k and raw values (the paper's ablation), or the kernel with projected values. Linear layers and norms
+have biases, as in DeiT. The paper does not give sigma's start; here D^(1/4), as in the language model.
 """
 import math
 from dataclasses import dataclass
@@ -18,7 +20,9 @@ from minattn import checks, ops
 from minattn.attention import MECHANISMS
 from minattn.errors import InputError
 
-ATTENTIONS = tuple(name for name, row in MECHANISMS.items() if not row.projections and not row.buffers)
+# mechanisms that need no projection or buffer of their own
+ATTENTIONS = tuple(name for name, mechanism in MECHANISMS.items()
+                   if not mechanism.projections and not mechanism.buffers)
 VALUES = ("own", "projected", "raw")
 
 
@@ -31,8 +35,8 @@ class Config:
     patch: int = 4                   # side of a patch, pixels
     size: int = 28                   # side of a picture
     labels: int = 8
-    values: str = "own"              # what is averaged: projected (softmax's own way), or the channels raw (the kernel's)
-    qk_norm: bool = False            # the kernel's features RMS-normed per head, as the language model has them; vision has not
+    values: str = "own"              # what is averaged: projected (softmax's own), or raw channels (the kernel's)
+    qk_norm: bool = False            # RMS norm of the kernel's features, as in the language model
     sigma_init: float | None = None  # of the kernel; None: (width / heads)^(1/4)
 
     def __post_init__(self):
@@ -41,18 +45,24 @@ class Config:
             checks.number(name, getattr(self, name), 1, integer=True)
         for whole, part in (("width", "heads"), ("size", "patch")):
             if getattr(self, whole) % getattr(self, part):
-                raise InputError(f"{whole} must be divisible by {part}; got {getattr(self, whole)} and {getattr(self, part)}.")
+                raise InputError(f"{whole} must be divisible by {part}; got {getattr(self, whole)} and "
+                                 f"{getattr(self, part)}.")
         checks.choice("values", self.values, VALUES)
         checks.choice("qk_norm", self.qk_norm, (True, False))
         if self.sigma_init is not None:
             checks.number("sigma_init", self.sigma_init, above=0)
         for name in ("qk_norm", "sigma_init"):
             if getattr(self, name) and name not in self.mechanism.layer_options:
-                raise InputError(f"{name} is an option of the Gaussian kernel, and attention is {self.attention}: leave it out.")
+                raise InputError(f"{name} is no option of {self.attention}: leave it out.")
 
     @property
     def mechanism(self):
         return MECHANISMS[self.attention]
+
+    @property
+    def has_queries(self):
+        """Are q and k projected? Otherwise the mechanism takes the channels as they are."""
+        return "q" in self.mechanism.arguments
 
     @property
     def tokens(self):
@@ -60,14 +70,16 @@ class Config:
 
     @property
     def projected(self):
-        """What one projection makes of the layer's channels, in order; and (below) what takes them as they are."""
-        if "q" in self.mechanism.arguments:
+        """The arguments that one projection makes of the layer's channels, in order."""
+        if self.has_queries:
             return ("q", "k") if self.values == "raw" else ("q", "k", "v")
         return ("values",) if self.values == "projected" else ()
 
     @property
     def raw(self):
-        return tuple(name for name in ("v", "x") if name in self.mechanism.arguments and name not in self.projected)
+        """The arguments that are the channels as they are."""
+        return tuple(name for name in ("v", "x")
+                     if name in self.mechanism.arguments and name not in self.projected)
 
 
 def parameter_shapes(config):
@@ -75,7 +87,8 @@ def parameter_shapes(config):
     C, shapes = config.width, {}
 
     def linear(name, n_in, n_out):
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = ((n_in, n_out), ("normal", n_in**-0.5)), ((n_out,), 0.0)
+        shapes[f"{name}.weight"] = (n_in, n_out), ("normal", n_in**-0.5)
+        shapes[f"{name}.bias"] = (n_out,), 0.0
 
     def norm(name):
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = ((C,), 1.0), ((C,), 0.0)
@@ -87,7 +100,8 @@ def parameter_shapes(config):
         if config.projected:
             linear(f"{h}.attn.c_attn", C, len(config.projected) * C)
         for name, value in config.mechanism.parameters.items():
-            value = value(C // config.heads, sigma_init=config.sigma_init) if callable(value) else value
+            if callable(value):
+                value = value(C // config.heads, sigma_init=config.sigma_init)
             shapes[f"{h}.attn.{name}"] = ((config.heads,), value)
         linear(f"{h}.attn.c_proj", C, C)
         norm(f"{h}.ln_2")
@@ -101,8 +115,11 @@ def parameter_shapes(config):
 def init(config, seed=0, dtype=np.float32):
     """Fresh parameters, drawn in float64, then rounded: a dict."""
     rng = np.random.default_rng(seed)
-    return {name: np.array(rng.normal(0, value[1], shape) if isinstance(value, tuple) else np.full(shape, value), dtype)
-            for name, (shape, value) in parameter_shapes(config).items()}
+    params = {}
+    for name, (shape, value) in parameter_shapes(config).items():
+        drawn = rng.normal(0, value[1], shape) if isinstance(value, tuple) else np.full(shape, value)
+        params[name] = np.array(drawn, dtype)
+    return params
 
 
 def count_parameters(config):
@@ -111,11 +128,16 @@ def count_parameters(config):
 
 
 def flops(config):
-    """Floating-point operations of the matrix products of one picture's forward pass; (n, k) times (k, m) is 2nkm of them."""
+    """Floating-point operations of the matrix products in one picture's forward pass.
+
+    A product of (n, k) and (k, m) has 2 n k m of them.
+    """
     T, C = config.tokens, config.width
-    weights = sum(math.prod(shape) for name, (shape, _) in parameter_shapes(config).items() if len(shape) == 2 and name != "position")
-    head = C * config.labels                                                      # acts on the mean, not on each token
-    return 2 * (T * (weights - head) + head + config.layers * 2 * T * T * C)      # scores and averages: T^2 C each
+    weights = sum(math.prod(shape) for name, (shape, _) in parameter_shapes(config).items()
+                  if len(shape) == 2 and name != "position")
+    head = C * config.labels                                # acts on the mean, not on each token
+    attention = config.layers * 2 * T * T * C               # scores and averages: T^2 C each
+    return 2 * (T * (weights - head) + head + attention)
 
 
 def forward(params, images, config):
@@ -129,30 +151,31 @@ def forward(params, images, config):
         return y
 
     side = config.size // p
-    patches = images.reshape(B, side, p, side, p).swapaxes(2, 3).reshape(B * T, p * p)    # 1. cut               (N, p p), N = B T
-    x = layer("patch", ops.linear_forward, patches)                                       # 2. tokens            (N, C)
-    x.reshape(B, T, C)[:] += params["position"]                                           # 3. where they are
+    patches = images.reshape(B, side, p, side, p).swapaxes(2, 3)             # 1. cut, N = B T
+    x = layer("patch", ops.linear_forward, patches.reshape(B * T, p * p))    # 2. tokens    (N, C)
+    x.reshape(B, T, C)[:] += params["position"]                              # 3. positions
     for h in (f"h.{n}" for n in range(config.layers)):
-        u = layer(f"{h}.ln_1", ops.layer_norm_forward, x)                                 # 4. x += attention(layer_norm(x))
+        u = layer(f"{h}.ln_1", ops.layer_norm_forward, x)        # 4. x += attention(layer_norm(x))
         arguments = {name: params[f"{h}.attn.{name}"] for name in config.mechanism.parameters}
-        for name in config.raw:                                                           # 4a. channels as they are (B, H, T, D)
+        for name in config.raw:                                  # 4a. channels as they are (B, H, T, D)
             arguments[name] = u.reshape(B, T, H, -1).swapaxes(1, 2)
             if config.qk_norm:
                 arguments[name], cache[f"{h}.attn.rms"] = ops.rms_norm_forward(arguments[name])
-        if config.projected:                                                              # 4b. and projected
+        if config.projected:                                     # 4b. and projected
             y = layer(f"{h}.attn.c_attn", ops.linear_forward, u)
-            arguments.update(zip(config.projected, y.reshape(B, T, -1, H, C // H).transpose(2, 0, 3, 1, 4)))
-        y, cache[f"{h}.attn"] = config.mechanism.module.forward(**arguments)              # 4c. no mask          (B, H, T, D)
+            heads = y.reshape(B, T, -1, H, C // H).transpose(2, 0, 3, 1, 4)
+            arguments.update(zip(config.projected, heads))
+        y, cache[f"{h}.attn"] = config.mechanism.module.forward(**arguments)      # 4c. (B, H, T, D)
         x = x + layer(f"{h}.attn.c_proj", ops.linear_forward, y.swapaxes(1, 2).reshape(B * T, C))
-        y = layer(f"{h}.ln_2", ops.layer_norm_forward, x)                                 # 5. x += mlp(layer_norm(x))
+        y = layer(f"{h}.ln_2", ops.layer_norm_forward, x)        # 5. x += mlp(layer_norm(x))
         y, cache[f"{h}.mlp"] = ops.gelu_forward(layer(f"{h}.mlp.c_fc", ops.linear_forward, y))
         x = x + layer(f"{h}.mlp.c_proj", ops.linear_forward, y)
-    mean = layer("ln_f", ops.layer_norm_forward, x).reshape(B, T, C).mean(axis=1)         # 6.                   (B, C)
-    return layer("head", ops.linear_forward, mean), cache                                 # 7.                   (B, labels)
+    mean = layer("ln_f", ops.layer_norm_forward, x).reshape(B, T, C).mean(axis=1)       # 6. (B, C)
+    return layer("head", ops.linear_forward, mean), cache                               # 7. (B, labels)
 
 
 def backward(dlogits, cache, config):
-    """dlogits (B, labels) -> gradients, a dict named as the parameters. The picture's is not needed and not computed."""
+    """dlogits (B, labels) -> gradients, a dict named as the parameters. The picture needs none."""
     B, T, C, H = len(dlogits), config.tokens, config.width, config.heads
     grads = {}
 
@@ -166,20 +189,25 @@ def backward(dlogits, cache, config):
     dx = undo("ln_f", ops.layer_norm_backward, np.repeat(dmean / T, T, axis=0))
     for h in (f"h.{n}" for n in reversed(range(config.layers))):
         # 5. x += mlp(layer_norm(x)): the sum passes dx on, the branch adds to it
-        dy = ops.gelu_backward(undo(f"{h}.mlp.c_proj", ops.linear_backward, dx), cache[f"{h}.mlp"])["x"]
-        dx = dx + undo(f"{h}.ln_2", ops.layer_norm_backward, undo(f"{h}.mlp.c_fc", ops.linear_backward, dy))
+        dy = undo(f"{h}.mlp.c_proj", ops.linear_backward, dx)
+        dy = ops.gelu_backward(dy, cache[f"{h}.mlp"])["x"]
+        dy = undo(f"{h}.mlp.c_fc", ops.linear_backward, dy)
+        dx = dx + undo(f"{h}.ln_2", ops.layer_norm_backward, dy)
         # 4c. out = attention(arguments)
-        dy = undo(f"{h}.attn.c_proj", ops.linear_backward, dx).reshape(B, T, H, -1).swapaxes(1, 2)
-        part = config.mechanism.module.backward(dy, cache[f"{h}.attn"])
+        dy = undo(f"{h}.attn.c_proj", ops.linear_backward, dx).reshape(B, T, H, -1)
+        part = config.mechanism.module.backward(dy.swapaxes(1, 2), cache[f"{h}.attn"])
         grads.update((f"{h}.attn.{name}", part[name]) for name in config.mechanism.parameters)
         du = np.zeros_like(dx)
         # 4b. projected = u @ c_attn
         if config.projected:
-            d = np.stack([part[name].swapaxes(1, 2) for name in config.projected], axis=2)               # (B, T, projected, H, D)
+            # (B, T, projected, H, D)
+            d = np.stack([part[name].swapaxes(1, 2) for name in config.projected], axis=2)
             du += undo(f"{h}.attn.c_attn", ops.linear_backward, d.reshape(B * T, -1))
         # 4a. the channels as they are
         for name in config.raw:
-            d = ops.rms_norm_backward(part[name], cache[f"{h}.attn.rms"])["x"] if config.qk_norm else part[name]
+            d = part[name]
+            if config.qk_norm:
+                d = ops.rms_norm_backward(d, cache[f"{h}.attn.rms"])["x"]
             du += d.swapaxes(1, 2).reshape(B * T, C)
         # 4. u = layer_norm(x)
         dx = dx + undo(f"{h}.ln_1", ops.layer_norm_backward, du)
