@@ -3,6 +3,7 @@ import sys
 import time
 from concurrent.futures import CancelledError
 
+from minattn import runs
 from minattn.studies import plan as plans
 from minattn.studies import work
 from minattn.studies.progress import Progress
@@ -19,7 +20,7 @@ def run(plan, executor, *, report=None):
     "status" "failed" and its "reason". report(rows so far) is called after each. Raises InputError, before any training,
     where the folder cannot be written or holds runs with other settings.
     """
-    plans.check_folder(plan.folder)
+    runs.make_folder(plan.folder)
     plan = plans.with_corpus(plan, say=lambda line: print(line, file=sys.stderr))
     plans.check_runs(plan)
     jobs = plan.jobs()

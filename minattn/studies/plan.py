@@ -4,7 +4,6 @@ Mechanisms and positions are spelled as everywhere (minattn.spec), with commas b
 """
 import dataclasses
 import re
-import tempfile
 import typing
 from pathlib import Path
 from typing import NamedTuple
@@ -172,17 +171,6 @@ def check_runs(plan):
                     raise InputError(f"{plan.folder / Path(job.folder).relative_to(plan.folder.resolve())} holds a run with "
                                      f"{name} = {there.get(name)!r}, not {value!r}: give the settings it was made with, "
                                      "or choose another --out.")
-
-
-def check_folder(folder):
-    """Make the folder of a comparison; InputError if it is a file or cannot be written."""
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--out {folder} is a file; name a folder.")
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out.") from None
 
 
 def with_corpus(plan, say):

@@ -6,7 +6,7 @@ import math
 import statistics
 from typing import NamedTuple
 
-from minattn import model, runs
+from minattn import model, report_table, runs
 from minattn.errors import InputError
 from minattn.studies.measures import SCALARS
 
@@ -137,22 +137,22 @@ def markdown(plan, rows):
                 mean(name, "seconds", 0)) for name in names]
     failures = [(f"{row['variant']}, seed {row['seed']}", row["reason"].replace("|", "/")) for row in rows if row["status"] == "failed"]
     size = max((row["sample_size"] for row in rows if row["status"] == "done"), default=0)
-    parts = ["## Loss\n", table(losses), LOSS_NOTE.format(size=size)]
+    parts = ["## Loss\n", report_table.markdown(losses), LOSS_NOTE.format(size=size)]
     if len(names) > 1:
-        parts += [f"\n## Difference to {base}\n", table(differences), DIFFERENCE_NOTE]
+        parts += [f"\n## Difference to {base}\n", report_table.markdown(differences), DIFFERENCE_NOTE]
     if triples := crossed(plan.variants, base):
         lines = [("variants", "prefix-only", "teacher-forced")]
         lines += [(f"{both} against {one} and {other}", *(interaction(one, other, both, m) for m in ("val_loss_prefix_only", "val_loss")))
                   for one, other, both in triples]
-        parts += ["\n## Interaction\n", table(lines), INTERACTION_NOTE]
-    parts += ["\n## Attention and training\n", table(inside), INSIDE_NOTE]
+        parts += ["\n## Interaction\n", report_table.markdown(lines), INTERACTION_NOTE]
+    parts += ["\n## Attention and training\n", report_table.markdown(inside), INSIDE_NOTE]
     if len(names) > 1:
         measures = ("first_token_mass", "entropy", "grad_norm_variance", "grad_norm_cv", "spikes_6", "spikes_9")
         changes = [("variant", *(name.replace("_", " ") for name in measures))]
         changes += [(name, *(difference(name, measure) for measure in measures)) for name in names if name != base]
-        parts += [f"\n## The same as differences to {base}\n", table(changes)]
+        parts += [f"\n## The same as differences to {base}\n", report_table.markdown(changes)]
     if failures:
-        parts += ["\n## Failed\n", table([("run", "reason"), *failures])]
+        parts += ["\n## Failed\n", report_table.markdown([("run", "reason"), *failures])]
     return "\n".join(parts) + "\n"
 
 
@@ -175,8 +175,3 @@ before clipping; variation is standard deviation / mean over all steps; a spike 
 def _leak(mean, name):
     leak, error = mean(name, "leak"), mean(name, "leak_se", 4, False)
     return leak if leak == "-" else f"{mean(name, 'leak', 4, False)} ± {error}"
-
-
-def table(rows):
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

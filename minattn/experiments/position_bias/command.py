@@ -157,10 +157,7 @@ def prepare(folder, settings, steps, *, overwrite):
     """Make the run folder and write its config.json; InputError if it contains a run of other settings."""
     from minattn import runs
     from minattn.experiments.position_bias import recall_training
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out.") from None
+    runs.make_folder(folder)
     new = as_dicts(settings)
     if (folder / runs.CONFIG).exists():
         old, done = read_config(folder)               # refuses a file that another program wrote
