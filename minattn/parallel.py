@@ -87,14 +87,19 @@ def update(state, settings, pool=None):
     factor = optim.clip_factor(norm, settings.clip)
     if factor < 1:
         state.g *= factor
-    lr = optim.learning_rate(state.step, lr=settings.lr, min_lr=settings.min_lr,
-                             warmup=settings.warmup, steps=settings.steps)
+    lr = learning_rate(state.step, settings)
     state.step += 1
     adamw(pool, state.p, state.g, state.m, state.v, state.decayed, state.step, lr,
           settings.weight_decay, betas=(settings.beta1, settings.beta2), eps=settings.eps)
     if not np.isfinite(state.p).all():
         raise NotFinite(f"the parameter {_not_finite(state.params)}")
     return norm, lr
+
+
+def learning_rate(step, settings):
+    """optim.learning_rate of a step (from 0) with these settings."""
+    return optim.learning_rate(step, lr=settings.lr, min_lr=settings.min_lr,
+                               warmup=settings.warmup, steps=settings.steps)
 
 
 def _not_finite(arrays):

@@ -2,7 +2,10 @@
 
 
 def text(rows, *, right=(), rule=False):
-    """Columns aligned with spaces. right: numbers of the columns to align right; rule: underline the names."""
+    """Columns aligned with spaces.
+
+    right: numbers of the columns to align right; rule: underline the names.
+    """
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for row in rows:

@@ -103,7 +103,7 @@ def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="d
     vocabulary = data.Vocabulary(corpus.text)
     config = model.Config(vocab_size=len(vocabulary), **shape)
     ids = vocabulary.encode(corpus.text)
-    _splits(ids, config, corpus.name)
+    batches = Batches(ids, config, settings)
     params, buffers = model.init(config, settings.seed, np.dtype(settings.dtype))
     model.forward(params, ids[None, :1], config, buffers=buffers)   # a mechanism may refuse options
     zeros = {name: np.zeros_like(a) for name, a in params.items()}
@@ -113,7 +113,7 @@ def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="d
     with runs.create(folder, overwrite=overwrite) as folder:        # here an older run is removed
         runs.write_config(folder, config, dataclasses.asdict(settings), vocabulary.characters,
                           data.about(corpus))
-        return _train(folder, config, settings, ids, checkpoint, threads=threads, say=say)
+        return _train(folder, config, settings, batches, checkpoint, threads=threads, say=say)
 
 
 def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
@@ -131,7 +131,7 @@ def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
 def _resume(where, run, which, overrides, threads, data_dir, say):
     folder = run.folder
     known, wanted = {**model.to_dict(run.config), **run.train}, dict(overrides or {})
-    for name in ("attention", "position"):                         # compared in their canonical spelling
+    for name in ("attention", "position"):       # compared in their canonical spelling
         if name in wanted or f"{name}_options" in wanted:
             text, options = wanted.get(name, known[name]), wanted.pop(f"{name}_options", None)
             shape = {**model.to_dict(run.config), name: text, f"{name}_options": options}
@@ -161,24 +161,43 @@ def _resume(where, run, which, overrides, threads, data_dir, say):
         runs.write_aside(folder / runs.CHECKPOINT, (folder / which).read_bytes())
     say(f"{folder}: continuing after step {run.checkpoint.step} of {settings.steps}")
     ids = data.Vocabulary(run.vocabulary).encode(text)
-    return _train(folder, run.config, settings, ids, run.checkpoint, threads=threads, say=say)
+    batches = Batches(ids, run.config, settings)
+    return _train(folder, run.config, settings, batches, run.checkpoint, threads=threads, say=say)
 
 
-def _splits(ids, config, name):
-    """Train and validation ids; InputError if a block does not fit into both."""
-    train, val = data.split(ids)
-    if min(len(train), len(val)) <= config.block_size:
-        raise InputError(f"corpus {name!r} is too short for block_size {config.block_size}: its "
-                         f"{len(ids):,} characters are split {len(train):,} / {len(val):,}, and "
-                         f"each part needs at least {config.block_size + 1:,}. Use a longer text "
-                         "or a smaller --block-size.")
-    return train, val
+class Batches:
+    """What a run trains on and is validated on: windows of two parts of one text."""
+
+    def __init__(self, ids, config, settings):
+        self.settings, self.block_size = settings, config.block_size
+        self.train_ids, val_ids = data.split(ids)
+        if min(len(self.train_ids), len(val_ids)) <= config.block_size:
+            raise InputError(f"corpus {settings.corpus!r} is too short for block_size "
+                             f"{config.block_size}: its {len(ids):,} characters are split "
+                             f"{len(self.train_ids):,} / {len(val_ids):,}, and each part needs at "
+                             f"least {config.block_size + 1:,}. Use a longer text or a smaller "
+                             "--block-size.")
+        self.val = data.blocks(val_ids, config.block_size)
+        self.some = evenly(len(self.val[0]), settings.eval_blocks)
+
+    def training(self, step):
+        """The batch of a step (from 0): x, y (batch_size, block_size)."""
+        s = self.settings
+        return data.batch(self.train_ids, s.batch_size, self.block_size, s.seed, step)
+
+    def validation(self, done):
+        """What to evaluate after this many steps: some windows, after the last all; or None."""
+        if done == self.settings.steps:
+            return self.val
+        if done % self.settings.eval_interval == 0:
+            return tuple(part[self.some] for part in self.val)
+        return None
 
 
 # --------------------------------------------------------------------------------------- the loop
 
 
-def _train(folder, config, settings, ids, checkpoint, *, threads, say):
+def _train(folder, config, settings, batches, checkpoint, *, threads, say):
     threads = threads or min(os.cpu_count() or 1, settings.chunks)
     checks.number("threads", threads, 1, integer=True)
     for name, why in _leaks(config):
@@ -187,7 +206,7 @@ def _train(folder, config, settings, ids, checkpoint, *, threads, say):
         f"{settings.batch_size} x {config.block_size} tokens, {threads} "
         + ("thread" if threads == 1 else "threads"))
     metrics = runs.Metrics(folder, keep=checkpoint.step)
-    loop = _Loop(folder, config, settings, ids, checkpoint)
+    loop = _Loop(folder, config, settings, batches, checkpoint)
     with (closing(metrics), _stop_on_interrupt() as stop, parallel.workers(threads) as pool,
           _progress(settings.steps, checkpoint.step) as bar):
         while loop.state.step < settings.steps:
@@ -199,41 +218,30 @@ def _train(folder, config, settings, ids, checkpoint, *, threads, say):
 class _Loop:
     """A run in training: what its steps share."""
 
-    def __init__(self, folder, config, settings, ids, checkpoint):
+    def __init__(self, folder, config, settings, batches, checkpoint):
         self.folder, self.config, self.settings = folder, config, settings
-        self.train_ids, val_ids = _splits(ids, config, settings.corpus)
-        self.val = data.blocks(val_ids, config.block_size)
-        self.some_val = evenly(len(self.val[0]), settings.eval_blocks)
+        self.batches = batches
         self.state = parallel.start(checkpoint.params, checkpoint.buffers, settings.decay,
                                     m=checkpoint.m, v=checkpoint.v, step=checkpoint.step)
         self.began = time.perf_counter() - checkpoint.seconds
 
     def step(self, pool):
         """One training step, and the validation loss if it is due -> the line of metrics.jsonl."""
-        s, number = self.settings, self.state.step + 1
-        x, y = data.batch(self.train_ids, s.batch_size, self.config.block_size, s.seed, number - 1)
+        state, step = self.state, self.state.step + 1
+        x, y = self.batches.training(state.step)
         tick = time.perf_counter()
         try:
-            loss, norm, lr = parallel.train_step(pool, self.state, x, y, self.config, s)
+            loss, norm, lr = parallel.train_step(pool, state, x, y, self.config, self.settings)
         except NotFinite as error:
-            raise self.diverged(number, error.name) from None
+            raise self.diverged(step, error.name) from None
         speed = x.size / (time.perf_counter() - tick)
-        val_loss = self.validation_loss(pool)
-        if val_loss is not None and not math.isfinite(val_loss):
-            raise self.diverged(number, "the validation loss")
-        return {"step": number, "train_loss": loss, "val_loss": val_loss, "grad_norm": norm,
+        val_loss = None
+        if windows := self.batches.validation(step):
+            val_loss = parallel.mean_loss(pool, state.params, state.buffers, *windows, self.config)
+            if not math.isfinite(val_loss):
+                raise self.diverged(step, "the validation loss")
+        return {"step": step, "train_loss": loss, "val_loss": val_loss, "grad_norm": norm,
                 "lr": lr, "tokens_per_second": round(speed), "seconds": round(self.seconds(), 3)}
-
-    def validation_loss(self, pool):
-        """From some windows every eval_interval steps, from all after the last; None in between."""
-        state, s = self.state, self.settings
-        if state.step == s.steps:
-            x, y = self.val
-        elif state.step % s.eval_interval == 0:
-            x, y = (part[self.some_val] for part in self.val)
-        else:
-            return None
-        return parallel.mean_loss(pool, state.params, state.buffers, x, y, self.config)
 
     def record(self, row, metrics, bar, stop):
         """Show the step and write it down; raises Interrupted after Ctrl-C, once all is saved."""

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, and PyTorch's fast form is the literal one."""
 import argparse
 import importlib.util
+import itertools
 import json
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_ratios_are_paired_by_turn():
 @pytest.mark.parametrize("other, found", [([[1.0, 2.0]], 0), ([[1.0, 2.1]], 1), ([[1.0]], 1), ([[1.0, float("nan")]], 1)])
 def test_differences_are_found(other, found):
     problems = []
-    sides.compare("it", {"minattn": {"checks": [[1.0, 2.0]]}, "eager": {"checks": other}}, 1e-3, problems)
+    sides.compare("it", {"minattn": [[1.0, 2.0]], "eager": other}, 1e-3, problems)
     assert len(problems) == found and all("differ" in problem for problem in problems)
 
 
@@ -67,17 +68,19 @@ def test_summary_of_a_row(tiny):
              "eager": [[2.0], [2.0]], "eager plain": [[1.25], [1.25]]}
     job = step.spec("tiny", "energy")
     row = step.summary({"turns": times, "job": job, "threads": 2})
-    assert row["best"] == {"eager": "eager plain", "compile": None} and row["ratios"] == {"eager": 0.5, "eager plain": 0.8}
+    assert row["best"] == {"eager": "eager plain", "compile": None, "jax": None} and row["ratios"] == {"eager": 0.5, "eager plain": 0.8}
     assert row["overhead"] == 2 and row["rate"] == 2 * 2 * 64**3 / 0.25
     assert row["share"] == pytest.approx(step.flops(job) / row["rate"])
 
 
 def test_options_are_read_and_every_case_is_known():
     assert step.spec("paper", "energy[norm=prefix]", "rope")["config"]["attention"] == "energy[norm=prefix]"
-    assert step.spec("paper")["config"]["dropout"] == 0 and step.spec("paper")["batch"] == 16
-    cells = step.cells("nano, laptop", None, None)
+    paper = step.spec("paper")
+    assert paper["config"]["dropout"] == 0 and paper["settings"]["batch_size"] == 16
+    cells = step.cells(arguments("--preset", "nano, laptop"))
     assert len(cells) == 2 * len(step.CASES) and {cell[0] for cell in cells} == {"nano", "laptop"}
-    assert [cell[1:3] for cell in step.cells("nano", "sink,softmax", "rope")] == [("sink", "rope"), ("softmax", "rope")]
+    cells = step.cells(arguments("--preset", "nano", "--attention", "sink,softmax", "--position", "rope"))
+    assert cells == [("nano", "sink", "rope"), ("nano", "softmax", "rope")]
 
 
 @pytest.mark.parametrize("given, message", [
@@ -85,6 +88,7 @@ def test_options_are_read_and_every_case_is_known():
     (["--attention", "sotfmax"], "Did you mean 'softmax'"),
     (["--attention", "energy[nrm=key]"], "Did you mean 'norm'"),
     (["--attention", "energy[norm=keys]"], "norm must be one of"),
+    (["--attention", "softmax,energy:norm=prefix:eps=0"], r"write energy\[norm=prefix,eps=0\]"),
     (["--position", "ropes"], "Did you mean 'rope'"),
     (["--threads", "0"], "--threads must be at least 1"),
     (["--repeat", "0"], "--repeat must be at least 1"),
@@ -101,15 +105,14 @@ def test_mistakes_are_one_sentence(given, message):
 # -------------------------------------------------------------------------------------------------------- the processes
 
 
-def test_a_side_that_fails_is_left_out():
-    wanted = {"eager": ("numpy_jobs", 1), "minattn": ("numpy_jobs", 1)}
+def test_a_side_that_fails_is_left_out(monkeypatch):
+    good, bad = sides.Job("numpy_jobs", "matmul", {"n": 8}), sides.Job("numpy_jobs", "no such job", {})
     problems = []
-    with sides.sides(wanted) as group:
-        group["eager"].optional = True
-        answers = sides.prepare(group, {"eager": ("no such job", {}, 1)}, problems)
-        assert answers == {} and "KeyError" in problems[0] and list(group) == ["minattn"]
-        with pytest.raises(sides.SideFailed, match="KeyError"):
-            sides.prepare(group, {"minattn": ("no such job", {}, 1)}, problems)
+    with pytest.raises(sides.SideFailed, match="(?s)eager: .*KeyError"):
+        sides.measure("it", {"minattn": good, "eager": bad}, arguments(), problems, tolerance=0)
+    monkeypatch.setattr(sides, "OPTIONAL", ("numpy_jobs",))
+    found = sides.measure("it", {"minattn": good, "eager": bad}, arguments("--repeat", "1"), problems, tolerance=0)
+    assert "left out: eager" in problems[0] and "KeyError" in problems[0] and list(found.turns) == ["minattn"]
 
 
 def test_numpy_alone(tiny, monkeypatch, tmp_path, capsys):
@@ -151,20 +154,39 @@ def test_beside_pytorch(tiny, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("suite, tables", [("run", "preset minattn s PyTorch s ratio"), ("bias", "network minattn ms eager ms")])
+def test_whole_runs_and_networks_beside_pytorch(suite, tables, tiny, capsys, tmp_path):
+    pytest.importorskip("torch")
+    given = ("--suite", suite, "--preset", "tiny", "--repeat", "1", "--no-compile", "--json", str(tmp_path / "it.json"))
+    assert bench.run(arguments(*given)) == 0
+    out, err = capsys.readouterr()
+    assert tables in " ".join(out.split()) and "warning" not in err
+    row = json.loads((tmp_path / "it.json").read_text())[suite][0]
+    if suite == "run":
+        assert row["minattn"]["val_loss"] == pytest.approx(row["PyTorch"]["val_loss"], rel=1e-4) and row["ratio"] > 0
+    else:
+        assert set(row["ratios"]) == {"eager"}
+
+
+@pytest.mark.slow
 def test_jax_takes_the_same_steps(tiny):
     pytest.importorskip("jax")
     problems = []
-    with sides.sides({"minattn": ("numpy_jobs", 1), "jax": ("jax_jobs", 1)}) as group:
-        for attention in step.JAX["attention"]:
-            for position in step.JAX["position"]:
-                job = step.spec("tiny", attention, position)
-                job["config"].update(bias=attention != "gated", qkv_bias=position == "rope", gelu="exact" if position == "rope" else "tanh")
-                job.update(clip=0.3, decay="all" if attention == "sink" else "2d", weight_decay=1.0, lr=0.1)
-                answers = sides.prepare(group, dict.fromkeys(group, ("step", job, 3)), problems)
-                sides.compare(f"{attention}, {position}", answers, 5e-5, problems)
-                first, _, last = answers["minattn"]["checks"]
-                assert last[0] != pytest.approx(first[0], rel=1e-2)              # three steps of AdamW have left their mark
+    for attention, position in itertools.product(step.JAX["attention"], step.JAX["position"]):
+        spec = step.spec("tiny", attention, position)
+        spec["config"].update(bias=attention != "gated", qkv_bias=position == "rope", gelu="exact" if position == "rope" else "tanh")
+        spec["settings"].update(clip=0.3, decay="all" if attention == "sink" else "2d", weight_decay=1.0, lr=0.1, min_lr=0.1)
+        jobs = {label: sides.Job(f"{label}_jobs", "step", spec, 3) for label in ("numpy", "jax")}
+        found = sides.measure(f"{attention}, {position}", jobs, arguments("--repeat", "1"), problems, tolerance=5e-5)
+        first, _, last = found.checks["numpy"]
+        assert last[0] != pytest.approx(first[0], rel=1e-2)                      # three steps of AdamW have left their mark
     assert not problems
+
+
+def test_the_names_that_jax_has():
+    pytest.importorskip("jax")
+    from minattn.bench import jax_jobs
+    assert step.JAX == {"attention": tuple(jax_jobs.SINKS), "position": tuple(jax_jobs.ROTATIONS)}
 
 
 @pytest.mark.slow
@@ -218,7 +240,8 @@ CASES = {
 
 def literal_and_fast(case, fused, dtype="float64", **changes):
     torch = pytest.importorskip("torch")
-    from minattn.torch_refs import GPT, fast
+    from minattn.bench import torch_fast as fast
+    from minattn.torch_refs import GPT
     torch.set_num_threads(1)                                              # for arrays as small as these, two only wait
     torch.manual_seed(3)
     literal = GPT({**SMALL, **case, **changes}).double()
@@ -285,7 +308,8 @@ def test_dropout_takes_the_literal_form():
 @pytest.mark.parametrize("T", [4, 8, 20])
 def test_windowed_is_a_window(T):
     torch = pytest.importorskip("torch")
-    from minattn.torch_refs import fast, softmax_attention
+    from minattn.bench import torch_fast as fast
+    from minattn.torch_refs import softmax_attention
     q, k, v, dout = torch.randn(4, 2, 3, T, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(T))
     inputs = [x.clone().requires_grad_() for x in (q, k, v)]
     out, expected = fast.windowed(*inputs, 4), softmax_attention(*inputs, window=4)
@@ -297,7 +321,7 @@ def test_windowed_is_a_window(T):
 @pytest.mark.parametrize("position, changes", [("learned", {}), ("rope", {"n_embd": 24}), ("sinusoidal", {}), ("none", {})])
 def test_cached_generation(position, changes):
     torch = pytest.importorskip("torch")
-    from minattn.torch_refs.fast import generate as continued
+    from minattn.bench.torch_fast import generate as continued
     literal, fast, tokens = literal_and_fast({"position": position, **changes}, True)
     view = tokens[:, :3]
     cached = torch.stack(list(continued(fast, view, 9, top_k=1)), 1)
@@ -314,7 +338,7 @@ def test_cached_generation(position, changes):
 
 def test_generation_refuses_what_it_cannot_do():
     pytest.importorskip("torch")
-    from minattn.torch_refs import fast as from_torch
+    from minattn.bench import torch_fast as from_torch
 
     _, fast, tokens = literal_and_fast(CASES["sink"], True)
     with pytest.raises(ValueError, match="softmax attention"):
@@ -323,7 +347,7 @@ def test_generation_refuses_what_it_cannot_do():
 
 def test_numpy_and_pytorch_generate_the_same():
     torch = pytest.importorskip("torch")
-    from minattn.torch_refs import fast
+    from minattn.bench import torch_fast as fast
     config = model.Config(**SMALL)
     params, buffers = model.init(config, 5, np.float64)
     mine = list(generate.stream(params, buffers, config, [3, 1], 9, top_k=1))

@@ -1,37 +1,49 @@
-"""How fast is it here? Training steps, long sequences, generation and whole runs, beside PyTorch where it is installed.
+"""How fast is it here? Training steps, long sequences, generation and whole runs, beside PyTorch
+where it is installed.
 
-    python -m minattn bench --preset laptop --attention softmax,energy
+    python -m minattn bench --preset laptop --attention softmax,energy[norm=prefix]
 
-Every comparison is between equals: the same weights, the same batch, the same number of threads, float32, dropout 0,
-and PyTorch in its fastest correct form (minattn.torch_refs.fast), eager and compiled. Training steps also beside JAX,
-where it is installed and has the mechanism (minattn.bench.jax_jobs). The sides take turns,
-A B C A B C ..., each turn a few steps long, each side in its own process (minattn.bench.sides says why); what they
-compute is compared before anything is timed. Times are medians over all steps, with quartiles; ratios are medians over
-the turns of the ratio within a turn, so that a machine that slows down for a while slows both sides.
+Every comparison is between equals: the same weights, the same batch, the same number of threads,
+float32, dropout 0. Our side is the trainer's own step; PyTorch's is its fastest correct form
+(torch_fast.py), eager and compiled; training steps also beside JAX, where it is installed and has
+the mechanism (jax_jobs.py). The sides take turns, A B C A B C ..., each turn a few steps long, each
+side in its own process (sides.py says why). What they compute is compared before anything is timed.
+Times are medians over all steps, with quartiles; ratios are medians over the turns of the ratio
+within a turn, so that a machine that slows down for a while slows both sides.
 
-Run it on a machine that does nothing else: PyTorch's threads wait for each other at every operation, so a busy core
+Run it on an idle machine: PyTorch's threads wait for each other at every operation, so a busy core
 costs it more than it costs a thread that has a chunk of its own, and the ratios flatter us.
 """
 import os
 
-SUITES = ("step", "long", "sample", "run", "bias", "all")
+SUITES = {"step": "step", "long": "long", "sample": "sample", "run": "whole", "bias": "recall"}
+ALL = ("step", "long", "sample")
 TORCH = "pip install torch==2.13.0"
 
 
 def add_arguments(parser):
     """The options of `python -m minattn bench`."""
     default = " (default %(default)s)"
-    parser.add_argument("--suite", default="step", choices=SUITES,
-                        help="training steps, long sequences, generation, whole runs, position-bias networks; all: the first three" + default)
-    parser.add_argument("--preset", default="nano,laptop,paper", help="sizes of the step and run suites" + default)
-    parser.add_argument("--attention", help="mechanisms, with options: softmax,energy[norm=prefix] (default all)")
-    parser.add_argument("--position", help="positions: learned,rope (default learned; rope and morlet with softmax)")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="for every side" + default)
-    parser.add_argument("--repeat", type=int, default=9, help="turns that each side takes" + default)
-    parser.add_argument("--longest", type=int, default=16384, help="last length of the long suite" + default)
+    parser.add_argument("--suite", default="step", choices=[*SUITES, "all"],
+                        help="training steps, long sequences, generation, whole runs, "
+                             "position-bias networks; all: the first three" + default)
+    parser.add_argument("--preset", default="nano,laptop,paper",
+                        help="sizes of the step and run suites" + default)
+    parser.add_argument("--attention", help="mechanisms, with options: softmax,energy[norm=prefix] "
+                                            "(default all)")
+    parser.add_argument("--position", help="positions: learned,rope (default learned; rope and "
+                                           "morlet with softmax)")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1),
+                        help="for every side" + default)
+    parser.add_argument("--repeat", type=int, default=9,
+                        help="turns that each side takes" + default)
+    parser.add_argument("--longest", type=int, default=16384,
+                        help="last length of the long suite" + default)
     parser.add_argument("--json", metavar="FILE", help="write every number")
-    parser.add_argument("--picture", metavar="FILE", help="draw time and memory against length (long suite)")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time")
+    parser.add_argument("--picture", metavar="FILE",
+                        help="draw time and memory against length (long suite)")
+    parser.add_argument("--no-compile", action="store_true",
+                        help="leave torch.compile out: it takes most of the time")
 
 
 def run(args):
@@ -41,12 +53,43 @@ def run(args):
     import sys
     from pathlib import Path
 
-    from minattn import checks
-    from minattn.bench import long, recall, sample, step, whole
-    from minattn.errors import InputError
+    suites = ALL if args.suite == "all" else (args.suite,)
+    _check(args, suites)
+    args.torch, args.jax = (importlib.util.find_spec(name) is not None for name in ("torch", "jax"))
+    args.torch_kinds = ["eager", "compile"] if args.torch else []
+    if args.no_compile:
+        args.torch_kinds = args.torch_kinds[:1]
+    about = machine(args.threads)
+    print(describe(about))
+    if about["load"] > 0.5:
+        print("This machine is busy, which costs PyTorch more than it costs us: wait until it is "
+              "idle.")
+    if not args.torch:
+        alone = "NumPy's times alone"
+        if args.jax and "step" in suites:
+            alone = "JAX's and NumPy's times"
+        print(f"PyTorch is not installed: these are {alone}. For the comparison: {TORCH}")
+    result, problems = {"machine": about}, []
+    for suite in suites:
+        module = importlib.import_module(f"minattn.bench.{SUITES[suite]}")
+        result[suite] = module.suite(args, problems)
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    if args.json:
+        content = json.dumps({**result, "problems": problems}, indent=1)
+        Path(args.json).write_text(content, encoding="utf-8")
+    if args.picture:
+        from minattn.bench import figures
+        figures.scaling(result["long"]["rows"], args.picture)
+    return 1 if any("differ" in problem for problem in problems) else 0
 
-    checks.choice("--suite", args.suite, SUITES)
-    suites = SUITES[:3] if args.suite == "all" else (args.suite,)
+
+def _check(args, suites):
+    from pathlib import Path
+
+    from minattn import checks
+    from minattn.bench import long, step
+    from minattn.errors import InputError
     for name in ("threads", "repeat"):
         checks.number(f"--{name}", getattr(args, name), 1, integer=True)
     checks.number("--longest", args.longest, long.LENGTHS[0], integer=True)
@@ -55,34 +98,7 @@ def run(args):
     for file in filter(None, (args.json, args.picture)):
         if not Path(file).absolute().parent.is_dir() or Path(file).is_dir():
             raise InputError(f"cannot write {file!r}: not a file in a folder that exists.")
-    cells = step.cells(args.preset, args.attention, args.position)
-
-    torch, jax = (importlib.util.find_spec(name) is not None for name in ("torch", "jax"))
-    result, problems = {"machine": machine(args.threads)}, []
-    print(describe(result["machine"]))
-    if result["machine"]["load"] > 0.5:
-        print("This machine is busy: that costs PyTorch more than it costs us, so wait for a quiet moment.")
-    if not torch:
-        alone = "JAX's and NumPy's times" if jax and "step" in suites else "NumPy's times alone"
-        print(f"PyTorch is not installed: these are {alone}. For the comparison: {TORCH}")
-    if "step" in suites:
-        result["step"] = step.suite(cells, args, torch, jax, problems)
-    if "long" in suites:
-        result["long"] = long.suite(args, torch, problems)
-    if "sample" in suites:
-        result["sample"] = sample.suite(args, torch, problems)
-    if "run" in suites:
-        result["run"] = whole.suite(args, torch, problems)
-    if "bias" in suites:
-        result["bias"] = recall.suite(args, torch, problems)
-    for problem in problems:
-        print(f"warning: {problem}", file=sys.stderr)
-    if args.json:
-        Path(args.json).write_text(json.dumps({**result, "problems": problems}, indent=1), encoding="utf-8")
-    if args.picture:
-        from minattn.bench import figures
-        figures.scaling(result["long"]["rows"], args.picture)
-    return 1 if any("differ" in problem for problem in problems) else 0
+    step.cells(args)
 
 
 def machine(threads):
@@ -95,7 +111,8 @@ def machine(threads):
 
     from minattn import __version__
 
-    blas = [f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info() if pool["user_api"] == "blas"]
+    blas = [f"{pool['internal_api']} {pool['version']}" for pool in threadpool_info()
+            if pool["user_api"] == "blas"]
     versions = dict.fromkeys(("torch", "jax"))
     for name in versions:
         try:
@@ -104,18 +121,22 @@ def machine(threads):
             pass
     try:
         with open("/proc/cpuinfo") as info:
-            cpu = next(line.partition(":")[2].strip() for line in info if line.startswith("model name"))
+            line = next(line for line in info if line.startswith("model name"))
+        cpu = line.partition(":")[2].strip()
     except (OSError, StopIteration):
         cpu = platform.processor() or platform.machine()
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "load": load,
-            "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
-            "numpy": np.__version__, "blas": ", ".join(dict.fromkeys(blas)), **versions, "minattn": __version__}
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(), "numpy": np.__version__,
+            "blas": ", ".join(dict.fromkeys(blas)), **versions, "minattn": __version__}
 
 
 def describe(about):
     """One sentence of it."""
-    return (f"{about['cpu']}, {about['cores']} cores ({about['system']}), {about['threads']} threads used; "
-            f"Python {about['python']}, NumPy {about['numpy']} ({about['blas']}), "
-            + (f"PyTorch {about['torch']}, " if about["torch"] else "") + (f"JAX {about['jax']}, " if about["jax"] else "")
-            + f"minattn {about['minattn']}; load when it began: {about['load']}")
+    libraries = [f"Python {about['python']}", f"NumPy {about['numpy']} ({about['blas']})"]
+    libraries += [f"{title} {about[name]}" for name, title in (("torch", "PyTorch"), ("jax", "JAX"))
+                  if about[name]]
+    return (f"{about['cpu']}, {about['cores']} cores ({about['system']}), {about['threads']} "
+            f"threads used; {', '.join(libraries)}, minattn {about['minattn']}; "
+            f"load when it began: {about['load']}")

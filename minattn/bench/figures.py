@@ -15,10 +15,11 @@ def scaling(rows, path):
         T = [row["T"] for row in mine]
         low, middle, high = ([row["seconds"][q] for row in mine] for q in ("q1", "median", "q3"))
         kind = "full" if window is None else f"window {window}"
-        line = {"color": plots.COLOURS[sides.index(side) % len(plots.COLOURS)], "marker": "o", "ms": 4,
-                "ls": "-" if window is None else "--", "lw": 1.6, "label": f"{side}, {kind}"}
+        colour = plots.COLOURS[sides.index(side) % len(plots.COLOURS)]
+        line = {"color": colour, "marker": "o", "ms": 4, "lw": 1.6, "label": f"{side}, {kind}",
+                "ls": "-" if window is None else "--"}
         left.plot(T, middle, **line)
-        left.fill_between(T, low, high, color=line["color"], alpha=0.15, lw=0)
+        left.fill_between(T, low, high, color=colour, alpha=0.15, lw=0)
         right.plot(T, [max(row["extra_bytes"], 1) / 1e6 for row in mine], **line)
     ticks = sorted({row["T"] for row in rows})
     left.set(ylabel="seconds, forward and backward")

@@ -1,10 +1,11 @@
-"""JAX's side of the training step: the model of numpy_jobs.py in jax.numpy, each step one compiled function.
+"""JAX's side of the training step: the model in jax.numpy, each step one compiled function.
 
-Forward, jax.grad, clipping and AdamW are in one jax.jit whose parameters and moments are donated, so that XLA may write
-the new ones over the old. Of the forms tried (jax.nn.dot_product_attention; einsum and jax.nn.softmax; einsum and exp,
-divided by the row's sum after the product with v; heads before tokens or after; one-hot products for the look-ups) the
-third, with heads after tokens, took the least processor time on one core: 8% less than the first at 128 tokens, 2% at 64,
-where all of them lie within 3%. Measured on JAX 0.10. step.JAX lists what is written here.
+Forward, jax.grad, clipping and AdamW are in one jax.jit whose parameters and moments are donated,
+so that XLA may write the new ones over the old. Of the forms tried (jax.nn.dot_product_attention;
+einsum and jax.nn.softmax; einsum and exp, divided by the row's sum after the product with v; heads
+before tokens or after; one-hot products for the look-ups) the third, with heads after tokens, took
+the least processor time on one core: 8% less than the first at 128 tokens, 2% at 64, where all of
+them lie within 3%. Measured on JAX 0.10. step.JAX lists the names in SINKS and ROTATIONS.
 """
 import os
 from contextlib import contextmanager
@@ -15,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from minattn.bench.numpy_jobs import step_inputs
-from minattn.positions import rotary
 
 
 @contextmanager
 def session(threads):
-    """XLA has no call that sets its threads: it makes one per core the process may use, when it is first used.
+    """XLA has no call that sets its threads: it makes one per core the process may use, when it is
+    first used.
 
-    So the process may use that many cores, which bounds every pool there is (XLA_FLAGS only turns some of them off).
-    Where a system cannot do that, NPROC, which XLA reads, bounds its pools.
+    So the process may use that many cores, which bounds every pool there is (XLA_FLAGS only turns
+    some of them off). Where a system cannot do that, NPROC, which XLA reads, bounds its pools.
     """
     jax.config.update("jax_platforms", "cpu")
     if hasattr(os, "sched_setaffinity"):
@@ -44,30 +45,52 @@ def norm(params, name, x):
     return y + params[f"{name}.bias"] if f"{name}.bias" in params else y
 
 
-def turned(x):
-    """RoPE in halves; x (B, T, H, D)"""
-    turn = rotary.rotations(*x.shape[1::2], np.dtype(np.float32), base=rotary.OPTIONS["base"].default)[:, None]             # (T, 1, D/2)
+def rotated(x):
+    """RoPE in halves, base 10000; x (B, T, H, D)"""
+    T, D = x.shape[1], x.shape[3]
+    rate = 10000.0 ** (-2 * np.arange(D // 2) / D)
+    angle = np.arange(T)[:, None, None] * rate                                         # (T, 1, D/2)
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     a, b = jnp.split(x, 2, -1)
-    return jnp.concatenate([a * turn.real - b * turn.imag, b * turn.real + a * turn.imag], -1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def zero_sink(params, name):
+    return np.float32(0)
+
+
+def learned_sink(params, name):
+    return params[f"{name}.sink"][:, None, None]
+
+
+# What each name adds to softmax attention: a sink in the denominator, a gate on the output, a
+# rotation of q and k.
+SINKS = {"softmax": None, "off_by_one": zero_sink, "sink": learned_sink, "gated": None}
+GATED = ("gated",)
+ROTATIONS = {"learned": None, "rope": rotated}
 
 
 def attention(params, name, x, config):
     """x (B, T, C) -> (B, T, C)"""
     B, T, C = x.shape
-    H, D, kind = config.n_head, C // config.n_head, config.attention
-    q, k, v = (part.reshape(B, T, H, D) for part in jnp.split(linear(params, f"{name}.c_attn", x), 3, -1))
-    if config.position == "rope":
-        q, k = turned(q), turned(k)
-    s = jnp.where(np.tri(T, dtype=bool), jnp.einsum("bthd,bshd->bhts", q * D**-0.5, k), -jnp.inf)           # (B, H, T, T)
+    H, D = config.n_head, C // config.n_head
+    sink, rotation = SINKS[config.attention], ROTATIONS[config.position]
+    qkv = jnp.split(linear(params, f"{name}.c_attn", x), 3, -1)
+    q, k, v = (part.reshape(B, T, H, D) for part in qkv)
+    if rotation:
+        q, k = rotation(q), rotation(k)
+    s = jnp.einsum("bthd,bshd->bhts", q * D**-0.5, k)                                 # (B, H, T, T)
+    s = jnp.where(np.tri(T, dtype=bool), s, -jnp.inf)
     top = s.max(-1, keepdims=True)
-    if sink := kind in ("sink", "off_by_one"):
-        sunk = params[f"{name}.sink"][:, None, None] if kind == "sink" else np.float32(0)
-        top = jnp.maximum(top, sunk)
+    if sink:
+        top = jnp.maximum(top, sink(params, name))
     top = jax.lax.stop_gradient(top)
     e = jnp.exp(s - top)
-    total = e.sum(-1, keepdims=True) + (jnp.exp(sunk - top) if sink else 0)                                 # (B, H, T, 1)
+    total = e.sum(-1, keepdims=True)                                                  # (B, H, T, 1)
+    if sink:
+        total = total + jnp.exp(sink(params, name) - top)
     y = jnp.einsum("bhts,bshd->bthd", e, v) / total.swapaxes(1, 2)
-    if kind == "gated":
+    if config.attention in GATED:
         y = y * jax.nn.sigmoid(linear(params, f"{name}.gate_logits", x).reshape(B, T, H, D))
     return linear(params, f"{name}.c_proj", y.reshape(B, T, C))
 
@@ -76,35 +99,39 @@ def loss_of(params, x, y, config):
     """tokens, targets (B, T) -> nats per token"""
     wte = params["wte.weight"]
     h = wte[x]
-    if config.position == "learned":
+    if "position.learned.weight" in params:
         h = h + params["position.learned.weight"]
     for i in range(config.n_layer):
         h = h + attention(params, f"h.{i}.attn", norm(params, f"h.{i}.ln_1", h), config)
         z = linear(params, f"h.{i}.mlp.c_fc", norm(params, f"h.{i}.ln_2", h))
-        h = h + linear(params, f"h.{i}.mlp.c_proj", jax.nn.gelu(z, approximate=config.gelu == "tanh"))
+        z = jax.nn.gelu(z, approximate=config.gelu == "tanh")
+        h = h + linear(params, f"h.{i}.mlp.c_proj", z)
     logits = norm(params, "ln_f", h) @ wte.T
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[..., None], -1).mean()
 
 
 def step(spec, session):
     """One training step -> loss and norm of the gradient."""
-    config, params, _, x, y = step_inputs(spec)
-    b1, b2 = spec["betas"]
+    config, s, params, _, x, y = step_inputs(spec)
+    b1, b2 = s.beta1, s.beta2
 
     @partial(jax.jit, donate_argnums=(0, 1, 2))
     def update(params, m, v, count, x, y):
         loss, grads = jax.value_and_grad(loss_of)(params, x, y, config)
         size = jnp.sqrt(sum(jnp.vdot(g, g) for g in grads.values()))
-        factor = jnp.minimum(1, spec["clip"] / (size + 1e-6))
-        rate, root = spec["lr"] / (1 - b1**count), jnp.sqrt(1 - b2**count)
+        factor = jnp.minimum(1, s.clip / (size + 1e-6))
+        rate, root = s.lr / (1 - b1**count), jnp.sqrt(1 - b2**count)
         m = {name: b1 * m[name] + (1 - b1) * factor * g for name, g in grads.items()}
         v = {name: b2 * v[name] + (1 - b2) * (factor * g)**2 for name, g in grads.items()}
-        decay = {name: spec["weight_decay"] if spec["decay"] == "all" or p.ndim > 1 else 0 for name, p in params.items()}
-        params = {name: p * (1 - spec["lr"] * decay[name]) - rate * m[name] / (jnp.sqrt(v[name]) / root + spec["eps"])
-                  for name, p in params.items()}
-        return (params, m, v), loss, size
+        new = {}
+        for name, p in params.items():
+            decay = s.weight_decay if s.decay == "all" or p.ndim > 1 else 0
+            change = rate * m[name] / (jnp.sqrt(v[name]) / root + s.eps)
+            new[name] = p * (1 - s.lr * decay) - change
+        return (new, m, v), loss, size
 
-    state = jax.tree.map(jnp.array, (params, *({name: np.zeros_like(a) for name, a in params.items()} for _ in range(2))))
+    zeros = {name: np.zeros_like(a) for name, a in params.items()}
+    state = jax.tree.map(jnp.array, (params, zeros, zeros))
     x, y, count = jnp.array(x, np.int32), jnp.array(y, np.int32), 0
 
     def work():

@@ -1,30 +1,40 @@
-"""Generation with a key-value cache: tokens per second, a whole block from one token, greedily; one sequence, and several."""
+"""Generation with a key-value cache: tokens per second, a whole block from one token, greedily; one
+sequence, and several."""
+from minattn import report_table
 from minattn.bench import step
-from minattn.bench.sides import compare, prepare, print_table, progress, ratio, sides, spread, take_turns
+from minattn.bench.sides import Job, measure, number, ratio, spread
 
 PRESET, BATCHES = "paper", (1, 16)
 
 
-def suite(args, torch, problems):
-    """-> {"preset", "tokens", "batches": [{"batch", "sides"}, ...]}; prints a table. Both sides with one thread and with all."""
-    spec = step.spec(PRESET)
-    spec["tokens"] = tokens = spec["config"]["block_size"]
-    wanted = {f"{who}, {n} thread{'s' * (n > 1)}": (module, n) for n in sorted({1, args.threads})
-              for who, module in (("minattn", "numpy_jobs"), ("PyTorch", "torch_jobs")) if torch or who == "minattn"}
-    found = []
+def suite(args, problems):
+    """-> {"preset", "tokens", "batches": [{"batch", "sides"}, ...]}; prints a table.
+
+    Both sides with one thread and with all.
+    """
+    spec, found = step.spec(PRESET), []
+    tokens = spec["config"]["block_size"]
     print(f"\ngeneration, {PRESET}: {tokens} tokens after one, greedy, key-value cache, float32")
-    table = [("batch", "", "tokens/s", "quartiles", "minattn, with as many threads, is faster by")]
+    lines = [("batch", "", "tokens/s", "quartiles", "minattn, with as many threads, is faster by")]
     for batch in BATCHES:
-        progress(f"generation, {PRESET}, batch {batch}")
-        with sides(wanted) as group:
-            answers = prepare(group, {label: ("sample", {**spec, "batch": batch}, 1) for label in wanted}, problems)
-            compare(f"generation, batch {batch}", answers, 0, problems)
-            times = take_turns(group, answers, args.repeat, problems)
-        rate = {label: {at: batch * tokens / seconds for at, seconds in spread(turns).items()} for label, turns in times.items()}
-        faster = {label: 1 / ratio(times[label.replace("PyTorch", "minattn")], turns) for label, turns in times.items()}
-        table += [(str(batch), label, f"{rate[label]['median']:.0f}", f"{rate[label]['q3']:.0f}-{rate[label]['q1']:.0f}",
-                   "" if label.startswith("minattn") else f"{faster[label]:.2f}x") for label in times]
-        found.append({"batch": batch, "sides": {label: {"tokens_per_second": rate[label]["median"], "speedup": faster[label],
-                                                        "turns": turns} for label, turns in times.items()}})
-    print_table(table)
+        job = {**spec, "settings": {**spec["settings"], "batch_size": batch}, "tokens": tokens}
+        jobs = {}
+        for n in sorted({1, args.threads}):
+            threads = "1 thread" if n == 1 else f"{n} threads"
+            jobs[f"minattn, {threads}"] = Job("numpy_jobs", "sample", job, threads=n)
+            if args.torch:
+                jobs[f"PyTorch, {threads}"] = Job("torch_jobs", "sample", job, threads=n)
+        times = measure(f"generation, {PRESET}, batch {batch}", jobs, args, problems,
+                        tolerance=0).turns
+        rows = {}
+        for label, turns in times.items():
+            seconds = spread(turns)
+            rate = {at: batch * tokens / seconds[at] for at in seconds}
+            faster = 1 / ratio(times[label.replace("PyTorch", "minattn")], turns)
+            rows[label] = {"tokens_per_second": rate["median"], "speedup": faster, "turns": turns}
+            shown = "" if label.startswith("minattn") else number(faster) + "x"
+            lines.append((str(batch), label, number(rate["median"], 0),
+                          f"{rate['q3']:.0f}-{rate['q1']:.0f}", shown))
+        found.append({"batch": batch, "sides": rows})
+    print(report_table.text(lines, right=range(2, len(lines[0]))))
     return {"preset": PRESET, "tokens": tokens, "batches": found}

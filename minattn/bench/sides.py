@@ -1,9 +1,10 @@
-"""The sides of a benchmark: each lives in a process of its own and does its work when it is told to.
+"""The sides of a benchmark: each is a process of its own that works when it is told to.
 
-In one process, one side's matrix library would keep its threads spinning while the other is timed, share its memory
-allocator and its settings, and count into its peak memory. Here a process that is not being timed waits for a message;
-each stretch of timed work begins with one untimed piece, in which caches warm up and the last spinning threads of the
-other side go to sleep (OpenMP's do after some milliseconds). So neither side needs any setting it would not have alone.
+In one process, one side's matrix library would keep its threads spinning while the other is timed,
+share its memory allocator and its settings, and count into its peak memory. Here a process that is
+not being timed waits for a message. Each stretch of timed work begins with one untimed piece, in
+which caches warm up and the last spinning threads of the other side go to sleep (OpenMP's do after
+some milliseconds). So neither side needs any setting it would not have alone.
 """
 import importlib
 import math
@@ -15,8 +16,25 @@ import time
 import traceback
 import tracemalloc
 from contextlib import contextmanager
+from typing import NamedTuple
 
-TURN = 0.2             # seconds of timed work in a turn, about
+TURN = 0.2                                 # seconds of timed work in a turn, about
+OPTIONAL = ("torch_jobs", "jax_jobs")      # sides that are left out when they fail
+
+
+class Job(NamedTuple):
+    """What a side does: one of the JOBS of a module, and what it is given."""
+    module: str
+    name: str
+    spec: dict
+    checks: int = 1          # how often it is done before it is timed, to compare the results
+    threads: int = 1
+
+
+class Measured(NamedTuple):
+    checks: dict             # label -> results of the untimed checks
+    turns: dict              # label -> for each turn, a list of seconds
+    peaks: dict              # label -> the most memory its process has held, in bytes
 
 
 class SideFailed(Exception):
@@ -24,12 +42,14 @@ class SideFailed(Exception):
 
 
 class Side:
-    """One process: ask for something, then take the answer, so that several can prepare at the same time."""
+    """One process. ask() and answer() are apart, so that several can prepare at the same time."""
 
-    def __init__(self, label, module, threads, trace=False):
+    def __init__(self, label, job, trace=False):
         context = multiprocessing.get_context("spawn")
-        self.label, self.optional, (self.pipe, theirs) = label, module.endswith(("torch_jobs", "jax_jobs")), context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, module, threads, trace), daemon=True)
+        self.label, self.optional = label, job.module in OPTIONAL
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, daemon=True,
+                                       args=(theirs, job.module, job.threads, trace))
         self.process.start()
         theirs.close()
 
@@ -44,7 +64,7 @@ class Side:
             done, value = self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self.process.join(5)
-            raise SideFailed(f"{self.label}: its process ended with code {self.process.exitcode}") from None
+            done, value = False, f"its process ended with code {self.process.exitcode}"
         if not done:
             raise SideFailed(f"{self.label}: {value}")
         return value
@@ -54,7 +74,7 @@ class Side:
         return self.answer()
 
     def close(self):
-        """With its pipe closed it ends by itself; one that is still at work after a while is stopped."""
+        """With its pipe closed it ends by itself; one still at work after a while is stopped."""
         self.pipe.close()
         self.process.join(2)
         if self.process.is_alive():
@@ -63,11 +83,11 @@ class Side:
 
 
 def _serve(pipe, module, threads, trace):
-    """Answer ("job", name, spec, checks), ("time", n) and ("memory",) until the process is ended."""
+    """Answer ("job", name, spec, checks), ("time", n) and ("memory",) until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)               # Ctrl-C is the parent's to handle
     work = None
     try:
-        module = importlib.import_module(module)
+        module = importlib.import_module(f"minattn.bench.{module}")
         if trace:
             tracemalloc.start()
         with module.session(threads) as session:
@@ -76,8 +96,8 @@ def _serve(pipe, module, threads, trace):
                 if command == "job":
                     name, spec, checks = arguments
                     work = None                                # let go of the last one first
-                    work, held = module.JOBS[name](spec, session)
-                    answer = {"held": held, "checks": [work() for _ in range(checks)]}
+                    work, input_bytes = module.JOBS[name](spec, session)
+                    answer = {"input_bytes": input_bytes, "checks": [work() for _ in range(checks)]}
                 elif command == "time":
                     work()
                     answer = [_seconds(work) for _ in range(arguments[0])]
@@ -97,38 +117,50 @@ def _seconds(work):
 
 
 def peak_rss():
-    """The most memory this process has held, in bytes; in Linux since it began, not since its parent did."""
+    """The most memory this process has held, in bytes; on Linux not counting its parent's."""
     try:
         with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+            peak = next(line for line in status if line.startswith("VmHWM"))
+        return int(peak.split()[1]) << 10
     except (OSError, StopIteration):
         import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @contextmanager
-def sides(wanted, trace=False):
-    """Start a side for each label -> (module, threads); they end with the block, whatever happens."""
-    group = {label: Side(label, f"minattn.bench.{module}", threads, trace)
-             for label, (module, threads) in wanted.items()}
+def sides(jobs, trace=False):
+    """Start a side for each label -> Job; they end with the block, whatever happens."""
+    group = {label: Side(label, job, trace) for label, job in jobs.items()}
     try:
         yield group
     finally:
         for side in group.values():
-            side.pipe.close()                                  # all at once: closing twice does no harm
+            side.pipe.close()                                  # all at once: closing twice is safe
         for side in group.values():
             side.close()
 
 
-def prepare(group, jobs, problems):
-    """Give each side its job (name, spec, how often to do it as a check), all at once -> label -> its answer."""
-    for label, job in jobs.items():
-        group[label].ask("job", *job)
-    return {label: answer for label in jobs if (answer := _answer(group, label, problems)) is not None}
+def measure(what, jobs, args, problems, *, tolerance, unchecked=(), most=math.inf):
+    """Do these jobs (label -> Job) side by side -> Measured.
+
+    Their checks are compared, but for those of `unchecked` labels; then they are timed in turn.
+    """
+    print(what, file=sys.stderr, flush=True)
+    with sides(jobs) as group:
+        for label, job in jobs.items():                        # all prepare at once
+            group[label].ask("job", job.name, job.spec, job.checks)
+        answers = {label: _answer(group, label, problems) for label in jobs}
+        checks = {label: answer["checks"] for label, answer in answers.items() if answer}
+        compared = {label: checks[label] for label in checks if label not in unchecked}
+        compare(what, compared, tolerance, problems)
+        turns = take_turns(group, list(checks), args.repeat, problems, most)
+        peaks = {label: side("memory")["peak"] for label, side in group.items()}
+    return Measured(compared, turns, peaks)
 
 
 def _answer(group, label, problems):
-    """What a side has to say. One of PyTorch's or JAX's that fails (no compiler, say) leaves the group, and that is noted."""
+    """A side's answer. An optional one that fails (no compiler, say) leaves the group: None."""
     try:
         return group[label].answer()
     except SideFailed as failure:
@@ -148,7 +180,7 @@ def take_turns(group, labels, turns, problems, most=math.inf):
         group[label].ask("time", steps)
         return _answer(group, label, problems)
 
-    first = {label: seconds[0] for label in labels if (seconds := one(label, 1)) is not None}
+    first = {label: seconds[0] for label in labels if (seconds := one(label, 1))}
     steps = {label: max(1, min(20, round(TURN / seconds))) for label, seconds in first.items()}
     turn = sum(seconds * (1 + steps[label]) for label, seconds in first.items())
     times = {label: [] for label in first}
@@ -161,41 +193,44 @@ def take_turns(group, labels, turns, problems, most=math.inf):
 
 def spread(turns):
     """Quartiles over all steps of all turns, in seconds."""
-    every = sorted(t for turn in turns for t in turn)
-    low, middle, high = statistics.quantiles(every, n=4, method="inclusive") if len(every) > 1 else every * 3
+    every = sorted(flat(turns))
+    if len(every) == 1:
+        every *= 2
+    low, middle, high = statistics.quantiles(every, n=4, method="inclusive")
     return {"q1": low, "median": middle, "q3": high}
 
 
 def ratio(ours, theirs):
     """Median over the turns of (our median) / (their median)."""
-    return statistics.median(statistics.median(a) / statistics.median(b) for a, b in zip(ours, theirs))
+    median = statistics.median
+    return median(median(a) / median(b) for a, b in zip(ours, theirs))
 
 
-def compare(what, answers, tolerance, problems):
-    """Note where the checks of a side are not those of the first."""
-    (_, first), *others = ((label, flat(answer["checks"])) for label, answer in answers.items())
+def compare(what, checks, tolerance, problems):
+    """Note where the checks of a side are not those of the first; checks: label -> results."""
+    (_, first), *others = ((label, flat(values)) for label, values in checks.items())
     for label, values in others:
         errors = [abs(a - b) / (abs(a) + 1e-9) for a, b in zip(first, values)]
         if len(first) != len(values) or not all(error <= tolerance for error in errors):
-            problems.append(f"{what}: the results of minattn and {label} differ by {max(errors):.1e}")
+            problems.append(f"{what}: the results of minattn and {label} differ by "
+                            f"{max(errors):.1e}")
 
 
 def flat(values):
-    return [x for value in values for x in (flat(value) if isinstance(value, (list, tuple)) else [value])]
-
-
-def progress(text):
-    print(text, file=sys.stderr, flush=True)
-
-
-def print_table(rows):
-    """Columns to the right, but the first two."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [text.ljust(width) if i < 2 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths))]
-        print("  ".join(cells).rstrip())
+    """Nested lists -> one list"""
+    if not isinstance(values, (list, tuple)):
+        return [values]
+    return [x for value in values for x in flat(value)]
 
 
 def milliseconds(times):
     """Median (quartiles), or a dash."""
-    return "-" if times is None else f"{times['median'] * 1e3:.1f} ({times['q1'] * 1e3:.1f}-{times['q3'] * 1e3:.1f})"
+    if times is None:
+        return "-"
+    low, middle, high = (times[name] * 1e3 for name in ("q1", "median", "q3"))
+    return f"{middle:.1f} ({low:.1f}-{high:.1f})"
+
+
+def number(value, digits=2):
+    """A number, or a dash for None."""
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,87 +1,105 @@
 """One whole training step: forward, loss, backward, clipping, AdamW."""
+import dataclasses
 import statistics
 
-from minattn import masks, model, train
+from minattn import masks, model, report_table, train
 from minattn import spec as spelling
 from minattn.attention import MECHANISMS
-from minattn.bench.sides import compare, flat, milliseconds, prepare, print_table, progress, ratio, sides, spread, take_turns
+from minattn.bench.sides import Job, flat, measure, milliseconds, number, ratio, spread
 from minattn.layers import layers
 
-MATMUL = 2048                      # side of the square matrices by which the machine's rate is measured
+MATMUL = 2048                      # side of the square matrices that measure the machine's rate
 BATCH = {"paper": 16}              # the preset's 64 only repeats the same work four times
-CASES = [*((name, "learned") for name in [*MECHANISMS, "energy[norm=prefix]"]), ("softmax", "rope"),
-         ("softmax", "morlet")]
-JAX = {"attention": ("softmax", "off_by_one", "sink", "gated"), "position": ("learned", "rope")}     # what jax_jobs.py has
+CASES = [*((name, "learned") for name in [*MECHANISMS, "energy[norm=prefix]"]),
+         ("softmax", "rope"), ("softmax", "morlet")]
+JAX = {"attention": ("softmax", "off_by_one", "sink", "gated"),      # what jax_jobs.py has
+       "position": ("learned", "rope")}
 PLAIN_UP_TO = 128                  # tokens up to which PyTorch's unfused form is tried too
 TOLERANCE = 2e-3                   # relative, of three steps' losses and gradient norms in float32
 
 
-def cells(presets, attention, position):
-    """The command line's lists -> (preset, attention, position, spec, spec of plain softmax) of every row."""
-    if attention or position:
-        cases = [(a, p) for a in spelling.variants("attention", attention or "softmax")
-                 for p in spelling.variants("position", position or "learned")]
-    else:
-        cases = CASES
-    return [(preset, a, p, spec(preset, a, p), spec(preset)) for preset in _split(presets) for a, p in cases]
+def cells(args):
+    """The command line's lists -> (preset, attention, position) of every row."""
+    cases = CASES
+    if args.attention or args.position:
+        cases = [(a, p) for a in spelling.variants("attention", args.attention or "softmax")
+                 for p in spelling.variants("position", args.position or "learned")]
+    found = [(preset, *case) for preset in presets(args) for case in cases]
+    for cell in found:
+        spec(*cell)
+    return found
 
 
-def _split(text):
-    return [part.strip() for part in text.split(",")]
+def presets(args):
+    return list(dict.fromkeys(name.strip() for name in args.preset.split(",")))
 
 
 def spec(preset, attention="softmax", position="learned"):
-    """Everything that defines a training step, as plain values."""
-    changed = {"attention": attention, "position": position, "dropout": 0.0}
+    """Everything that defines a training step, as plain values. The learning rate is constant."""
+    changed = {"attention": attention, "position": position, "dropout": 0.0, "warmup": 0}
     settings, shape = train.settings_for(preset, changed)
-    same = {key: getattr(settings, key) for key in ("chunks", "lr", "weight_decay", "eps", "clip", "decay", "seed")}
-    return {"config": model.to_dict(model.Config(**shape)), "batch": BATCH.get(preset, settings.batch_size),
-            "betas": (settings.beta1, settings.beta2), **same}
+    settings = dataclasses.replace(settings, min_lr=settings.lr,
+                                   batch_size=BATCH.get(preset, settings.batch_size))
+    config = model.to_dict(model.Config(**shape))
+    return {"config": config, "settings": dataclasses.asdict(settings)}
 
 
 def flops(job):
     """Floating-point operations of the matrix products of one training step, forward and backward.
 
-    A product of (n, k) and (k, m) takes 2nkm. The backward of each product is two products of the same size, so a step
-    is three times its forward. Attention is counted by the pairs of query and key that its mask leaves visible: half a
-    square when causal. Everything else (norms, GELU, softmax, optimiser, what is computed twice) is not counted.
+    A product of (n, k) and (k, m) takes 2nkm. The backward of each product is two products of the
+    same size, so a step is three times its forward. Attention is counted by the pairs of query and
+    key that its mask leaves visible: half a square when causal. Everything else (norms, GELU,
+    softmax, optimiser, what is computed twice) is not counted.
     """
     config = model.Config(**job["config"])
-    T = config.block_size
+    T, B = config.block_size, job["settings"]["batch_size"]
     weights = sum(shape[0] * shape[1] for name, (shape, _) in model.parameter_shapes(config).items()
                   if len(shape) == 2 and not name.startswith("position."))
-    pairs = sum(int(masks.visible(T, T, causal=True, window=layer.window).sum()) for layer in layers(config))
-    return 3 * 2 * job["batch"] * (T * weights + 2 * pairs * config.n_embd)
+    pairs = sum(int(masks.visible(T, T, causal=True, window=layer.window).sum())
+                for layer in layers(config))
+    return 3 * 2 * B * (T * weights + 2 * pairs * config.n_embd)
 
 
-def suite(cells, args, torch, jax, problems):
-    """Every cell -> a list of rows; prints a table for each preset. torch, jax: is it installed?"""
-    rows = []
-    for n, (preset, attention, position, job, softmax) in enumerate(cells):
-        what = f"{preset}, {attention}, {position}"
-        progress(f"[{n + 1}/{len(cells)}] {what}")
-        jobs = {"minattn": ("numpy_jobs", ("step", job, 3)), "rate": ("numpy_jobs", ("matmul", {"n": MATMUL}, 1))}
-        if job["config"] != softmax["config"]:
-            jobs["minattn softmax"] = ("numpy_jobs", ("step", softmax, 1))
-        for fused in (True, False) if torch else ():
-            if fused or job["config"]["block_size"] <= PLAIN_UP_TO:
-                for compiled in (False,) if args.no_compile else (False, True):
-                    label = ("compile" if compiled else "eager") + " plain" * (not fused)
-                    jobs[label] = ("torch_jobs", ("step", {**job, "fused": fused, "compile": compiled}, 3))
-        if jax and attention in JAX["attention"] and position in JAX["position"]:
-            jobs["jax"] = ("jax_jobs", ("step", job, 3))
-        with sides({label: (module, args.threads) for label, (module, _) in jobs.items()}) as group:
-            answers = prepare(group, {label: work for label, (_, work) in jobs.items()}, problems)
-            compared = {label: answer for label, answer in answers.items() if label not in ("rate", "minattn softmax")}
-            compare(what, compared, TOLERANCE, problems)
-            times = take_turns(group, answers, args.repeat, problems)
-            peaks = {label: side("memory")["peak"] for label, side in group.items()}
-        row = {"preset": preset, "attention": attention, "position": position, "job": job, "threads": args.threads,
-               "turns": times, "peak_bytes": peaks, "checks": {label: compared[label]["checks"] for label in compared}}
-        rows.append({**row, **summary(row)})
-        if n + 1 == len(cells) or cells[n + 1][0] != preset:
-            _print([row for row in rows if row["preset"] == preset])
+def suite(args, problems):
+    """Every cell -> a list of rows; prints a table for each preset."""
+    rows, todo = [], cells(args)
+    for preset in presets(args):
+        part = []
+        for cell in todo:
+            if cell[0] == preset:
+                what = f"[{len(rows) + len(part) + 1}/{len(todo)}] {', '.join(cell)}"
+                part.append(_row(what, cell, args, problems))
+        _print(part)
+        rows += part
     return rows
+
+
+def _row(what, cell, args, problems):
+    preset, attention, position = cell
+    job, softmax = spec(*cell), spec(preset)
+
+    def step(module, checks=3, **more):
+        return Job(module, "step", {**job, **more}, checks, args.threads)
+
+    jobs = {"minattn": step("numpy_jobs"),
+            "rate": Job("numpy_jobs", "matmul", {"n": MATMUL}, threads=args.threads)}
+    if job["config"] != softmax["config"]:
+        jobs["minattn softmax"] = step("numpy_jobs", 1, **softmax)
+    forms = {"": True}
+    if job["config"]["block_size"] <= PLAIN_UP_TO:
+        forms[" plain"] = False
+    for form, fused in forms.items():
+        for kind in args.torch_kinds:
+            jobs[kind + form] = step("torch_jobs", fused=fused, compile=kind == "compile")
+    if args.jax and attention in JAX["attention"] and position in JAX["position"]:
+        jobs["jax"] = step("jax_jobs")
+    found = measure(what, jobs, args, problems, tolerance=TOLERANCE,
+                    unchecked=("rate", "minattn softmax"))
+    row = {"preset": preset, "attention": attention, "position": position, "job": job,
+           "threads": args.threads, "turns": found.turns, "peak_bytes": found.peaks,
+           "checks": found.checks}
+    return {**row, **summary(row)}
 
 
 def summary(row):
@@ -89,12 +107,12 @@ def summary(row):
     times, work = row["turns"], flops(row["job"])
     rates = [[2 * row["threads"] * MATMUL**3 / t for t in turn] for turn in times["rate"]]
     done = [[work / t for t in turn] for turn in times["minattn"]]
-    ratios = {label: ratio(times["minattn"], times[label]) for label in times if label.startswith(("eager", "compile", "jax"))}
-    best = {}                      # of PyTorch's fused and plain form, the one that is harder to beat
-    for kind in ("eager", "compile"):
-        best[kind] = max((label for label in ratios if label.startswith(kind)), key=ratios.get, default=None)
-    if "jax" in ratios:
-        best["jax"] = "jax"
+    ratios, best = {}, {}
+    for kind in ("eager", "compile", "jax"):
+        mine = {label: ratio(times["minattn"], times[label])
+                for label in times if label.startswith(kind)}
+        best[kind] = max(mine, key=mine.get, default=None)     # the form that is harder to beat
+        ratios.update(mine)
     return {"flops": work, "rate": statistics.median(flat(rates)), "share": ratio(done, rates),
             "ratios": ratios, "best": best,
             "overhead": ratio(times["minattn"], times.get("minattn softmax", times["minattn"])),
@@ -102,33 +120,41 @@ def summary(row):
 
 
 def _print(rows):
-    job, threads = rows[0]["job"], rows[0]["threads"]
-    shape = job["config"]
-    print(f"\n{rows[0]['preset']}: {shape['n_layer']} layers, {shape['n_head']} heads, {shape['n_embd']} channels, "
-          f"batch {job['batch']} x {shape['block_size']} tokens in {job['chunks']} chunks; one training step, "
-          f"{threads} threads, float32, dropout 0")
-    kinds = ["eager", "compile"] + ["jax"] * any("jax" in row["best"] for row in rows)
-    table, plain = [("attention", "position", "minattn ms", *(f"{kind} ms" for kind in kinds), "/eager", "/best", "share",
-                     "/softmax", "peak MB")], []
+    preset, job, threads = rows[0]["preset"], rows[0]["job"], rows[0]["threads"]
+    shape, settings = job["config"], job["settings"]
+    print(f"\n{preset}: {shape['n_layer']} layers, {shape['n_head']} heads, {shape['n_embd']} "
+          f"channels, batch {settings['batch_size']} x {shape['block_size']} tokens in "
+          f"{settings['chunks']} chunks; one training step, {threads} threads, float32, dropout 0")
+    kinds = ["eager", "compile"]
+    if any(row["best"]["jax"] for row in rows):
+        kinds.append("jax")
+    lines = [("attention", "position", "minattn ms", *(f"{kind} ms" for kind in kinds), "/eager",
+              "/best", "share", "/softmax", "peak MB")]
     for row in rows:
-        shown = ["minattn", *(row["best"].get(kind) for kind in kinds)]
-        ratios = [row["ratios"][label] for label in shown[1:] if label]
-        eager = row["ratios"].get(shown[1])
-        table.append((row["attention"], row["position"], *(milliseconds(row["seconds"].get(label)) for label in shown),
-                      f"{eager:.2f}" if eager else "-", f"{max(ratios):.2f}" if ratios else "-",
-                      f"{row['share']:.2f}", f"{row['overhead']:.2f}",
-                      " / ".join(f"{row['peak_bytes'][label] / 1e6:.0f}" for label in shown if label)))
-        plain += [f"{row['attention']} {row['position']} ({label.split()[0]})"
-                  for label in shown if label and "plain" in label]
-    print_table(table)
-    rate = statistics.median(row["rate"] for row in rows)
-    peaks = "".join(f" / {kind}" for kind in kinds if any(row["best"].get(kind) for row in rows))
+        shown = ["minattn", *(row["best"][kind] for kind in kinds)]
+        ratios = [row["ratios"].get(label) for label in shown[1:]]
+        best = max((r for r in ratios if r is not None), default=None)
+        peaks = [f"{row['peak_bytes'][label] / 1e6:.0f}" for label in shown if label]
+        lines.append((row["attention"], row["position"],
+                      *(milliseconds(row["seconds"].get(label)) for label in shown),
+                      number(ratios[0]), number(best), number(row["share"]),
+                      number(row["overhead"]), " / ".join(peaks)))
+    print(report_table.text(lines, right=range(2, len(lines[0]))))
     rivals = "the fastest of PyTorch's and JAX's" if "jax" in kinds else "the faster of both"
-    print("ms: median (quartiles). /eager, /best: our time by PyTorch's, "
-          f"eager and {rivals}: below 1, we are faster.\n"
-          f"share: matrix products ({rows[0]['flops'] / 1e9:.3g} GFLOP a step in the first row, causal attention counted "
-          f"as half) per second,\n       by the {rate / 1e9:.0f} GFLOP/s that {threads} threads reach here on "
-          f"{MATMUL} x {MATMUL} matrices. /softmax: by our own softmax step.\n"
-          f"peak MB: the whole process, libraries and compiler included: minattn{peaks}.")
+    rate = statistics.median(row["rate"] for row in rows)
+    peaks = [kind for kind in kinds if any(row["best"][kind] for row in rows)]
+    print(NOTE.format(rivals=rivals, gflop=rows[0]["flops"] / 1e9, rate=rate / 1e9,
+                      threads=threads, n=MATMUL, peaks=" / ".join(["minattn", *peaks])))
+    plain = [f"{row['attention']} {row['position']} ({label.split()[0]})" for row in rows
+             for label in row["best"].values() if label and "plain" in label]
     if plain:
         print(f"PyTorch's unfused form was the faster one for {', '.join(plain)}.")
+
+
+NOTE = """\
+ms: median (quartiles). /eager, /best: our time relative to PyTorch's, eager and {rivals}: below 1,
+    we are faster.
+share: matrix products ({gflop:.3g} GFLOP a step in the first row, causal attention counted as half)
+    per second, relative to the {rate:.0f} GFLOP/s that {threads} threads reach here on {n} x {n}
+    matrices. /softmax: relative to our softmax step.
+peak MB: the whole process, libraries and compiler included: {peaks}."""

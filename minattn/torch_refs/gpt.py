@@ -200,7 +200,7 @@ class GPT(nn.Module):
     def _embed(self, tokens):
         """wte[tokens] plus every position code that is added to the embeddings: (B, T) -> (B, T, C)"""
         T, o = tokens.shape[1], self.position_options
-        x = self._get("wte.weight")[tokens]
+        x = F.embedding(tokens, self._get("wte.weight"))
         if "learned" in self.positions:
             x = x + self._get("position.learned.weight")[:T]
         if "sinusoidal" in self.positions:
