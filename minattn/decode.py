@@ -1,120 +1,129 @@
 """One more token: what model.forward computes for a single new position, in fewer and larger steps.
 
-A step of generation hardly computes: it reads every weight once, and between two small NumPy calls it waits for Python.
-So `prepare` does, once, all that no token changes:
+    x = wte[token] + position codes
+    x += attention(layer_norm(x))                       these two in every layer
+    x += mlp(layer_norm(x))
+    logits = layer_norm(x) @ wte.T
 
-    layer_norm(x) W + b = rstd(x) (x - mean(x)) W' + b'      W' = diag(gain) W,   b' = bias W + b
-    x - mean(x) = x                                          where all that is ever added to x has mean 0 already
-    gelu(x) W = (x (1 + tanh u)) (W / 2)
-    all projections of a layer's input stand side by side in one matrix, the scores' scale inside the queries' columns
+A step of generation does little arithmetic: it reads every weight once, and between small NumPy
+calls it waits for Python. So `prepare` does all that is the same for every token, once:
 
-and `step` is left with four products and a few short vectors per layer. The result is model.forward's but for rounding.
+    layer_norm(x) @ W + b = (x - mean) / std @ W' + b'   W' = gain[:, None] * W,  b' = bias @ W + b
+    x - mean = x                                         as all that is added to x is centred first
+    gelu(x) @ W = (2 gelu(x)) @ (W / 2)                  2 gelu(x) = x + x tanh(u)
 
-A weight matrix is cut into panels of PANEL columns. For a product as large as in training, BLAS first copies its operands
-into a layout of its own; for a few rows that copy costs more than the product. OpenBLAS makes a small product where it lies.
+The projections of a layer's input stand side by side in one matrix, with the scores' scale in the
+queries' columns. What is left for `step` are four products and a few short vectors per layer. Its
+logits differ from model.forward's by rounding only.
+
+A weight matrix is cut into panels of PANEL columns. For a product as large as in training, BLAS
+first copies its operands into a layout of its own; for a few rows that copy would cost more than
+the product. OpenBLAS computes small products without it.
 """
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from minattn import attention_layer, layers, model
-from minattn.attention import gated
+from minattn import model, ops
+from minattn.layers import Layer, attention_parameters, layers
 
 PANEL = 32
 
 
 class Linear(NamedTuple):
-    """y = x W + b"""
+    """y = x @ weight + bias"""
     weight: np.ndarray        # (n, m), or in panels (ceil(m / PANEL), n, PANEL)
     bias: np.ndarray          # (m,)
 
 
-class Layer(NamedTuple):
+class PreparedLayer(NamedTuple):
     """One layer, ready for rows (B, C)."""
-    plan: layers.Layer
-    constants: dict           # arguments of the mechanism that no token changes: parameters per head, buffers
-    made: list                # (argument made from the layer's input, its columns in `inwards`, its shape), q, k, v apart
-    remembered: list          # arguments that a key brings
-    inwards: Linear           # ln_1's gain and bias, then every projection
-    outwards: Linear          # c_proj
-    up: Linear                # ln_2's gain and bias, then c_fc
-    down: Linear              # the MLP's c_proj
+    layer: Layer
+    constants: dict           # arguments of the mechanism that are the same for every token
+    projected: list           # (argument, its columns after attn_in, its shape), all but q, k, v
+    attn_in: Linear           # ln_1's gain and bias, then every projection
+    attn_out: Linear          # c_proj
+    mlp_in: Linear            # ln_2's gain and bias, then c_fc
+    mlp_out: Linear           # the MLP's c_proj
 
 
 class Decoder(NamedTuple):
     config: model.Config
     wte: np.ndarray           # (V, C)
     codes: np.ndarray         # (block_size, C)     positions that are added
+    rotations: Any            # (block_size, D/2)   positions that rotate q and k, or None
+    bias: Any                 # positions that add to the scores: an object with .tile, or None
     layers: list
-    head: Linear              # ln_f's gain and bias, then wte^T
-    turns: np.ndarray | None  # (block_size, D/2)   of rope
-    decay: np.ndarray | None  # (H, 1, block_size)  bias on the keys, the newest last
-    mean_of: np.ndarray       # (C, 1)              x @ mean_of: the mean of each row
+    head: Linear              # ln_f's gain and bias, then wte.T
+    mean_of: np.ndarray       # (C, 1)              x @ mean_of = x.mean(axis=1)
 
 
 def serves(config):
-    """Can `step` do this model? Not the Gaussian kernel, which has no projections to take a norm's gain into."""
-    return all("q" in layer.mechanism.arguments for layer in layers.layers(config))
+    """Can `step` decode this model? It needs projections to merge a norm's gain into."""
+    return all("q" in layer.mechanism.arguments for layer in layers(config))
 
 
-# ------------------------------------------------------------------------------------------------------- once
+# -------------------------------------------------------------------------------------------- once
 
 
 def prepare(params, buffers, config):
     """Everything that does not depend on the tokens. params, buffers as of model.init -> Decoder"""
-    C, wte, plan = config.n_embd, params["wte.weight"], layers.layers(config)
-    turns = bias = None
-    if plan[0].rotation:
-        module, options = plan[0].rotation
-        turns = module.rotations(config.block_size, C // config.n_head, wte.dtype, **options)
-    if plan[0].bias:
-        module, options = plan[0].bias
-        every, last = slice(None), np.array([config.block_size - 1])
-        bias = module.bias(config.n_head, wte.dtype, **options)
-        bias = bias.tile(every, every, last, np.arange(config.block_size))[0]
-    return Decoder(config, _centred(wte), _centred(model.position_codes(params, config)),
-                   [_prepare_layer(layer, params, buffers, config) for layer in plan],
-                   _after_norm(params, "ln_f", Linear(wte.T, np.zeros(len(wte), wte.dtype))), turns, bias, np.full((C, 1), 1 / C, wte.dtype))
+    wte, C, H = params["wte.weight"], config.n_embd, config.n_head
+    first, rotations, bias = layers(config)[0], None, None            # all layers share positions
+    if first.rotation:
+        module, options = first.rotation
+        rotations = module.rotations(config.block_size, C // H, wte.dtype, **options)
+    if first.bias:
+        module, options = first.bias
+        bias = module.bias(H, wte.dtype, **options)
+    head = _after_norm(params, "ln_f", Linear(wte.T, np.zeros(len(wte), wte.dtype)))
+    prepared = [_prepare_layer(layer, params, buffers, config) for layer in layers(config)]
+    codes = model.position_codes(params, config)
+    return Decoder(config, _centred(wte), _centred(codes), rotations, bias, prepared, head,
+                   np.full((C, 1), 1 / C, wte.dtype))
 
 
 def _prepare_layer(layer, params, buffers, config):
-    h, a, row, H = f"h.{layer.index}", f"h.{layer.index}.attn", layer.mechanism, config.n_head
-    constants = {arg: (params if arg in row.parameters else buffers)[f"{a}.{arg}"] for arg in (*row.parameters, *row.buffers)}
-    side_by_side, made, start = [], [], 0
-    for name, n_out, _, _ in attention_layer.attention_parameters(layer, config):
-        if n_out is None:                                             # a parameter per head
-            continue
-        side_by_side.append(_linear(params, f"{a}.{name}"))
-        if name != "c_attn":
-            one_per_token = len(row.arguments.get(name, "").split()) == 3                      # (B, H, T), not (B, H, T, D)
-            made.append((name, slice(start, start + n_out), (-1, H, 1) if one_per_token else (-1, H, 1, n_out // H)))
+    h, row, C, H = f"h.{layer.index}", layer.mechanism, config.n_embd, config.n_head
+    constants = {name: params[f"{h}.attn.{name}"] for name in row.parameters}
+    constants.update((name, buffers[f"{h}.attn.{name}"]) for name in row.buffers)
+    sizes = {name: n_out for name, n_out, _, _ in attention_parameters(layer, config)
+             if name not in row.parameters}
+    linears = [_linear(params, f"{h}.attn.{name}") for name in sizes]
+    attn_in = Linear(np.concatenate([linear.weight for linear in linears], axis=1),
+                     np.concatenate([linear.bias for linear in linears]))
+    for array in attn_in:
+        array[..., :C] /= math.sqrt(C // H)               # the scale of q k^T
+    projected, start = [], sizes.pop("c_attn")
+    for name, n_out in sizes.items():
+        axes = row.arguments.get(name, "B H Tq D").split()
+        shape = (-1, H, 1) if len(axes) == 3 else (-1, H, 1, n_out // H)
+        projected.append((name, slice(start, start + n_out), shape))
         start += n_out
-    inwards = Linear(np.concatenate([w for w, _ in side_by_side], axis=1), np.concatenate([b for _, b in side_by_side]))
-    for part in inwards:
-        part[..., :config.n_embd] /= math.sqrt(config.n_embd // H)    # the queries carry the scores' scale
-    down = _linear(params, f"{h}.mlp.c_proj")
-    return Layer(layer, constants, made, layer.reads("Tk"),
-                 _after_norm(params, f"{h}.ln_1", inwards),
-                 _adding(_linear(params, f"{a}.c_proj")),
-                 _after_norm(params, f"{h}.ln_2", _linear(params, f"{h}.mlp.c_fc")),
-                 _adding(Linear(down.weight / 2, down.bias)))         # the half of gelu
+    mlp_out = _linear(params, f"{h}.mlp.c_proj")
+    return PreparedLayer(layer, constants, projected,
+                         _after_norm(params, f"{h}.ln_1", attn_in),
+                         _centred_output(_linear(params, f"{h}.attn.c_proj")),
+                         _after_norm(params, f"{h}.ln_2", _linear(params, f"{h}.mlp.c_fc")),
+                         _centred_output(Linear(mlp_out.weight / 2, mlp_out.bias)))   # of 2 gelu
 
 
 def _linear(params, name):
     weight = params[f"{name}.weight"]
-    bias = params.get(f"{name}.bias")
-    return Linear(weight, np.zeros(weight.shape[1], weight.dtype) if bias is None else bias)
+    return Linear(weight, params.get(f"{name}.bias", np.zeros(weight.shape[1], weight.dtype)))
 
 
 def _after_norm(params, name, linear):
-    """A linear map of what a norm gives, with the norm's gain and bias inside."""
-    gain, bias = params[f"{name}.weight"], params.get(f"{name}.bias")
-    return _panels(gain[:, None] * linear.weight, linear.bias if bias is None else bias @ linear.weight + linear.bias)
+    """The linear map of a layer norm's result, with the norm's gain and bias merged into it."""
+    weight, bias = params[f"{name}.weight"][:, None] * linear.weight, linear.bias
+    if f"{name}.bias" in params:
+        bias = params[f"{name}.bias"] @ linear.weight + bias
+    return _panels(weight, bias)
 
 
-def _adding(linear):
-    """A linear map whose result is added to x: its mean over the channels, which no norm lets pass, is taken out."""
+def _centred_output(linear):
+    """A linear map whose result is added to x, less its mean, which every norm would subtract."""
     return _panels(_centred(linear.weight), _centred(linear.bias))
 
 
@@ -130,79 +139,79 @@ def _panels(weight, bias):
     return Linear(np.ascontiguousarray(padded.reshape(n, -1, PANEL).swapaxes(0, 1)), bias)
 
 
-# ------------------------------------------------------------------------------------------------- at every token
+# ----------------------------------------------------------------------------------- at every token
 
 
-def step(decoder, tokens, past):
-    """The next position of B sequences: tokens (B,) -> logits (B, V). `past` receives what the position leaves behind."""
-    x = decoder.wte[tokens] + decoder.codes[past.length]              # 1. tokens and positions    (B, C), every row of mean 0
-    for layer in decoder.layers:
-        y = _attend(_normed(x, layer.inwards, decoder), layer, decoder, past)
-        x += _product(y, layer.outwards)                              # 2. x += attention(layer_norm(x))
-        x += layer.outwards.bias
-        y = _twice_gelu(_normed(x, layer.up, decoder), decoder.config.gelu)
-        x += _product(y, layer.down)                                  # 3. x += mlp(layer_norm(x))
-        x += layer.down.bias
-    past.length += 1
-    return _normed(x, decoder.head, decoder)                          # 4. logits
+def step(decoder, tokens, kv_cache):
+    """The next position of B sequences: tokens (B,) -> logits (B, V); appended to kv_cache."""
+    t = kv_cache.length
+    x = decoder.wte[tokens] + decoder.codes[t]               # 1. tokens and positions   (B, C)
+    bias = None
+    if decoder.bias is not None:
+        every = slice(None)
+        bias = decoder.bias.tile(every, every, np.array([t]), np.arange(t + 1))  # (1, H, 1, t + 1)
+    for prepared in decoder.layers:
+        y = _norm_linear(x, prepared.attn_in, decoder)
+        y = _attend(y, prepared, bias, decoder, kv_cache)
+        x += _product(y, prepared.attn_out)                  # 2. x += attention(layer_norm(x))
+        x += prepared.attn_out.bias
+        y = _twice_gelu(_norm_linear(x, prepared.mlp_in, decoder), decoder.config.gelu)
+        x += _product(y, prepared.mlp_out)                   # 3. x += mlp(layer_norm(x))
+        x += prepared.mlp_out.bias
+    kv_cache.length += 1
+    return _norm_linear(x, decoder.head, decoder)            # 4. logits
 
 
 def _product(x, linear):
-    """x W: (B, n) -> (B, m)"""
+    """x @ weight: (B, n) -> (B, m)"""
     B, panels = len(x), len(linear.weight)
     y = np.empty((B, panels, PANEL), x.dtype)
-    np.matmul(x, linear.weight, out=y.swapaxes(0, 1))                 # (B, n), (n, PANEL) -> (B, PANEL), panel by panel
+    np.matmul(x, linear.weight, out=y.swapaxes(0, 1))        # (B, n), (n, PANEL) -> (B, PANEL)
     return y.reshape(B, panels * PANEL)[:, :len(linear.bias)]
 
 
-def _normed(x, linear, decoder):
-    """layer_norm and the linear map after it: (B, C) -> (B, m)"""
+def _norm_linear(x, linear, decoder):
+    """layer_norm and the linear map after it, x / std @ weight + bias: (B, C) -> (B, m)"""
     y = _product(x, linear)
-    y *= ((x * x).dot(decoder.mean_of) + 1e-5) ** -0.5                # arrays so short: .dot starts in a third of the time of @
+    variance = (x * x).dot(decoder.mean_of)                  # for few rows .dot is faster than @
+    y *= (variance + ops.LAYER_NORM_EPS) ** -0.5
     y += linear.bias
     return y
 
 
-def _attend(y, layer, decoder, past):
+def _attend(y, prepared, bias, decoder, kv_cache):
     """Projections (B, m) of one new position -> merged heads (B, C)"""
-    plan, row, H, C, t = layer.plan, layer.plan.mechanism, decoder.config.n_head, decoder.config.n_embd, past.length
-    qkv = y[:, :3 * C].reshape(-1, 3 * H, 1, C // H)                  # (B, 3 H, 1, D)
+    layer, row = prepared.layer, prepared.layer.mechanism
+    C, H, t = decoder.config.n_embd, decoder.config.n_head, kv_cache.length
+    qkv = y[:, :3 * C].reshape(-1, 3 * H, 1, C // H)         # (B, 3 H, 1, D)
     q, k, v = qkv[:, :H], qkv[:, H:2 * H], qkv[:, 2 * H:]
-    if plan.rotation:
-        module, options = plan.rotation
-        turned = module.rotate(qkv[:, :2 * H], decoder.turns[t:t + 1], **options)
-        q, k = turned[:, :H], turned[:, H:]
-    arguments = {"q": q, "k": k, "v": v, **layer.constants}
-    for name, columns, shape in layer.made:
+    if layer.rotation:
+        module, options = layer.rotation
+        rotated = module.rotate(qkv[:, :2 * H], decoder.rotations[t:t + 1], **options)
+        q, k = rotated[:, :H], rotated[:, H:]
+    arguments = {"q": q, "k": k, "v": v, **prepared.constants}
+    for name, columns, shape in prepared.projected:
         arguments[name] = y[:, columns].reshape(shape)
-    gate = arguments.pop("gate_logits") if plan.gate else None
-    for name in layer.remembered:
-        arguments[name] = past.extend(plan.index, name, arguments[name])
-    bias = None if decoder.decay is None else decoder.decay[..., -1 - t:]
+    gate_logits = [arguments.pop(name) for name in layer.gate.projections] if layer.gate else []
+    for name in layer.reads("Tk"):
+        arguments[name] = kv_cache.extend(layer.index, name, arguments[name])
     if row.decode:
-        if plan.window:
-            arguments["k"], arguments["v"] = (arguments[name][:, :, -plan.window:] for name in "kv")
-            bias = None if bias is None else bias[..., -plan.window:]
-        out = row.decode(**arguments, bias=bias)
+        if layer.window:
+            seen = slice(-layer.window, None)
+            arguments["k"], arguments["v"] = arguments["k"][:, :, seen], arguments["v"][:, :, seen]
+            bias = None if bias is None else bias[..., seen]
+        out = row.decode(**arguments, **layer.options, bias=bias)
     else:
-        out = row.module.forward(**arguments, **plan.options, causal=True, window=plan.window, bias=bias, scale=1.0)[0]
-    if gate is not None:
-        out = out * gated.sigmoid(gate)
+        out = row.module.forward(**arguments, **layer.options, causal=True, window=layer.window,
+                                 bias=bias, scale=1.0)[0]
+    if layer.gate:
+        out = layer.gate.module.gate_last(out, *gate_logits)
     return out.reshape(-1, C)
 
 
 def _twice_gelu(x, form):
-    """x (1 + tanh u), or x (1 + erf(x / sqrt 2)): see ops.gelu_forward."""
-    if form == "exact":
-        from scipy.special import erf  # here and not above: only this form needs it
-        u = erf(x / math.sqrt(2))
-    else:
-        c = math.sqrt(2 / math.pi)
-        u = x * x
-        u *= c * 0.044715
-        u += c
-        u *= x
-        np.tanh(u, out=u)
-    u += 1
-    u *= x
-    return u
+    """2 gelu(x) = 2 x Phi(x)"""
+    y = ops.twice_phi_minus_1(x, form)
+    y += 1
+    y *= x
+    return y

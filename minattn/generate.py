@@ -1,4 +1,7 @@
-"""Sampling: one token after another, each from its own prefix, with a key-value cache where one can serve."""
+"""Sampling: one token after another, with a key-value cache where the model allows one.
+
+    p(token) = exp(logit / temperature) / sum over the vocabulary
+"""
 import numpy as np
 
 from minattn import checks, decode, model
@@ -6,7 +9,7 @@ from minattn.attention_layer import KVCache
 from minattn.errors import InputError
 from minattn.layers import layers
 
-TOGETHER = 8          # sequences that take each step together: a fixed number, so that the text does not depend on the threads
+TOGETHER = 8          # sequences per task: fixed, so that the text does not depend on the threads
 
 
 def recompute_reason(config):
@@ -17,16 +20,18 @@ def recompute_reason(config):
     return ""
 
 
-def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=None, seed=0, cached=True, pool=None):
+def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=None, seed=0,
+           cached=True, pool=None):
     """Continue a prompt; yields n_tokens ids, one at a time.
 
-    prompt (T,) ids, at least one -> yields integers; or (B, T), B prompts at once -> yields (B,) arrays.
-    temperature divides the logits (0 < temperature; small is nearly greedy); top_k keeps only that many of the most
-    likely tokens (1: greedy). pool: threads (minattn.parallel.workers) that share the prompts, TOGETHER to a task.
+    prompt (T,) ids, at least one -> yields integers; or (B, T), B prompts -> yields (B,) arrays
+    temperature   divides the logits: above 0; if small, nearly greedy
+    top_k         samples from this many of the most likely tokens only (1: greedy)
+    pool          threads (minattn.parallel.workers) that share the prompts
 
-    When block_size tokens are in view, the older half is let go and the newer half is read again from position 0: the
-    model never sees a position that it was not trained on, and the cost of reading again is spread over half a block.
-    The same tokens are in view with and without the cache, so both give the same text.
+    When block_size tokens are in context, the older half is dropped and the newer half is read
+    again from position 0: the model never sees a position it was not trained on, and one reading
+    serves half a block. With and without the cache the context is the same, and so is the text.
     """
     checks.number("temperature", temperature, above=0)
     checks.number("tokens", n_tokens, 0, integer=True)
@@ -39,31 +44,33 @@ def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=
     rng = np.random.default_rng(seed)
     cached = cached and not recompute_reason(config)
     decoder = decode.prepare(params, buffers, config) if cached and decode.serves(config) else None
-    view = np.atleast_2d(prompt).astype(np.int64)[:, -config.block_size:]            # (B, T) what is in view
-    parts = [slice(i, i + TOGETHER) for i in range(0, len(view), TOGETHER)]
-    pasts, unread = None, view
+    context = np.atleast_2d(prompt).astype(np.int64)[:, -config.block_size:]         # (B, T)
+    groups = [slice(i, i + TOGETHER) for i in range(0, len(context), TOGETHER)]
+    map_groups = pool.map if pool and len(groups) > 1 else map
 
-    def read(part, past):
-        """The logits after what is unread, (b, V)"""
-        if decoder and past.length:
-            return decode.step(decoder, unread[part, 0], past)
-        return model.forward(params, unread[part], config, buffers=buffers, kv_cache=past, last_only=True)[0][:, -1]
+    def last_logits(group, kv_cache):
+        """The logits after the last unread token, (b, V)"""
+        if decoder and kv_cache.length:
+            return decode.step(decoder, unread[group, 0], kv_cache)
+        return model.forward(params, unread[group], config, buffers=buffers, kv_cache=kv_cache,
+                             last_only=True)[0][:, -1]
 
+    caches, unread = None, context
     for _ in range(n_tokens):
-        if view.shape[1] > config.block_size:
-            view = view[:, -max(1, config.block_size // 2):]
-            pasts, unread = None, view
-        if pasts is None:
-            pasts = [KVCache(config.block_size) if cached else None for _ in parts]
-        unread = unread if cached else view
-        logits = np.concatenate(list((pool.map if pool and len(parts) > 1 else map)(read, parts, pasts)))
-        unread = _pick(logits.astype(np.float64), temperature, top_k, rng)[:, None]
-        view = np.concatenate([view, unread], axis=1)
-        yield unread[:, 0] if prompt.ndim == 2 else int(unread[0, 0])
+        if context.shape[1] > config.block_size:
+            context = context[:, -max(1, config.block_size // 2):]
+            caches, unread = None, context
+        if caches is None:
+            caches = [KVCache(config.block_size) if cached else None for _ in groups]
+        logits = np.concatenate(list(map_groups(last_logits, groups, caches)))
+        token = _pick(logits.astype(np.float64), temperature, top_k, rng)
+        context = np.concatenate([context, token[:, None]], axis=1)
+        unread = token[:, None] if cached else context
+        yield token if prompt.ndim == 2 else int(token[0])
 
 
 def _pick(logits, temperature, top_k, rng):
-    """logits (B, V) -> one id for each row, (B,)"""
+    """Sample one token per row: logits (B, V) -> (B,)"""
     if top_k == 1:
         return np.argmax(logits, axis=1)
     if top_k is not None and top_k < logits.shape[1]:
@@ -71,9 +78,10 @@ def _pick(logits, temperature, top_k, rng):
         kept = np.full_like(logits, -np.inf)
         np.put_along_axis(kept, best, np.take_along_axis(logits, best, axis=1), axis=1)
         logits = kept
-    with np.errstate(over="ignore"):                       # a tiny temperature: -inf is as unlikely as it should be
-        total = np.cumsum(np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature), axis=1)
-    return np.sum(total <= rng.random((len(logits), 1)) * total[:, -1:], axis=1)
+    with np.errstate(over="ignore"):                       # a tiny temperature gives -inf, rightly
+        numerators = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
+    cumulative = np.cumsum(numerators, axis=1)             # the first to exceed a uniform draw
+    return np.sum(cumulative <= rng.random((len(logits), 1)) * cumulative[:, -1:], axis=1)
 
 
 def text(run, prompt, n_tokens, **options):

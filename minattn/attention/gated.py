@@ -51,7 +51,7 @@ def backward(dout, cache):
 
 def decode(q, k, v, gate_logits, bias=None):
     """forward for one query, in generation: see core.attend_last"""
-    return attend_last(q, k, v, bias=bias) * sigmoid(gate_logits)
+    return gate_last(attend_last(q, k, v, bias=bias), gate_logits)
 
 
 def gate_forward(out, gate_logits):
@@ -64,6 +64,11 @@ def gate_forward(out, gate_logits):
 def computed(cache):
     """What `minattn inspect` shows of a layer's gate, (B, H, T, ...)"""
     return {"gate": cache.gate}
+
+
+def gate_last(out, gate_logits):
+    """gate_forward in generation: unchecked, without a cache"""
+    return out * sigmoid(gate_logits)
 
 
 def gate_backward(dout, cache):
