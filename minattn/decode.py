@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn import model, ops
-from minattn.layers import Layer, attention_parameters, layers
+from minattn.attention_layer import attention_parameters
+from minattn.layers import Layer, layers
 
 PANEL = 32
 
@@ -40,6 +41,7 @@ class Linear(NamedTuple):
 class PreparedLayer(NamedTuple):
     """One layer, ready for rows (B, C)."""
     layer: Layer
+    cached: list              # arguments that the key-value cache extends
     constants: dict           # arguments of the mechanism that are the same for every token
     projected: list           # (argument, its columns after attn_in, its shape), all but q, k, v
     attn_in: Linear           # ln_1's gain and bias, then every projection
@@ -102,7 +104,7 @@ def _prepare_layer(layer, params, buffers, config):
         projected.append((name, slice(start, start + n_out), shape))
         start += n_out
     mlp_out = _linear(params, f"{h}.mlp.c_proj")
-    return PreparedLayer(layer, constants, projected,
+    return PreparedLayer(layer, layer.reads("Tk"), constants, projected,
                          _after_norm(params, f"{h}.ln_1", attn_in),
                          _centred_output(_linear(params, f"{h}.attn.c_proj")),
                          _after_norm(params, f"{h}.ln_2", _linear(params, f"{h}.mlp.c_fc")),
@@ -193,7 +195,7 @@ def _attend(y, prepared, bias, decoder, kv_cache):
     for name, columns, shape in prepared.projected:
         arguments[name] = y[:, columns].reshape(shape)
     gate_logits = [arguments.pop(name) for name in layer.gate.projections] if layer.gate else []
-    for name in layer.reads("Tk"):
+    for name in prepared.cached:
         arguments[name] = kv_cache.extend(layer.index, name, arguments[name])
     if row.decode:
         if layer.window:

@@ -47,13 +47,13 @@ def positions(Tq, Tk, align="end"):
 def intervals(mask, Tq, Tk):
     """The keys that each query sees, lo <= j < hi: (Tq,), (Tq,) with 0 <= lo <= hi <= Tk"""
     p = positions(Tq, Tk, mask.align)
-    lo, hi = np.zeros(Tq, int), np.full(Tq, Tk)
+    lo = np.zeros(Tq, int)
+    hi = lo + Tk
     if mask.causal:
-        hi = np.where(p < mask.prefix, mask.prefix, p + 1)
+        hi = np.minimum(np.maximum(p + 1, mask.prefix), Tk)
     if mask.window is not None:
-        lo = p - mask.window + 1
-    hi = np.clip(hi, 0, Tk)
-    return np.clip(lo, 0, hi), hi
+        lo = np.minimum(np.maximum(p - mask.window + 1, 0), hi)
+    return lo, hi
 
 
 def inside(lo, hi, j):

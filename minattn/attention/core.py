@@ -91,7 +91,7 @@ def attend(q, k, v, *, scale=None, bias=None, causal=False, window=None, prefix=
     dropout = 0 if rng is None else dropout
     (B, H, Tq, _), (_, _, Tk, Dv) = q.shape, v.shape
     tiles = list(_tiles(B, H, Tq, Tk, mask))
-    kept = [] if dropout or _bytes(tiles, q.itemsize) <= KEEP_BYTES else None
+    kept = [] if dropout or sum(map(_size, tiles)) * q.itemsize <= KEEP_BYTES else None
     out = _heads_last(np.empty, (B, H, Tq, Dv), q.dtype)
     lse = np.empty((B, H, Tq), q.dtype)
     weights = np.zeros((B, H, Tq, Tk), q.dtype) if return_weights else None
@@ -206,9 +206,10 @@ def _tiles(B, H, Tq, Tk, mask):
                 yield Tile((batch, heads, rows), (batch, heads, columns), p[rows], j, hidden)
 
 
-def _bytes(tiles, itemsize):
-    """How much memory the weights of all tiles take."""
-    return itemsize * sum(math.prod(part.stop - part.start for part in t.scores) for t in tiles)
+def _size(t):
+    """The number of scores in a tile."""
+    batch, heads, _ = t.queries
+    return (batch.stop - batch.start) * (heads.stop - heads.start) * len(t.p) * len(t.j)
 
 
 def _products(cache, t):
