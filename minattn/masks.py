@@ -41,13 +41,13 @@ def make(causal=False, window=None, prefix=0, align="end"):
 
 def positions(Tq, Tk, align="end"):
     """The key position of each query: (Tq,), negative where a query comes before every key."""
-    return np.arange(Tq) + (Tk - Tq if align == "end" else 0)
+    start = Tk - Tq if align == "end" else 0
+    return np.arange(start, start + Tq)
 
 
-def intervals(mask, Tq, Tk):
-    """The keys that each query sees, lo <= j < hi: (Tq,), (Tq,) with 0 <= lo <= hi <= Tk"""
-    p = positions(Tq, Tk, mask.align)
-    lo = np.zeros(Tq, int)
+def intervals(mask, p, Tk):
+    """The keys that queries at p (R,) see, lo <= j < hi: (R,), (R,) with 0 <= lo <= hi <= Tk"""
+    lo = np.zeros(len(p), int)
     hi = lo + Tk
     if mask.causal:
         hi = np.minimum(np.maximum(p + 1, mask.prefix), Tk)
@@ -64,7 +64,7 @@ def inside(lo, hi, j):
 def visible(Tq, Tk, *, causal=False, window=None, prefix=0, align="end"):
     """The whole mask, for reading and for tests: bool (Tq, Tk), True = may attend."""
     mask = make(causal, window, prefix, align)
-    return inside(*intervals(mask, Tq, Tk), np.arange(Tk))
+    return inside(*intervals(mask, positions(Tq, Tk, align), Tk), np.arange(Tk))
 
 
 def edges(lo, hi):
@@ -95,7 +95,7 @@ class Seen(NamedTuple):
 
 def seen(Tq, Tk, mask, allowed=None):
     """The intervals of a mask, with `allowed` beside them."""
-    return Seen(*intervals(mask, Tq, Tk), Tk, allowed)
+    return Seen(*intervals(mask, positions(Tq, Tk, mask.align), Tk), Tk, allowed)
 
 
 def dense(seen, dtype):

@@ -108,7 +108,8 @@ def test_rules_by_eye(rules, rows):
 def test_edges_cover_exactly_what_is_seen(Tq, Tk):
     for rules in all_rules(Tk):
         see = seeing(Tq, Tk, **rules)
-        lo, hi = masks.intervals(masks.make(**rules), Tq, Tk)
+        p = masks.positions(Tq, Tk, rules["align"])
+        lo, hi = masks.intervals(masks.make(**rules), p, Tk)
         for first in range(Tq):
             for last in range(first + 1, Tq + 1):
                 left, a, b, right = masks.edges(lo[first:last], hi[first:last])
@@ -123,7 +124,7 @@ def test_edges_are_tight():
     expected = {(41, 44, 51, 54): {"window": 10}, (0, 0, 51, 54): {"causal": True},
                 (0, 0, 60, 60): {"causal": True, "prefix": 60}, (0, 0, 52, 54): {"causal": True, "prefix": 52}}
     for edges, rules in expected.items():
-        lo, hi = masks.intervals(masks.make(**rules), 100, 100)
+        lo, hi = masks.intervals(masks.make(**rules), np.arange(100), 100)
         assert masks.edges(lo[50:54], hi[50:54]) == edges
 
 

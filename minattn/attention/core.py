@@ -92,7 +92,7 @@ def attend(q, k, v, *, scale=None, bias=None, causal=False, window=None, prefix=
     (B, H, Tq, _), (_, _, Tk, Dv) = q.shape, v.shape
     tiles = list(_tiles(B, H, Tq, Tk, mask))
     kept = [] if dropout or sum(map(_size, tiles)) * q.itemsize <= KEEP_BYTES else None
-    out = _heads_last(np.empty, (B, H, Tq, Dv), q.dtype)
+    out = _heads_last((B, H, Tq, Dv), q.dtype)
     lse = np.empty((B, H, Tq), q.dtype)
     weights = np.zeros((B, H, Tq, Tk), q.dtype) if return_weights else None
     cache = Cache(q, k, v, out, lse, tiles, kept, scale, rescore, biases, bias, sink, mask, allowed)
@@ -122,7 +122,8 @@ def attend_backward(dout, cache, dlse=None):
     q, k, v, sink = cache.q, cache.k, cache.v, cache.sink
     size = dict(zip(("B", "H", "Tq", "Dv"), cache.out.shape))
     checks.arrays(size, q.dtype, dout=(dout, "B H Tq Dv"))
-    dq, dk, dv = (_heads_last(np.zeros, x.shape, x.dtype) for x in (q, k, v))
+    dq, dk, dv = (_heads_last(x.shape, x.dtype) for x in (q, k, v))
+    dk[:], dv[:] = 0, 0                                    # sums over tiles; dq is set row by row
     dbiases = [_zero_gradient(b) for b in cache.biases]
 
     for n, t in enumerate(cache.tiles):
@@ -142,7 +143,7 @@ def attend_backward(dout, cache, dlse=None):
         dP -= np.einsum("bhij,bhij->bhi", P, dP)[..., None]
         if dlse is not None:
             dP += dlse[t.queries][..., None]
-        ds = np.multiply(P, dP, out=dP)                             # (b, h, R, K)
+        ds = np.multiply(dP, P, out=dP)                             # (b, h, R, K)
         # 1. s = scale q k^T + bias
         _add_bias_gradients(dbiases, ds, cache.biases, t)
         if cache.rescore is not None:
@@ -159,9 +160,10 @@ def attend_backward(dout, cache, dlse=None):
 
 
 def attend_last(q, k, v, *, bias=None, sink=None, rescore=None):
-    """attend for one query that sees every key, as in generation: out = softmax(q k^T + bias) v
+    """attend for one query that sees every key, as in generation; unchecked, no cache, q scaled.
 
-    Unchecked, without a cache, and q comes scaled.
+        s = q k^T + bias     P = exp(s - max s) / sum exp(s - max s)     out = P v
+
     q (B, H, 1, D), k (B, H, Tk, D), v (B, H, Tk, Dv), bias as (B, H, 1, Tk), sink (H,)
     -> out (B, H, 1, Dv)
     """
@@ -192,7 +194,8 @@ def _slices(n, size):
 
 def _tiles(B, H, Tq, Tk, mask):
     """The tiles of one call, in a fixed order."""
-    p, (lo, hi) = masks.positions(Tq, Tk, mask.align), masks.intervals(mask, Tq, Tk)
+    p = masks.positions(Tq, Tk, mask.align)
+    lo, hi = masks.intervals(mask, p, Tk)
     for rows in _slices(Tq, ROWS):
         first, a, b, last = masks.edges(lo[rows], hi[rows])
         columns, j, hidden = slice(first, last), np.arange(first, last), []
@@ -251,10 +254,10 @@ def _softmax(s, sink, t):
     return P, np.where(empty, -np.inf, m + np.log(total))
 
 
-def _heads_last(make, shape, dtype):
-    """A (B, H, T, D) array laid out as (B, T, H, D), so that merging the heads later is free."""
+def _heads_last(shape, dtype):
+    """An empty (B, H, T, D) array laid out as (B, T, H, D): merging the heads later is free."""
     B, H, T, D = shape
-    return make((B, T, H, D), dtype).swapaxes(1, 2)
+    return np.empty((B, T, H, D), dtype).swapaxes(1, 2)
 
 
 # ------------------------------------------------------------------------------------------ biases

@@ -32,7 +32,7 @@ OPTIONS = {"norm": checks.Option("key", ("key", "prefix", "sequence", "none"))}
 PROJECTIONS = {"energy": True}              # w . x + b
 PARAMETERS = {"alpha": 2.0, "tau": 0.0}
 NOT_CAUSAL = {("norm", "sequence"): "the gate's mean and deviation run over later tokens too"}
-EPS = 1e-8                                  # floor of the deviation ("sequence"), added to the variance ("key", "prefix")
+EPS = 1e-8       # a floor of the deviation ("sequence"), or added to the variance ("key", "prefix")
 
 
 class Cache(NamedTuple):

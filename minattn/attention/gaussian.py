@@ -77,7 +77,7 @@ def backward(dout, cache):
     grads = core.attend_backward(dout, attention)
     dq, dkeys, dvalues = grads.pop("q"), grads.pop("k"), grads.pop("v")
     drow_bias, dkey_bias = grads.pop("own_bias")
-    drow_bias, dkey_bias = drow_bias[..., 0], dkey_bias[:, :, 0]              # (B, H, Tq), (B, H, Tk)
+    drow_bias, dkey_bias = drow_bias[..., 0], dkey_bias[:, :, 0]          # (B, H, Tq), (B, H, Tk)
     # 3. row_bias = -|x|^2 / (2 sigma^2), key_bias = -|key|^2 / (2 sigma^2)
     dkeys -= keys * (dkey_bias[..., None] * inv)
     # 2. q = x / sigma^2

@@ -13,18 +13,19 @@ ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv"}
 
 
 def forward(q, k, v, **options):
-    """out = P v with one more than softmax's denominator.
+    """out = P v, with 1 added to softmax's denominator.
 
     q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv) -> out (B, H, Tq, Dv), cache [, weights]
     Options and errors: minattn.attention.core.attend.
     """
     heads = q.shape[1] if getattr(q, "ndim", 0) > 1 else 1
-    return sink.forward(q, k, v, np.zeros(heads, getattr(q, "dtype", float)), **options)     # 1. 1 = exp(0)
+    zero = np.zeros(heads, getattr(q, "dtype", float))
+    return sink.forward(q, k, v, zero, **options)     # 1. a sink with exp(0) = 1
 
 
 def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"q", "k", "v"}"""
-    grads = sink.backward(dout, cache)      # 1. the sink is a constant here: its gradient is dropped
+    grads = sink.backward(dout, cache)      # 1. the sink is a constant here: no gradient
     del grads["sink"]
     return grads
 

@@ -1,8 +1,8 @@
-"""Softmax attention: each query takes a weighted average of the values, the weights a softmax of its scores.
+"""Softmax attention: each query takes a weighted average of the values.
 
-    s_ij = q_i . k_j / sqrt(D)        P = softmax over the visible keys        out = P v        (arXiv 1706.03762, eq. 1)
+    s_ij = q_i . k_j / sqrt(D)     P = softmax_j(s) over the visible keys     out = P v
 
-Everything happens in the core; this file is the baseline against which the others say what they change.
+(arXiv 1706.03762, eq. 1.) All the work is done in core.py; the other mechanisms say what they change.
 """
 from minattn.attention.core import attend, attend_backward, attend_last
 
@@ -14,7 +14,8 @@ ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv"}
 def forward(q, k, v, **options):
     """out = softmax(scale q k^T + bias) v over the visible keys.
 
-    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv) -> out (B, H, Tq, Dv), cache [, weights (B, H, Tq, Tk)]
+    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv)
+    -> out (B, H, Tq, Dv), cache [, weights (B, H, Tq, Tk)]
     Options, errors and masked rows: minattn.attention.core.attend.
     """
     return attend(q, k, v, **options)
@@ -23,8 +24,8 @@ def forward(q, k, v, **options):
 def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"q", "k", "v"} (and "bias" if one was given)
 
-    With P = softmax(s):   dv = P^T dout,   dP = dout v^T,   ds = P * (dP - rowsum(dout * out)),   dq = scale ds k,
-    dk = scale ds^T q,   dbias = ds summed over what was broadcast.
+        dv = P^T dout      dP = dout v^T      ds = P * (dP - rowsum(P * dP))
+        dq = scale ds k    dk = scale ds^T q  dbias = ds, summed over what was broadcast
     """
     return attend_backward(dout, cache)
 
