@@ -94,7 +94,8 @@ def computed(cache):
     log_gate, *_ = cache.attention.biases
     if cache.norm == "prefix":                                      # one per query and visible key
         every, T = slice(None), cache.z.shape[2]
-        log_gate = log_gate.tile(every, every, np.arange(T), slice(0, T))[:, :, np.tri(T, dtype=bool)]
+        log_gate = log_gate.tile(every, every, np.arange(T), np.arange(T))
+        log_gate = log_gate[:, :, np.tri(T, dtype=bool)]
     return {"energy gate": np.exp(log_gate)}
 
 

@@ -2,7 +2,7 @@
 
     s_ij = q_i . k_j / sqrt(D)     P = softmax_j(s) over the visible keys     out = P v
 
-(arXiv 1706.03762, eq. 1.) All the work is done in core.py; the other mechanisms say what they change.
+(arXiv 1706.03762, eq. 1.) All the work is done in core.py; the other mechanisms change parts of it.
 """
 from minattn.attention.core import attend, attend_backward, attend_last
 
