@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from minattn import cli, masks
-from minattn.attention import MECHANISMS, describe, softmax
+from minattn.attention import MECHANISMS, naive, register, softmax
 from minattn.errors import InputError
+from minattn.validate import arithmetic, check, golden, precision, report, results, vectors
 from minattn.validate import cases as kit
-from minattn.validate import check, precision, report
+from minattn.validate.causality import causality
 from minattn.validate.check import check_case, prepare, read_skips
 from minattn.validate.frameworks import resolve
 
@@ -58,8 +59,8 @@ def test_inputs_are_exact_in_bfloat16_and_float16(mechanism):
     for case in kit.cases(mechanism, seed=3):
         numbers = [*case.arrays.values(), case.cotangent, *case.options.values()]
         numbers = [x for x in numbers if isinstance(x, np.ndarray) and x.dtype == np.float64]
-        assert precision.fits(numbers, "bfloat16") and precision.fits(numbers, "float32"), case.id
-        assert precision.fits(numbers, "float16") or case.family in beyond, case.id
+        assert arithmetic.fits(numbers, "bfloat16") and arithmetic.fits(numbers, "float32"), case.id
+        assert arithmetic.fits(numbers, "float16") or case.family in beyond, case.id
         assert not any(x.flags.writeable for x in numbers)
 
 
@@ -107,33 +108,36 @@ def test_rounding_is_that_of_the_hardware():
     torch = pytest.importorskip("torch")
     for dtype in ("float16", "bfloat16", "float32"):
         # by way of float32, as PyTorch would: the numbers are first made to fit it
-        y = precision.round_to(x, "float32")
+        y = arithmetic.round_to(x, "float32")
         expected = torch.tensor(y, dtype=torch.float32).to(getattr(torch, dtype)).double().numpy()
-        np.testing.assert_array_equal(precision.round_to(y, dtype), expected)
+        np.testing.assert_array_equal(arithmetic.round_to(y, dtype), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_random_rounding_takes_both_neighbours_and_leaves_exact_numbers(dtype):
     rng = np.random.default_rng(1)
-    eps = precision.FORMATS[dtype].eps
+    eps = arithmetic.FORMATS[dtype].eps
     exact = kit.exact(rng.standard_normal(100))
-    np.testing.assert_array_equal(precision.round_to(exact, dtype, rng), exact)
-    found = precision.round_to(np.full(4000, 1 + eps / 4), dtype, rng)
+    np.testing.assert_array_equal(arithmetic.round_to(exact, dtype, rng), exact)
+    found = arithmetic.round_to(np.full(4000, 1 + eps / 4), dtype, rng)
     assert set(found) == {1.0, 1 + eps} and 0.2 < np.mean(found > 1) < 0.3        # as likely as it is near
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_plain_arithmetic_is_a_third_formulation_of_the_same_thing(mechanism):
+def test_plain_arithmetic_computes_the_same_thing_in_both_forms(mechanism):
     for case in kit.cases(mechanism):
         if case.id.startswith("long/T=1025"):
             continue
-        truth, plain = precision.truth(case), precision.plain(case, "float64")
-        assert plain.keys() == truth.keys()
+        truth = precision.truth(case)
+        exact = arithmetic.Arithmetic("float64")
+        plain, early = (precision.plain(case, exact, early=early) for early in (False, True))
+        assert {name for name in plain if name in truth} == truth.keys() == {n for n in early if n in truth}
         # digits lost to large scores, and to a deviation of 0 (its floor is 1e-4)
         slack = 1e4 if re.search("1e6|1e10|1e4|identical", case.id) else 1
         for name, x in truth.items():
-            error = np.abs(plain[name] - x).max()
-            assert error <= slack * (1e-11 * np.abs(x).max() + 1e-13), (case.id, name, error)
+            bound = slack * (1e-11 * np.abs(x).max() + 1e-13)
+            assert np.abs(plain[name] - x).max() <= bound, (case.id, name)
+            assert np.abs(early[name] - x).max() <= 10 * bound, (case.id, name)
 
 
 def test_the_yardstick_refuses_what_a_precision_cannot_hold():
@@ -144,25 +148,60 @@ def test_the_yardstick_refuses_what_a_precision_cannot_hold():
     assert 1e3 < narrow / wide < 1e6
 
 
-def test_a_new_mechanism_gets_the_generic_families_for_free(monkeypatch):
-    def forward(q, k, v, temperature, **options):
-        s = 1 / temperature[:, None, None]
-        out, cache = softmax.forward(q * s.astype(q.dtype), k, v, **options)
-        return out, (cache, q, s.astype(q.dtype))
+@pytest.fixture
+def warm(monkeypatch):
+    """Softmax attention with a temperature per head, as a mechanism of the registry; 0 is 1."""
+    def forward(q, k, v, log_temperature, **options):
+        s = np.exp(-log_temperature)[:, None, None]
+        out, cache = softmax.forward(q * s, k, v, **options)
+        return out, (cache, q, s)
 
     def backward(dout, cache):
         cache, q, s = cache
         grads = softmax.backward(dout, cache)
-        return {**grads, "q": grads["q"] * s, "temperature": -(grads["q"] * q * s**2).sum(axis=(0, 2, 3))}
+        dlog = -(grads["q"] * q * s).sum(axis=(0, 2, 3))
+        return {**grads, "q": grads["q"] * s, "log_temperature": dlog}
+
+    def naive_forward(q, k, v, log_temperature, **options):
+        s = np.exp(-naive.per_head(log_temperature))
+        out, core = naive.softmax_forward(q * s, k, v, **options)
+        return out, naive.Cache(**locals())
+
+    def naive_backward(dout, c):
+        grads = naive.softmax_backward(dout, c.core)
+        dlog = -(grads["q"] * c.q * c.s).sum(axis=(-4, -2, -1))
+        return {**grads, "q": grads["q"] * c.s, "log_temperature": dlog}
     module = SimpleNamespace(forward=forward, backward=backward, ARXIV="", SUMMARY="", __name__="warm",
-                             ARGUMENTS={**MECHANISMS["softmax"].arguments, "temperature": "H"})
-    monkeypatch.setitem(MECHANISMS, "warm", describe("warm", module, forward, backward))
-    monkeypatch.setitem(kit.CENTRES, "temperature", (2, 0.3))
+                             ARGUMENTS={**MECHANISMS["softmax"].arguments, "log_temperature": "H"})
+    before = dict(MECHANISMS)
+    register("warm", module, naive_forward, naive_backward)
+    yield module
+    MECHANISMS.clear()
+    MECHANISMS.update(before)
+
+
+def test_a_mechanism_registered_at_run_time_gets_check_causality_and_vectors(warm, monkeypatch, tmp_path):
     cases = ["causal", "window/W=2", "prime_sizes", "identical_tokens"]
-    found = check("warm", module, cases=cases, show=False)
+    found = check("warm", warm, cases=cases, show=False)
     assert found.ok, alarms(found)
-    wrong = (forward, lambda dout, cache: {**backward(dout, cache), "temperature": np.ones(3, np.float32)})
-    assert all("dtemperature" in r.findings[0].message for r in check("warm", wrong, cases=cases, show=False).results)
+    wrong = (warm.forward, lambda dout, c: {**warm.backward(dout, c), "log_temperature": np.ones(3, "f")})
+    found = check("warm", wrong, cases=cases, show=False)
+    assert all("dlog_temperature" in r.findings[0].message for r in found.results)
+    assert list(causality("warm").forms.values())[:3] == ["pass"] * 3
+    monkeypatch.setattr(golden, "MECHANISMS", {"warm": MECHANISMS["warm"]})               # it alone
+    names = {case["caseId"]: case for case in vectors.write(tmp_path)["cases"]}
+    tensors = names["warm-causal-T"]["tensors"]
+    assert tensors["log_temperature"]["axes"] == tensors["dlog_temperature"]["axes"] == "H"
+    jsonschema = pytest.importorskip("jsonschema")
+    index = json.loads((tmp_path / vectors.INDEX).read_text())
+    index["cases"] = [names["warm-causal-T"]]
+    jsonschema.validate(index, json.loads((tmp_path / vectors.SCHEMA).read_text()))
+    compared = vectors.check(tmp_path)
+    mine = [row for row in compared.rows if row.case.startswith("warm")]
+    assert compared.ok and len([row for row in mine if row.status == "passed"]) > 100
+    x = {n: t for n, t in results.read(tmp_path)[1].items() if n.startswith("warm-causal-T/")}
+    answers = softmax.forward(x["warm-causal-T/q"], x["warm-causal-T/k"], x["warm-causal-T/v"], causal=True)[0]
+    assert np.abs(answers - x["warm-causal-T/out"]).max() > 0.1           # not those of softmax
 
 
 # ------------------------------------------------------------------------------------------------- no false alarm

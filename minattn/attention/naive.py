@@ -8,9 +8,9 @@ to the first; `dx` is the gradient of sum(dout * out) with respect to x. The cac
 local variable of the forward.
 
 Shapes: q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv), out and dout (B, H, Tq, Dv). Axes are
-counted from the end, so there may be more of them in front. The validation kit takes from here the
-error of plain arithmetic in each dtype, the golden vectors, and the text that its wrong
-implementations are made from.
+counted from the end, so there may be more of them in front. The validation kit takes three things
+from here: the error of plain arithmetic in each dtype, the golden vectors, and the text that its
+wrong implementations are made from.
 """
 from types import SimpleNamespace as Cache
 
@@ -61,6 +61,7 @@ def weigh_backward(dout, c):
     dv = T(P) @ dout
     dP = dout @ T(c.v)
     delta = (dout * c.out).sum(axis=-1, keepdims=True)          # equals sum_j P_ij dP_ij
+    c.delta = delta
     ds = P * (dP - delta)
     grads = {"v": dv}
     if c.sink is not None:                                      # a key with value 0: its dP is 0
@@ -102,9 +103,9 @@ def per_head(x):
 
 def sum_to(x, shape):
     """Sum x (B, H, Tq, Tk) over the axes along which an array of this shape was broadcast."""
-    shape = (1,) * (4 - len(shape)) + tuple(shape)
-    axes = tuple(i for i in range(-4, 0) if shape[i] == 1 and x.shape[i] > 1)
-    return x.sum(axis=axes, keepdims=True)
+    full = (1,) * (4 - len(shape)) + shape
+    axes = tuple(i for i in range(-4, 0) if full[i] == 1 and x.shape[i] > 1)
+    return x.sum(axis=axes, keepdims=True).reshape(x.shape[:-4] + shape)
 
 
 def sigmoid(x):
@@ -174,7 +175,7 @@ def affine_forward(q, k, v, alpha_logits, alpha_ma, *, phi="linear_clip", length
         slope = alpha * (1 - alpha)
     else:
         alpha = np.clip(x * 0.1 + 0.5, 0, 1)
-        slope = np.where(np.abs(x) < 5, 0.1, 0)
+        slope = np.where(np.abs(x) < 5, 0.1, 0).astype(x.dtype)
     see = core.core.see.astype(q.dtype)
     if length == "total":
         n = k.shape[-2]
@@ -201,8 +202,8 @@ def affine_backward(dout, c):
 def energy_forward(q, k, v, energy, alpha, tau, *, norm="key", **options):
     """A bias log sigmoid(alpha (z_j - tau)) on key j        energy (B, H, Tk), alpha (H,), tau (H,)
 
-    z is the energy less its mean, over its deviation, both taken over the keys 1..last: up to the key itself
-    (norm="key"), up to the query ("prefix"), over all keys ("sequence"); z = energy for "none".
+    z is the energy less its mean, over its deviation, both taken over the keys 1..last: up to the
+    key itself (norm="key"), up to the query ("prefix"), or all keys ("sequence"); "none": z = energy.
     """
     Tq, Tk = q.shape[-2], k.shape[-2]
     p = np.arange(Tq) + (Tk - Tq if options.get("align", "end") == "end" else 0)
@@ -212,7 +213,7 @@ def energy_forward(q, k, v, energy, alpha, tau, *, norm="key", **options):
     if norm == "sequence":
         last = np.array([Tk - 1])
     member = np.arange(Tk) <= last[:, None]                     # keys of N statistics  (N, Tk)
-    n = np.maximum(member.sum(axis=-1), 1)[:, None]
+    n = np.maximum(member.sum(axis=-1), 1)[:, None].astype(q.dtype)
     e = energy[..., None, :]                                    # (B, H, 1, Tk)
     mean = (e * member).sum(axis=-1, keepdims=True) / n         # (B, H, N, 1)
     centred = (e - mean) * member
@@ -222,7 +223,7 @@ def energy_forward(q, k, v, energy, alpha, tau, *, norm="key", **options):
     else:
         rstd = np.where(n > 1, 1 / np.sqrt(var + 1e-8), 0)
     if norm == "none":
-        mean, rstd = 0 * mean, 0 * rstd + 1
+        mean, rstd = np.zeros_like(mean), np.ones_like(rstd)
     if norm in ("key", "none"):                                 # each belongs to a key
         mean, rstd = T(mean), T(rstd)
     z = (e - mean) * rstd                                       # (B, H, 1 or Tq, Tk)
@@ -258,12 +259,14 @@ def energy_backward(dout, c):
 def gaussian_forward(x, log_sigma, *, keys=None, values=None, **options):
     """s_ij = -|x_i - key_j|^2 / (2 sigma^2), the softmax of s, the average of the values
 
-    x (B, H, Tq, D), log_sigma (H,); keys (B, H, Tk, D) are x unless given, values (B, H, Tk, Dv) the keys
+    x (B, H, Tq, D), log_sigma (H,); keys (B, H, Tk, D) are x unless given, values (B, H, Tk, Dv)
+    are the keys unless given. |x - key|^2 = |x|^2 + |key|^2 - 2 x.key: no (Tq, Tk, D) array.
     """
     k = x if keys is None else keys
     v = k if values is None else values
-    apart = x[..., :, None, :] - k[..., None, :, :]             # (B, H, Tq, Tk, D)
-    distance2 = (apart * apart).sum(axis=-1)
+    x2 = (x * x).sum(axis=-1)[..., :, None]                     # (B, H, Tq, 1)
+    k2 = (k * k).sum(axis=-1)[..., None, :]                     # (B, H, 1, Tk)
+    distance2 = x2 + k2 - 2 * (x @ T(k))                        # (B, H, Tq, Tk)
     inv = np.exp(-2 * per_head(log_sigma))                      # 1 / sigma^2
     s = -0.5 * inv * distance2
     out, core = weigh(s, v, **options)
@@ -274,9 +277,15 @@ def gaussian_backward(dout, c):
     grads, ds = weigh_backward(dout, c.core)
     dv = grads.pop("v")
     grads["log_sigma"] = -2 * (ds * c.s).sum(axis=(-4, -2, -1))
-    dapart = -(ds * c.inv)[..., None] * c.apart                 # (B, H, Tq, Tk, D)
-    dx = dapart.sum(axis=-2)
-    dk = -dapart.sum(axis=-3)
+    dd = -0.5 * c.inv * ds                                      # of distance2
+    dx = 2 * (c.x * dd.sum(axis=-1)[..., None] - dd @ c.k)
+    dk = 2 * (c.k * dd.sum(axis=-2)[..., None] - T(dd) @ c.x)
+    return {**grads, **by_role(dx, dk, dv, c)}
+
+
+def by_role(dx, dk, dv, c):
+    """x is query, key and value at once, unless keys or values were given: its gradient is the sum."""
+    grads = {}
     if c.values is None:
         dk = dk + dv
     else:

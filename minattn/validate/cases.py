@@ -28,9 +28,9 @@ class Case(NamedTuple):
     arrays: dict                # argument -> float64 array (read-only), in the order of the mechanism's arguments
     options: dict               # keyword options; "bias" and "allowed" are arrays
     cotangent: np.ndarray       # shaped as out
-    flags: frozenset            # what it asks of an implementation: "window", "window=2", "Tq!=Tk", "empty_rows", ...
-    quick: bool                 # part of the quick selection
-    seed: int
+    flags: frozenset = frozenset()      # what it asks of an implementation: "window", "window=2", "Tq!=Tk", "empty_rows", ...
+    quick: bool = False         # part of the quick selection
+    seed: int = 0
     layout: str = "contiguous"  # or "strided": hand the arrays over as views with gaps
     twin: dict | None = None  # the arrays with sample 0 changed: every other sample must come out the same, bit for bit
     unmet: str = ""             # why the sizes asked for rule this case out

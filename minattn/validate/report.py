@@ -1,12 +1,18 @@
 """What a check found: per case and tensor, as a table to read, as JSON, and as JUnit XML."""
 import json
 import math
+import re
+from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from minattn.errors import InputError
+
 PASSED, FAILED, NOT_COVERED = "passed", "failed", "not covered"
 SKIPPED, XFAILED, XPASSED = "skipped", "expected failure", "passed, though failure was expected"
-DETAILS = 12              # sorts of findings that the table spells out
+JUNIT = {FAILED: "failure", NOT_COVERED: "skipped", SKIPPED: "skipped", XFAILED: "skipped"}
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")     # characters that XML cannot hold
+DETAILS = 12              # kinds of findings that the table spells out
 
 
 class Tensor(NamedTuple):
@@ -113,28 +119,32 @@ class Report:
 
     def to_json(self, path=None):
         """The whole report as JSON text, written to a file as well if one is named."""
-        data = {"mechanism": self.mechanism, "target": self.target, "framework": self.framework, "dtype": self.dtype,
-                "device": str(self.device), "seed": self.seed, "ok": self.ok, "gradients_not_covered": self.gradients,
-                "seconds": round(self.seconds, 3), "cases": [_plain(r) for r in self.results]}
-        return _write(json.dumps(data, indent=1, allow_nan=False), path)
+        names = ("mechanism", "target", "framework", "dtype", "device", "seed", "ok")
+        data = {name: getattr(self, name) for name in names}
+        data.update(device=str(self.device), gradients_not_covered=self.gradients,
+                    seconds=round(self.seconds, 3), cases=[_plain(r) for r in self.results])
+        return _written(json.dumps(data, indent=1, allow_nan=False) + "\n", path)
 
     def to_junit(self, path=None):
-        """The report as JUnit XML text (one suite per family), written to a file as well if one is named."""
+        """The report as JUnit XML text, a suite per family, written to a file if one is named."""
         root = ElementTree.Element("testsuites", name=f"minattn check {self.mechanism}")
         for family, results in self.families().items():
-            skipped = (NOT_COVERED, SKIPPED, XFAILED)
             name = f"{self.mechanism}.{family}"
-            failures, left = (sum(r.status in s for r in results) for s in ((FAILED,), skipped))
-            suite = ElementTree.SubElement(root, "testsuite", name=name, tests=str(len(results)), errors="0",
-                                           failures=str(failures), skipped=str(left))
+            suite = ElementTree.SubElement(root, "testsuite", name=name)
+            tags = []
             for r in results:
-                case = ElementTree.SubElement(suite, "testcase", classname=name, name=r.id, time=f"{r.seconds:.4f}")
-                if r.status == FAILED:
-                    node = ElementTree.SubElement(case, "failure", message=_clean(r.findings[0].message))
-                    node.text = _clean("\n".join(f.message for f in r.findings))
-                elif r.status in skipped:
-                    ElementTree.SubElement(case, "skipped", message=_clean(f"{r.status}: {r.reason}"))
-        return _write(ElementTree.tostring(root, encoding="unicode"), path)
+                case = ElementTree.SubElement(suite, "testcase", classname=name, name=r.id,
+                                              time=f"{r.seconds:.4f}")
+                if r.status in JUNIT:
+                    tags.append(JUNIT[r.status])
+                    said = "\n".join(f.message for f in r.findings) or f"{r.status}: {r.reason}"
+                    said = CONTROL.sub("?", said)
+                    node = ElementTree.SubElement(case, tags[-1], message=said.splitlines()[0])
+                    node.text = said
+            counts = {"tests": len(results), "errors": 0, "failures": tags.count("failure"),
+                      "skipped": tags.count("skipped")}
+            suite.attrib.update({name: str(n) for name, n in counts.items()})
+        return _written(ElementTree.tostring(root, encoding="unicode") + "\n", path)
 
 
 def _row(family, results, forward_only):
@@ -145,30 +155,40 @@ def _row(family, results, forward_only):
         t = max(tensors, key=lambda t: t.ratio)
         rms = f"{t.rms_ratio:.1e}" if t.largest > t.bound else "-"        # the truth is 0 but for rounding
         numbers = f"{t.name:<14}{t.error:>9.1e}{t.bound:>9.1e}{t.ratio:>9.2g}{rms:>9}"
-    bad, done = sum(r.status == FAILED for r in results), sum(r.status == PASSED for r in results)
+    bad, done = (sum(r.status == s for r in results) for s in (FAILED, PASSED))
     rest = len(results) - bad - done
-    verdict = [f"{bad} WRONG"] * bool(bad) + ["forward ok" if forward_only else "ok"] * (not bad and bool(done))
-    verdict += [f"{rest} not covered" if verdict else "not covered"] * bool(rest)
+    verdict = []
+    if bad:
+        verdict.append(f"{bad} WRONG")
+    elif done:
+        verdict.append("forward ok" if forward_only else "ok")
+    if rest:
+        verdict.append(f"{rest} not covered" if verdict else "not covered")
     return f"{family:<20}{len(results):>6}  {numbers}  {', '.join(verdict)}"
 
 
 def _plain(r):
     """A result as JSON can hold it."""
-    number = lambda x: x if math.isfinite(x) else str(x)       # noqa: E731
-    tensors = [{"name": t.name, "ok": t.ok, "index": list(t.index),
-                **{n: number(getattr(t, n)) for n in ("error", "bound", "rms_ratio", "expected", "actual", "largest")}}
-               for t in r.tensors]
-    return {"id": r.id, "family": r.family, "status": r.status, "reason": r.reason, "seconds": round(r.seconds, 4),
-            "findings": [f._asdict() for f in r.findings], "tensors": tensors}
+    tensors = []
+    for t in r.tensors:
+        numbers = {name: x if not isinstance(x, float) or math.isfinite(x) else str(x)
+                   for name, x in t._asdict().items()}
+        tensors.append({**numbers, "ok": t.ok})
+    return {**r._asdict(), "seconds": round(r.seconds, 4), "tensors": tensors,
+            "findings": [f._asdict() for f in r.findings]}
 
 
-def _clean(text):
-    """Without the control characters that XML cannot hold."""
-    return "".join(c if c >= " " or c in "\n\t" else "?" for c in text)
+def write_file(path, content):
+    """Text or bytes into a file, whose folder is made; InputError where that cannot be done."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}.") from None
 
 
-def _write(text, path):
+def _written(text, path):
     if path is not None:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        write_file(path, text)
     return text

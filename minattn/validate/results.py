@@ -1,4 +1,4 @@
-"""Golden vectors, the reader's side: files of tensors in and out, and a program's results held against the answers."""
+"""Golden vectors, read: files of tensors, and a program's results compared with the answers."""
 import hashlib
 import json
 from pathlib import Path
@@ -6,23 +6,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import checks
-from minattn.attention import MECHANISMS
+from minattn import attention, checks
 from minattn.errors import InputError
-from minattn.validate.literal import EPS
+from minattn.validate.arithmetic import FORMATS
 
 INDEX, PAYLOAD, SCHEMA = "index.json", "vectors.safetensors", "schema.json"
-CODES = {"F64": ("float64", "<f8"), "F32": ("float32", "<f4"), "F16": ("float16", "<f2"), "BF16": ("bfloat16", "<u2"),
-         "BOOL": ("bool", "|b1")}
+CODES = {"F64": ("float64", "<f8"), "F32": ("float32", "<f4"), "F16": ("float16", "<f2"),
+         "BF16": ("bfloat16", "<u2"), "BOOL": ("bool", "|b1")}
 
 
 def pack(tensors):
-    """Arrays -> the bytes of a safetensors file, in an order that depends on nothing but names and sizes."""
+    """Arrays -> the bytes of a safetensors file, in an order given by names and sizes alone."""
     codes = {name: code for code, (name, _) in CODES.items()}
     header, parts, end = {}, [], 0
     for key, x in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
         parts.append(x.astype(x.dtype.newbyteorder("<")).tobytes())
-        header[key] = {"dtype": codes[str(x.dtype)], "shape": list(x.shape), "data_offsets": [end, end + x.nbytes]}
+        header[key] = {"dtype": codes[str(x.dtype)], "shape": list(x.shape),
+                       "data_offsets": [end, end + x.nbytes]}
         end += x.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -55,9 +55,10 @@ def _numbers(content, code):
 def read_results(where):
     """What a program wrote -> {"caseId/tensor": (precision, array)}.
 
-    `where` is a safetensors file with keys caseId/tensor, or a folder of such files and of raw ones, named
-    caseId.tensor.f32.bin (or f64, f16, bf16): little-endian, row-major. A case that the program refused, as it should
-    refuse the invalid ones, is an empty tensor caseId/rejected or a file caseId.rejected.
+    `where` is a safetensors file with keys caseId/tensor, or a folder of such files and of raw ones,
+    named caseId.tensor.f32.bin (or f64, f16, bf16): little-endian, row-major. A case that the program
+    refused, as it should refuse the invalid ones, is an empty tensor caseId/rejected or a file
+    caseId.rejected.
     """
     where, results = Path(where), {}
     if not where.exists():
@@ -70,32 +71,40 @@ def read_results(where):
             elif rest == ["rejected"]:
                 results[f"{case_id}/rejected"] = "float32", np.zeros(0)
             elif path.suffix == ".bin":
-                if len(rest) != 3 or (code := rest[1].upper()) not in CODES:
-                    raise InputError(f"{path} must be called caseId.tensor.f32.bin (or f64, f16, bf16).")
-                try:
-                    results[f"{case_id}/{rest[0]}"] = CODES[code][0], _numbers(path.read_bytes(), code)
-                except ValueError:
-                    raise InputError(f"{path} ends in the middle of a number of type {rest[1]}.") from None
+                results[f"{case_id}/{rest[0]}"] = _raw(path, rest)
     except OSError as error:
         raise InputError(f"cannot read results from {where}: {error.strerror}.") from None
     if not results:
-        raise InputError(f"{where} holds no results: neither .safetensors nor caseId.tensor.f32.bin files.")
+        raise InputError(f"{where} holds no results: neither .safetensors nor "
+                         f"caseId.tensor.f32.bin files.")
     return results
 
 
+def _raw(path, rest):
+    if len(rest) != 3 or rest[1].upper() not in CODES:
+        raise InputError(f"{path} must be called caseId.tensor.f32.bin (or f64, f16, bf16).")
+    code = rest[1].upper()
+    try:
+        return CODES[code][0], _numbers(path.read_bytes(), code)
+    except ValueError:
+        raise InputError(f"{path} ends in the middle of a number of type {rest[1]}.") from None
+
+
 def read(folder):
-    """A folder of vectors -> its index, {"caseId/tensor": array}; InputError if anything is missing or damaged."""
+    """A folder of vectors -> its index, {"caseId/tensor": array}; InputError for anything missing."""
     folder = Path(folder)
     try:
         index, payload = json.loads((folder / INDEX).read_bytes()), (folder / PAYLOAD).read_bytes()
         whole = index["sha256"] == hashlib.sha256(payload).hexdigest()
     except OSError as error:
-        raise InputError(f"{folder} is no folder of vectors ({Path(error.filename).name}: {error.strerror}); "
-                         f"write one with: python -m minattn vectors write {folder}") from None
+        raise InputError(f"{folder} is no folder of vectors ({Path(error.filename).name}: "
+                         f"{error.strerror}); write one with: "
+                         f"python -m minattn vectors write {folder}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / INDEX} is damaged ({type(error).__name__}: {error}).") from None
     if not whole:
-        raise InputError(f"{folder / PAYLOAD} is not the one that {INDEX} describes: its sha256 differs.")
+        raise InputError(f"{folder / PAYLOAD} is not the one that {INDEX} describes: "
+                         f"its sha256 differs.")
     return index, {key: x for key, (_, x) in unpack(payload, folder / PAYLOAD).items()}
 
 
@@ -110,10 +119,12 @@ class Row(NamedTuple):
     note: str = ""
 
     def __str__(self):
-        return f"{self.case:40} {self.tensor:13} {self.error:8.1e} {self.bound:8.1e} {self.rms:8.1e}  {self.note}"
+        return (f"{self.case:40} {self.tensor:13} {self.error:8.1e} {self.bound:8.1e} "
+                f"{self.rms:8.1e}  {self.note}")
 
 
-class Report(NamedTuple):
+class Comparison(NamedTuple):
+    """Every tensor of a program's results beside the answer."""
     rows: list
 
     def having(self, status):
@@ -127,42 +138,51 @@ class Report(NamedTuple):
         return {"ok": self.ok, "rows": [row._asdict() for row in self.rows]}
 
     def __str__(self):
-        failed, measured = self.having("failed"), [row for row in self.having("passed") if row.bound]
-        lines = [f"{'case':40} {'tensor':13} {'error':>8} {'bound':>8} {'rms':>8}", *map(str, failed)] if failed else []
+        lines, failed = [], self.having("failed")
+        if failed:
+            lines = [f"{'case':40} {'tensor':13} {'error':>8} {'bound':>8} {'rms':>8}",
+                     *map(str, failed)]
+        measured = [row for row in self.having("passed") if row.bound]
         if measured:
             row = max(measured, key=lambda row: row.error / row.bound)
-            lines.append(f"closest that passed: {row.case} {row.tensor}, at {row.error / row.bound:.0%} of its bound")
-        counts = ", ".join(f"{len(self.having(status))} {status}" for status in ("passed", "failed", "not covered"))
-        return "\n".join([*lines, f"tensors: {counts}"])
+            lines.append(f"closest that passed: {row.case} {row.tensor}, "
+                         f"at {row.error / row.bound:.0%} of its bound")
+        counts = [f"{len(self.having(s))} {s}" for s in ("passed", "failed", "not covered")]
+        return "\n".join([*lines, f"tensors: {', '.join(counts)}"])
 
 
 def check(folder, results=None, precision=None):
-    """Compare what a program made of the vectors in a folder with the answers -> Report
+    """Compare what a program made of the vectors in a folder with the answers -> Comparison
 
-    results    a file or folder (see read_results), or {"caseId/tensor": array}; None checks this package's own kernels
+    results    a file or folder (see read_results), or {"caseId/tensor": array}; None: our own kernels
     precision  each tensor is held to the budget of its own type, or of this one
     """
     index, truth = read(folder)
     if precision is not None:
-        checks.choice("precision", precision, ("float64", *EPS))
+        checks.choice("precision", precision, FORMATS)
     if results is None:
-        return Report([row for dtype in ("float64", "float32")
-                       for row in _rows(index, truth, own_results(index, truth, dtype), dtype)])
+        both = (compare(index, truth, own_results(index, truth, dtype), dtype)
+                for dtype in ("float64", "float32"))
+        return Comparison([row for found in both for row in found.rows])
     if isinstance(results, dict):
         results = {key: (str(x.dtype), x) for key, x in results.items()}
     else:
         results = read_results(results)
-    return Report(_rows(index, truth, results, precision))
+    return compare(index, truth, results, precision)
 
 
-def _rows(index, truth, results, precision):
+def compare(index, truth, results, precision=None):
+    """Results {"caseId/tensor": (precision, array)} beside the answers -> Comparison"""
     rows, given = [], {}
     for key in results:
-        given.setdefault(key.partition("/")[0], set()).add(key.partition("/")[2])
+        case, _, tensor = key.partition("/")
+        given.setdefault(case, set()).add(tensor)
     for case in index["cases"]:
         name, tensors = case["caseId"], given.pop(case["caseId"], set())
         if case["result"] == "invalid":
-            status = "failed" if tensors - {"rejected"} else "passed" if tensors else "not covered"
+            status = "not covered"
+            if tensors:
+                status = "failed" if tensors - {"rejected"} else "passed"
             rows.append(Row(name, "rejected", status, note=f"to be refused: {case['note']}"))
             continue
         if "rejected" in tensors:
@@ -170,29 +190,31 @@ def _rows(index, truth, results, precision):
         for tensor, about in case["tensors"].items():
             if "budgets" in about:
                 came, x = results.get(f"{name}/{tensor}", ("", None))
-                bound = about["budgets"].get(precision or came)
-                if x is None or bound is None:
-                    note = "not in the results" if x is None else f"{precision or came} cannot hold this case"
-                    rows.append(Row(name, tensor, "not covered", precision or came, note=note))
-                else:
-                    row = Row(name, tensor, "failed", precision or came, np.inf, bound)
-                    rows.append(_compare(row, x, truth[f"{name}/{tensor}"]))
+                row = Row(name, tensor, "not covered", precision or came)
+                rows.append(_compare(row, x, truth[f"{name}/{tensor}"], about["budgets"]))
         given[name] = tensors - case["tensors"].keys() - {"rejected"}
     strange = sorted((name, tensor) for name, tensors in given.items() for tensor in tensors)
-    return rows + [Row(*key, "failed", note="the index has no such tensor") for key in strange]
+    rows += [Row(*key, "failed", note="the index has no such tensor") for key in strange]
+    return Comparison(rows)
 
 
-def _compare(row, x, expected):
+def _compare(row, x, expected, budgets):
+    bound = budgets.get(row.precision)
+    if x is None:
+        return row._replace(note="not in the results")
+    if bound is None:
+        return row._replace(note=f"{row.precision} cannot hold this case")
+    row = row._replace(status="failed", error=np.inf, bound=bound)
     if x.size != expected.size or x.ndim != 1 and x.shape != expected.shape:
         return row._replace(note=f"its shape must be {expected.shape}; got {x.shape}")
     x = x.reshape(expected.shape).astype(float)
     with np.errstate(invalid="ignore"):
-        error = np.where(x == expected, 0, np.abs(x - expected))             # -inf where -inf is due
+        error = np.where(x == expected, 0, np.abs(x - expected))             # both may be -inf
     error[np.isnan(error)] = np.inf
     at = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
-    due = np.where(np.isfinite(expected), expected, 0)
-    return row._replace(status="passed" if error[at] <= row.bound else "failed", error=float(error[at]),
-                        rms=float(np.sqrt((error**2).sum() / max((due**2).sum(), 1e-300))),
+    right = np.where(np.isfinite(expected), expected, 0)
+    return row._replace(status="passed" if error[at] <= bound else "failed", error=float(error[at]),
+                        rms=float(np.sqrt((error**2).sum() / max((right**2).sum(), 1e-300))),
                         note=f"at {at}: expected {expected[at]:.9g}, got {x[at]:.9g}")
 
 
@@ -200,15 +222,16 @@ def own_results(index, truth, dtype):
     """This package's kernels on the inputs of every case, as any program would take part."""
     results = {}
     for case in index["cases"]:
-        x = {name: truth[f"{case['caseId']}/{name}"] for name, about in case["tensors"].items()
+        name, module = case["caseId"], attention.mechanism(case["mechanism"]).module
+        x = {n: truth[f"{name}/{n}"] for n, about in case["tensors"].items()
              if about["role"] in ("input", "cotangent")}
-        x = {name: a if a.dtype == bool else a.astype(dtype) for name, a in x.items()}
-        dout, module = x.pop("dout"), MECHANISMS[case["mechanism"]].module
+        x = {n: a if a.dtype == bool else a.astype(dtype) for n, a in x.items()}
+        dout = x.pop("dout")
         try:
             out, cache = module.forward(**x, **case["attributes"])[:2]
         except InputError:
-            results[f"{case['caseId']}/rejected"] = dtype, np.zeros(0)
+            results[f"{name}/rejected"] = dtype, np.zeros(0)
             continue
-        grads = {f"d{name}": a for name, a in module.backward(dout, cache).items()}
-        results.update({f"{case['caseId']}/{name}": (dtype, a) for name, a in {"out": out, **grads}.items()})
+        grads = {f"d{n}": a for n, a in module.backward(dout, cache).items()}
+        results.update({f"{name}/{n}": (dtype, a) for n, a in {"out": out, **grads}.items()})
     return results
