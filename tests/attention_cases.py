@@ -1,11 +1,14 @@
-"""What the attention tests share: every mechanism with its options, every kind of mask, inputs, PyTorch references.
+"""What the attention tests share: mechanisms with their options, masks, inputs, references.
 
-Sizes are different primes, so that a swapped axis cannot fit.
+The variants are read off the registry: a mechanism that is registered before the tests are
+collected goes through all of them. Sizes are different primes, so that a swapped axis cannot fit.
 """
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 
+from minattn import spec
 from minattn.attention import MECHANISMS
 
 SIZES = {"B": 2, "H": 3, "Tq": 5, "Tk": 7, "D": 11, "Dv": 13}
@@ -19,33 +22,55 @@ class Variant(NamedTuple):
     extra: dict = {}            # optional array arguments, with their shapes
 
     @property
+    def row(self):
+        return MECHANISMS[self.mechanism]
+
+    @property
     def module(self):
-        return MECHANISMS[self.mechanism].module
+        return self.row.module
 
     @property
     def shapes(self):
-        return {**MECHANISMS[self.mechanism].arguments, **self.extra}
+        shapes = self.row.arguments
+        if self.extra:          # the keys come apart from the queries
+            shapes = {key: " ".join("Tq" if symbol == "T" else symbol for symbol in shape.split())
+                      for key, shape in shapes.items()}
+        return {**shapes, **self.extra}
+
+    @property
+    def differentiated(self):
+        return self.shapes.keys() - self.row.buffers.keys()
 
     @property
     def square(self):
         """One array gives queries and keys: Tq = Tk = T."""
-        return "T" in self.shapes.get("x", "").split()
+        return any("T" in shape.split() for shape in self.shapes.values())
 
 
-KEYS = {"x": "B H Tq D", "keys": "B H Tk D"}
-VARIANTS = {
-    "softmax": Variant("softmax"),
-    "off_by_one": Variant("off_by_one"),
-    "sink": Variant("sink"),
-    "gated-channel": Variant("gated", sizes={"Dv|1": SIZES["Dv"]}),
-    "gated-head": Variant("gated", sizes={"Dv|1": 1}),
-    **{f"affine-{phi}-{length}": Variant("affine", {"phi": phi, "length": length})
-       for phi in ("linear_clip", "sigmoid") for length in ("total", "visible", 19)},
-    **{f"energy-{norm}": Variant("energy", {"norm": norm}) for norm in ("key", "prefix", "sequence", "none")},
-    "gaussian": Variant("gaussian"),
-    "gaussian-keys": Variant("gaussian", extra=KEYS),
-    "gaussian-keys-values": Variant("gaussian", extra={**KEYS, "values": "B H Tk Dv"}),
-}
+def variants_of(name):
+    """Every combination of options, either size of an axis, optional arrays -> {name: Variant}
+
+    "energy[norm=prefix]" for options, "gated:1" for the other size, "gaussian+keys" for arrays.
+    """
+    row, found = MECHANISMS[name], {}
+    values = [(option.default, *option.others()) for option in row.options.values()]
+    for chosen in itertools.product(*values):
+        options = {option: value for option, value in zip(row.options, chosen)
+                   if value != row.options[option].default}
+        found[str(spec.Part(name, options))] = Variant(name, options)
+    symbols = {symbol for shape in row.arguments.values() for symbol in shape.split()}
+    for either in (symbol for symbol in symbols if "|" in symbol):
+        axis, number = either.split("|")
+        found = {label + suffix: variant._replace(sizes={**variant.sizes, either: size})
+                 for label, variant in found.items()
+                 for suffix, size in (("", SIZES[axis]), (f":{number}", int(number)))}
+    for n in range(len(row.optional)):
+        extra = dict(itertools.islice(row.optional.items(), n + 1))
+        found["+".join([name, *extra])] = Variant(name, extra=extra)
+    return found
+
+
+VARIANTS = {label: variant for name in MECHANISMS for label, variant in variants_of(name).items()}
 
 QUERIES_FIRST = {"Tq": 7, "Tk": 5}
 
@@ -56,13 +81,14 @@ def padding(B, H, Tq, Tk):
 
 
 def holes(B, H, Tq, Tk):
-    """Arbitrary booleans; the second query of each sequence, and all of the last head's first, see nothing."""
+    """Arbitrary booleans. In each sequence the second query sees nothing."""
     allowed = np.random.default_rng(3).random((B, H, Tq, Tk)) < 0.6
-    allowed[:, :, 1] = allowed[0, -1] = False
+    allowed[:, :, 1] = allowed[0, -1] = False          # nor does any of the last head's first
     return allowed
 
 
-MASKS = {       # name -> (options, sizes on top of SIZES); a function as `allowed` makes it for the sizes at hand
+# name -> (options, sizes on top of SIZES); a function as `allowed` makes it for the sizes at hand
+MASKS = {
     "none": ({}, {}),
     "none-start": ({"align": "start"}, {}),
     "causal": ({"causal": True}, {}),
@@ -77,7 +103,7 @@ MASKS = {       # name -> (options, sizes on top of SIZES); a function as `allow
     "empty_rows": ({"allowed": holes}, {}),
     "empty_rows-window3": ({"allowed": holes, "window": 3}, {}),
     "queries_first": ({}, QUERIES_FIRST),
-    "queries_first-causal": ({"causal": True}, QUERIES_FIRST),            # the first two see nothing
+    "queries_first-causal": ({"causal": True}, QUERIES_FIRST),     # the first two see nothing
     "queries_first-causal-start": ({"causal": True, "align": "start"}, QUERIES_FIRST),
     "one_query": ({"causal": True}, {"Tq": 1}),
     "one_token": ({"causal": True}, {"Tq": 1, "Tk": 1}),
@@ -100,20 +126,23 @@ def options_of(variant, mask="none"):
     return options
 
 
+# offset and spread of arguments for which normal(0, 1) would miss what matters
+SCALES = {"alpha": (2, 0.3), "tau": (0, 0.3), "alpha_ma": (0.5, 0.2), "log_sigma": (0.6, 0.2)}
+
+
 def draw(name, shape, rng):
-    """Values at which every branch is taken; kinks are kept at a distance from where differences are measured."""
+    """Values at which every branch is taken; differences are not measured near kinks."""
     x = rng.standard_normal(shape)
-    if name == "alpha_logits":                    # inside the linear clip, but for every fourth
-        x = np.where(rng.random(shape) < 0.25, 7 * np.sign(x), np.clip(2 * x, -4.5, 4.5))
-    if name == "energy":                          # no two alike: where they cross, deviations of few keys bend sharply
-        x = x.argsort(axis=-1).argsort(axis=-1) * 0.6 + 0.1 * x - 1
-    usual = {"alpha": (2, 0.3), "tau": (0, 0.3), "alpha_ma": (0.5, 0.2), "log_sigma": (0.6, 0.2)}
-    offset, spread = usual.get(name, (0, 1))
+    if name == "alpha_logits":      # inside the linear clip, but for every fourth
+        return np.where(rng.random(shape) < 0.25, 7 * np.sign(x), np.clip(2 * x, -4.5, 4.5))
+    if name == "energy":            # no two alike: deviations of few keys bend sharply there
+        return x.argsort(axis=-1).argsort(axis=-1) * 0.6 + 0.1 * x - 1
+    offset, spread = SCALES.get(name, (0, 1))
     return offset + spread * x
 
 
 def inputs(variant, mask=None, seed=0, dtype=np.float64, **sizes):
-    """Random arrays for forward, rounded to float32 so that both precisions start from the same numbers."""
+    """Random arrays for forward; float32's numbers, so that both precisions start from the same."""
     rng = np.random.default_rng(seed)
     sizes = {**sizes_of(variant, mask), **sizes}
     arrays = {}
@@ -124,7 +153,8 @@ def inputs(variant, mask=None, seed=0, dtype=np.float64, **sizes):
 
 
 def cotangent(like, seed=0):
-    return np.random.default_rng([seed, 9]).standard_normal(like.shape).astype(np.float32).astype(like.dtype)
+    x = np.random.default_rng([seed, 9]).standard_normal(like.shape)
+    return x.astype(np.float32).astype(like.dtype)
 
 
 def run(variant, arrays, dout=None, **options):
@@ -134,20 +164,18 @@ def run(variant, arrays, dout=None, **options):
     return {"out": out, "weights": weights, **{"d" + name: grad for name, grad in grads.items()}}
 
 
-REFERENCES = {"softmax": "softmax_attention", "off_by_one": "off_by_one_attention", "sink": "sink_attention",
-              "gated": "gated_attention", "affine": "affine_attention", "energy": "energy_gated_attention",
-              "gaussian": "gaussian_kernel_attention"}
-
-
 def reference(variant, arrays, dout=None, **options):
     """The same from the literal formulas and autograd, in the precision of the arrays."""
     import torch
 
     from minattn import torch_refs
-    torch.set_num_threads(1)                      # the tensors are tiny: threads would only wait for each other
-    leaves = {name: torch.tensor(x, requires_grad=name != "alpha_ma") for name, x in arrays.items()}
-    options = {name: torch.tensor(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
-    out, weights = getattr(torch_refs, REFERENCES[variant.mechanism])(**leaves, **options, return_weights=True)
+    torch.set_num_threads(1)                 # the tensors are tiny: threads would only wait
+    leaves = {name: torch.tensor(x, requires_grad=name not in variant.row.buffers)
+              for name, x in arrays.items()}
+    options = {name: torch.tensor(x) if isinstance(x, np.ndarray) else x
+               for name, x in options.items()}
+    formula = torch_refs.ATTENTION[variant.mechanism].function
+    out, weights = formula(**leaves, **options, return_weights=True)
     dout = cotangent(out.detach().numpy()) if dout is None else dout
     out.backward(torch.tensor(dout))
     grads = {"d" + name: x.grad.numpy() for name, x in leaves.items() if x.grad is not None}
@@ -155,9 +183,11 @@ def reference(variant, arrays, dout=None, **options):
 
 
 def error(actual, expected):
-    """The largest difference relative to the largest expected value; where that is only rounding, relative to 0.01."""
+    """The largest difference relative to the largest expected value (0.01 if that is rounding)."""
     assert actual.shape == expected.shape and actual.dtype == expected.dtype
-    actual, expected = (np.where(np.isneginf(expected), np.isneginf(x), x) for x in (actual, expected))
+    hidden = np.isneginf(expected)
+    assert np.array_equal(np.isneginf(actual), hidden)
+    actual, expected = (np.where(hidden, 0, x) for x in (actual, expected))
     scale = np.abs(expected).max()
     return float(np.abs(actual - expected).max() / (scale if scale > 1e-13 else 0.01))
 
@@ -165,5 +195,6 @@ def error(actual, expected):
 def assert_close(actual, expected, tolerance):
     """Each tensor of two results within a tolerance."""
     assert actual.keys() == expected.keys()
-    wrong = {name: e for name in expected if not (e := error(actual[name], expected[name])) <= tolerance}
+    errors = {name: error(actual[name], expected[name]) for name in expected}
+    wrong = {name: e for name, e in errors.items() if not e <= tolerance}
     assert not wrong, f"relative errors over {tolerance}: {wrong}"

@@ -1,4 +1,5 @@
 """Fixtures that several files of tests share."""
+import lean as added
 import pytest
 from run_cases import write_corpus
 
@@ -17,3 +18,10 @@ def no_picture():
 def corpus(tmp_path_factory):
     """A short text, as a file"""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def lean():
+    """A mechanism that is registered while a test runs -> its name"""
+    with added.registered() as name:
+        yield name

@@ -1,59 +1,61 @@
-"""What the tests of the whole model share: configurations, inputs, and one way to run each implementation.
+"""What the tests of the whole model share: configurations, inputs, runs.
 
-A run is a dict of arrays: "logits", "loss", "grad/NAME", then some AdamW steps as the trainer takes them: "losses",
-"norms", "after/NAME", "after/logits". Both implementations give the same keys.
+A run is a dict of arrays: "logits", "loss", "grad/NAME", then some AdamW steps as the trainer takes
+them: "losses", "norms", "after/NAME", "after/logits". Both implementations give the same keys.
 """
 import numpy as np
 
-from minattn import model, optim, parallel, train
+from minattn import model, optim, parallel, spec, train
+from minattn.attention import MECHANISMS
+from minattn.layers import layers
+from minattn.positions import POSITIONS
 
-SIZES = dict(vocab_size=19, block_size=11, n_layer=2, n_head=3, n_embd=18)        # heads of 6 channels
-TINY = dict(vocab_size=11, block_size=5, n_layer=2, n_head=2, n_embd=8)           # of the saved results
+SIZES = dict(vocab_size=19, block_size=11, n_layer=2, n_head=3, n_embd=18)     # heads of 6 channels
+TINY = dict(vocab_size=11, block_size=5, n_layer=2, n_head=2, n_embd=8)       # of the saved results
 ADAMW = dict(betas=(0.9, 0.99), eps=1e-8)
 DECAY, CLIP = 0.1, 1.0
 RATE = dict(lr=3e-3, min_lr=3e-4, warmup=2)
 
-CASES = {
-    "softmax": {},
+
+def settings(row, options):
+    """How a config spells it: plain, then with each option's next value until all were there."""
+    yield row.name
+    others = {name: option.others() for name, option in options.items()}
+    for n in range(max(map(len, others.values()), default=0)):
+        yield str(spec.Part(row.name, {name: o[n] for name, o in others.items() if n < len(o)}))
+
+
+COMBINED = {        # what the papers combine, and what differs by layer
     "off_by_one-sinusoidal": dict(attention="off_by_one", position="sinusoidal"),
-    "sink": dict(attention="sink"),
-    "gated": dict(attention="gated"),
-    "gated-head": dict(attention="gated", attention_options={"gate": "head"}),
-    "affine": dict(attention="affine"),
-    "affine-visible": dict(attention="affine", attention_options={"length": "visible", "phi": "sigmoid"}),
-    "affine-layer": dict(attention="affine", attention_options={"length": 13, "use": "before", "axes": "layer", "momentum": 0.7}),
-    "energy": dict(attention="energy"),
-    "energy-prefix": dict(attention="energy", attention_options={"norm": "prefix"}),
-    "energy-sequence": dict(attention="energy", attention_options={"norm": "sequence"}),
-    "energy-none": dict(attention="energy", attention_options={"norm": "none"}),
-    "gaussian": dict(attention="gaussian"),
-    "gaussian-raw": dict(attention="gaussian", attention_options={"qk_norm": False, "sigma_init": 1.7}),
-    "none": dict(position="none"),
-    "sinusoidal": dict(position="sinusoidal", position_options={"base": 100.0}),
-    "rope": dict(position="rope"),
-    "rope-interleaved": dict(position="rope", position_options={"pairs": "interleaved", "base": 50.0}),
-    "decay": dict(position="decay"),
-    "morlet": dict(position="morlet"),
-    "morlet-centre": dict(position="morlet", position_options={"admissible": False, "centre": True}),
-    # what the papers combine
+    "affine-visible": dict(attention="affine[phi=sigmoid,length=visible]"),
     "affine+gated": dict(attention="affine+gated", position="rope", bias=True),
-    "affine+gated-head-window": dict(attention="affine+gated", attention_options={"gate": "head", "length": "visible"}, window=4),
+    "affine+gated-head-window": dict(attention="affine[length=visible]+gated[gate=head]", window=4),
     "energy-morlet": dict(attention="energy", position="morlet", bias=True, gelu="exact"),
-    "energy-sequence-morlet": dict(attention="energy", position="morlet", attention_options={"norm": "sequence"}),
-    "energy+gated-decay": dict(attention="energy+gated", position="decay", attention_options={"norm": "prefix"}),
-    "gaussian-rope-SSSL": dict(attention="gaussian", position="rope", window_pattern="SSSL", n_layer=4),
-    "gaussian-rope_values": dict(attention="gaussian", position="rope", attention_options={"rope_values": True}, window=3),
+    "energy-sequence-morlet": dict(attention="energy[norm=sequence]", position="morlet"),
+    "energy+gated-decay": dict(attention="energy[norm=prefix]+gated", position="decay"),
+    "gaussian-rope-SSSL": dict(attention="gaussian", position="rope", window_pattern="SSSL",
+                               n_layer=4),
+    "gaussian-rope_values": dict(attention="gaussian[rope_values=true]", position="rope", window=3),
     "gaussian-decay": dict(attention="gaussian", position="decay"),
     "sink-rope-window": dict(attention="sink", position="rope", window=3),
     "off_by_one+gated": dict(attention="off_by_one+gated", position="decay"),
-    "energy,softmax": dict(attention="energy,softmax", n_layer=3),
-    "sink,affine+gated,gaussian": dict(attention="sink,affine+gated,gaussian", n_layer=3, position="rope", qkv_bias=True),
+    "energy/softmax": dict(attention="energy/softmax", n_layer=3),
+    "sink/affine+gated/gaussian": dict(attention="sink/affine+gated/gaussian", n_layer=3,
+                                       position="rope", qkv_bias=True),
+    "energy[norm=none]/energy": dict(attention="energy[norm=none]/energy"),
     "learned+rope": dict(position="learned+rope"),
     "learned+morlet+decay": dict(position="learned+morlet+decay"),
     "biases-exact": dict(bias=True, qkv_bias=True, gelu="exact"),
 }
-SAVED = ("softmax", "off_by_one-sinusoidal", "gated-head", "affine-visible", "affine+gated", "energy-morlet",
-         "energy+gated-decay", "gaussian-rope-SSSL", "sink-rope-window", "biases-exact")
+CASES = {        # name -> fields of Config; each mechanism and each position with its options first
+    **{text: dict(attention=text) for row in MECHANISMS.values()
+       for text in settings(row, row.all_options())},
+    **{text: dict(position=text) for row in POSITIONS.values()
+       for text in settings(row, row.options) if text != model.Config.position},
+    **COMBINED}
+SAVED = ("softmax", "off_by_one-sinusoidal", "gated[gate=head]", "affine-visible", "affine+gated",
+         "energy-morlet", "energy+gated-decay", "gaussian-rope-SSSL", "sink-rope-window",
+         "biases-exact")
 
 
 def config_of(case, **others):
@@ -62,9 +64,9 @@ def config_of(case, **others):
 
 def draw(name, shape, start, rng):
     """Values at which every branch is taken, away from where the formulas bend."""
-    if "morlet" in name and "centre" not in name:     # above, below and beyond the cap, each by a clear distance
-        pick = np.arange(shape[0]) % 3
-        return (np.log([1.9, 0.7, 3.3]) if "omega" in name else np.log([4.0, 3.5, 2.5]))[pick] + 0.1 * rng.uniform(size=shape)
+    if name.endswith(("log_omega", "log_sigma")) and "position" in name:
+        log = np.log([1.9, 0.7, 3.3] if "omega" in name else [4.0, 3.5, 2.5])    # around the cap
+        return log[np.arange(shape[0]) % 3] + 0.1 * rng.uniform(size=shape)
     spread = {"weight": 0.25, "centre": 2.0}.get(name.rsplit(".", 1)[-1], 0.4)
     if "alpha_logits" in name:
         spread = 0.8                                  # a few logits leave (-5, 5)
@@ -72,26 +74,30 @@ def draw(name, shape, start, rng):
 
 
 def inputs(config, seed=0, batch=3):
-    """Parameters away from the initial ones, buffers, and one batch: float64, but each number is one of float32.
+    """Parameters away from the initial ones, buffers, and one batch: float32's numbers as float64.
 
-    RandomState, because its numbers are promised never to change: the saved results need not hold their inputs.
+    RandomState promises that its numbers never change, so the saved results need not hold their
+    inputs.
     """
     rng = np.random.RandomState(seed)
     params, buffers = model.init(config, seed, np.float64)
-    params = {name: draw(name, a.shape, a if "norm" in name or a.ndim == 1 else 0, rng) for name, a in params.items()}
+    params = {name: draw(name, a.shape, a if a.ndim == 1 else 0, rng) for name, a in params.items()}
     buffers = {name: rng.uniform(0.3, 0.7, a.shape) for name, a in buffers.items()}
-    params, buffers = ({name: a.astype(np.float32).astype(np.float64) for name, a in d.items()} for d in (params, buffers))
+    params, buffers = ({name: a.astype(np.float32).astype(np.float64) for name, a in d.items()}
+                       for d in (params, buffers))
     tokens = rng.randint(config.vocab_size, size=(batch, config.block_size + 1))
     return params, buffers, tokens[:, :-1], tokens[:, 1:]
 
 
 def run_numpy(config, params, buffers, x, y, steps=5, clip=CLIP):
-    logits, loss, cache = model.forward(params, x, config, targets=y, buffers=buffers, training=True)
+    logits, loss, cache = model.forward(params, x, config, targets=y, buffers=buffers,
+                                        training=True)
     result = {"logits": logits, "loss": np.array(loss)}
     result.update((f"grad/{name}", g) for name, g in model.backward(cache, config).items())
 
-    chunks = 1 if buffers else 2                      # a running mean is one per chunk: PyTorch has one
-    settings = train.Settings(**RATE, steps=steps, beta1=ADAMW["betas"][0], beta2=ADAMW["betas"][1], eps=ADAMW["eps"],
+    chunks = 1 if buffers else 2                  # a running mean is one per chunk: PyTorch has one
+    beta1, beta2 = ADAMW["betas"]
+    settings = train.Settings(**RATE, steps=steps, beta1=beta1, beta2=beta2, eps=ADAMW["eps"],
                               weight_decay=DECAY, clip=clip, chunks=chunks)
     state, losses, norms = parallel.start(params, buffers), [], []
     with parallel.workers(1) as pool:
@@ -110,7 +116,7 @@ def run_torch(config, params, buffers, x, y, steps=5, clip=CLIP):
     import torch
 
     from minattn.torch_refs.gpt import GPT
-    torch.set_num_threads(1)                          # small arrays: more threads only wait for one another
+    torch.set_num_threads(1)                          # small arrays: threads would only wait
     gpt = GPT.from_numpy(model.to_dict(config), params, buffers).train()
     x, y = torch.tensor(x), torch.tensor(y)
     logits, loss = gpt(x, y)
@@ -118,10 +124,10 @@ def run_torch(config, params, buffers, x, y, steps=5, clip=CLIP):
     result = {"logits": logits.detach().numpy(), "loss": loss.detach().numpy()}
     result.update((f"grad/{name}", g) for name, g in gpt.gradients().items())
 
-    gpt = GPT.from_numpy(model.to_dict(config), params, buffers).train()         # the buffers as they were
+    gpt = GPT.from_numpy(model.to_dict(config), params, buffers).train()    # buffers as they were
     flat = list(gpt.parameters())
-    groups = [{"params": [p for p in flat if (p.ndim >= 2) is decays], "weight_decay": DECAY * decays}
-              for decays in (True, False)]
+    matrices, others = ([p for p in flat if (p.ndim >= 2) is wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0}]
     adamw, losses, norms = torch.optim.AdamW(groups, **ADAMW), [], []
     for step in range(steps):
         for group in adamw.param_groups:
@@ -140,19 +146,28 @@ def run_torch(config, params, buffers, x, y, steps=5, clip=CLIP):
     return result
 
 
+def only_shifts(config, name):
+    """Does this parameter only shift a normalised energy? Then nothing depends on it."""
+    _, _, parameter = name.partition("/")
+    if not parameter.endswith("energy.bias"):
+        return False
+    return layers(config)[int(parameter.split(".")[1])].options.get("norm") != "none"
+
+
 def errors(config, params, ours, theirs):
     """The largest difference per key, relative to the largest entry.
 
-    What only shifts a normalised energy has no gradient but rounding, and must stay what it was: it is compared with
-    that, relative to the largest of all gradients or parameters.
+    What only shifts a normalised energy has no gradient but rounding, and must stay what it was:
+    it is compared with that, relative to the largest of all gradients or parameters.
     """
     assert ours.keys() == theirs.keys()
-    largest = {kind: max(np.abs(a).max() for name, a in theirs.items() if name.startswith(kind)) for kind in ("grad", "after")}
+    largest = {kind: max(np.abs(a).max() for name, a in theirs.items() if name.startswith(kind))
+               for kind in ("grad", "after")}
     found = {}
     for name, b in theirs.items():
         kind, _, parameter = name.partition("/")
         scale = np.abs(b).max()
-        if parameter.endswith("energy.bias") and "norm=none" not in config.attention:
+        if only_shifts(config, name):
             b, scale = np.zeros_like(b) if kind == "grad" else params[parameter], largest[kind]
         assert ours[name].shape == b.shape and ours[name].dtype == b.dtype == np.float64, name
         found[name] = float(np.abs(ours[name] - b).max() / scale)
@@ -160,8 +175,9 @@ def errors(config, params, ours, theirs):
 
 
 def assert_equal(config, params, ours, theirs, first=1e-11, later=1e-8):
-    """`first` bounds the logits, the loss and all gradients; `later` what is there after the steps."""
+    """`first` bounds the logits, the loss and all gradients; `later` what comes after steps."""
     found = errors(config, params, ours, theirs)
-    bounds = {name: later if name.startswith(("losses", "norms", "after/")) else first for name in found}
+    after = ("losses", "norms", "after/")
+    bounds = {name: later if name.startswith(after) else first for name in found}
     wrong = {name: e for name, e in found.items() if not e <= bounds[name]}
     assert not wrong, f"relative errors over {first} and {later}: {wrong}"

@@ -1,29 +1,31 @@
-"""Write tests/saved/attention.safetensors: what the PyTorch references say, for tests where PyTorch is missing.
+"""Write tests/saved/attention.safetensors: PyTorch's results, for tests where PyTorch is missing.
 
-    python tests/make_saved.py
+    PYTHONPATH=. python tests/make_saved.py
 
-Per variant of attention_cases: the arrays that go in (stored once where several variants share them), the cotangent,
-the output and every gradient, float64, causal with padded keys. The same file every time.
+Per variant of attention_cases: the arrays that go in (stored once where several variants share
+them), the cotangent, the output and every gradient, float64, causal with padded keys. The same
+file every time.
 """
-import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from attention_cases import VARIANTS, inputs, options_of, reference
+from safetensors.numpy import load_file, save_file
 
-HERE = Path(__file__).parent
-FILE = HERE / "saved" / "attention.safetensors"
+FILE = Path(__file__).parent / "saved" / "attention.safetensors"
 MASK = "padding-causal"
 
 
-def build():
-    """Name -> array: "q", or "energy-key.q" where that variant's differs; "energy-key.out", "energy-key.dq", ..."""
-    from attention_cases import VARIANTS, inputs, options_of, reference
+def build(variants):
+    """Name -> array: "q", or "energy.q" where it differs there; "energy.out", "energy.dq", ..."""
     saved = {}
-    for name, variant in VARIANTS.items():
-        arrays = inputs(variant, MASK)
-        shape = (variant.module.forward(**arrays, **options_of(variant, MASK))[0]).shape
+    for name in variants:
+        variant = VARIANTS[name]
+        arrays, options = inputs(variant, MASK), options_of(variant, MASK)
+        shape = variant.module.forward(**arrays, **options)[0].shape
         dout = np.random.default_rng(1).standard_normal(shape)
-        results = reference(variant, arrays, dout, **options_of(variant, MASK))
+        results = reference(variant, arrays, dout, **options)
         for key, x in {**arrays, "dout": dout}.items():
             shared = np.array_equal(saved.setdefault(key, x), x)
             saved[key if shared else f"{name}.{key}"] = x
@@ -31,22 +33,24 @@ def build():
     return {key: np.ascontiguousarray(x) for key, x in saved.items()}
 
 
-def load():
-    """variant -> (arrays, dout, results), from the file"""
-    from attention_cases import VARIANTS
-    from safetensors.numpy import load_file
-    saved, cases = load_file(FILE), {}
-    for name, variant in VARIANTS.items():
-        find = lambda key, name=name: saved.get(f"{name}.{key}", saved[key])
-        own = {key[len(name) + 1:]: x for key, x in saved.items() if key.startswith(f"{name}.")}
-        results = {key: x for key, x in own.items() if key == "out" or key[0] == "d" and key[1:] in variant.shapes}
-        cases[name] = {key: find(key) for key in variant.shapes}, find("dout"), results
-    return cases
+@lru_cache
+def saved():
+    return load_file(FILE)
+
+
+SAVED = [name for name in VARIANTS if f"{name}.out" in saved()]
+
+
+def load(name):
+    """arrays, dout and results of a variant"""
+    prefix = f"{name}."
+    own = {key.removeprefix(prefix): x for key, x in saved().items() if key.startswith(prefix)}
+    given = {key: own.get(key, saved().get(key)) for key in (*VARIANTS[name].shapes, "dout")}
+    dout = given.pop("dout")
+    return given, dout, {key: x for key, x in own.items() if key not in given and key != "dout"}
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parent))
-    from safetensors.numpy import save_file
     FILE.parent.mkdir(exist_ok=True)
-    save_file(build(), FILE)
-    print(f"{FILE.relative_to(HERE.parent)}: {FILE.stat().st_size:,} bytes")
+    save_file(build(VARIANTS), FILE)
+    print(f"{FILE}: {FILE.stat().st_size:,} bytes")

@@ -1,4 +1,4 @@
-"""Write tests/saved/gpt.safetensors: what PyTorch says, for machines that do not have it. From the repository root:
+"""Write tests/saved/gpt.safetensors: PyTorch's results, for tests where PyTorch is missing.
 
     PYTHONPATH=. python tests/make_saved_gpt.py
 """
@@ -8,7 +8,7 @@ from gpt_cases import SAVED, TINY, config_of, inputs, run_torch
 from safetensors.numpy import save_file
 
 FILE = Path(__file__).parent / "saved" / "gpt.safetensors"
-KEYS = ("logits", "loss", "losses", "norms", "grad/", "after/logits")     # the last hears from every parameter
+KEYS = ("logits", "loss", "losses", "norms", "grad/", "after/logits")  # the last has them all
 
 
 def results():
@@ -17,7 +17,7 @@ def results():
     for case in SAVED:
         config = config_of(case, **TINY)
         result = run_torch(config, *inputs(config))
-        found.update((f"{case}/{key}", array) for key, array in result.items() if key.startswith(KEYS))
+        found.update((f"{case}/{key}", a) for key, a in result.items() if key.startswith(KEYS))
     return found
 
 

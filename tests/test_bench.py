@@ -1,5 +1,6 @@
 """The benchmarks measure what they say, and PyTorch's fast form is the literal one."""
 import argparse
+import copy
 import importlib.util
 import itertools
 import json
@@ -234,7 +235,7 @@ CASES = {
     "gaussian rope values": {"attention": "gaussian", "position": "rope", "n_embd": 24,
                              "attention_options": {"rope_values": True}},
     "gaussian raw": {"attention": "gaussian", "attention_options": {"qk_norm": False}, "window": 4},
-    "gaussian eps": {"attention": "gaussian", "attention_options": {"eps": 0.1}},
+    "gaussian eps": {"attention": "gaussian", "torch": {"attention": "gaussian[eps=0.1]"}},
 }
 
 
@@ -242,16 +243,17 @@ def literal_and_fast(case, fused, dtype="float64", **changes):
     torch = pytest.importorskip("torch")
     from minattn.bench import torch_fast as fast
     from minattn.torch_refs import GPT
-    torch.set_num_threads(1)                                              # for arrays as small as these, two only wait
+    torch.set_num_threads(1)                      # for arrays as small as these, two only wait
     torch.manual_seed(3)
-    literal = GPT({**SMALL, **case, **changes}).double()
-    with torch.no_grad():
-        for p in literal.parameters():
-            p.add_(torch.randn_like(p) / 5)
-    params, buffers = ({name.replace("/", "."): a.detach().numpy().copy() for name, a in named}
-                       for named in (literal.named_parameters(), literal.named_buffers()))
+    fields = {**SMALL, **case, **changes}
+    in_torch = fields.pop("torch", {})            # what only PyTorch's side has
+    config, rng = model.Config(**fields), np.random.default_rng(3)
+    params, buffers = model.init(config, 3, np.float64)
+    params = {name: a + rng.standard_normal(a.shape) / 5 for name, a in params.items()}
+    config = {**model.to_dict(config), **in_torch}
     tokens = torch.randint(17, (3, SMALL["block_size"]))
-    return literal, fast.GPT.from_numpy(literal.config, params, buffers, getattr(torch, dtype), fused=fused), tokens
+    return (GPT.from_numpy(config, params, buffers),
+            fast.GPT.from_numpy(config, params, buffers, getattr(torch, dtype), fused=fused), tokens)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -289,8 +291,9 @@ def test_fast_in_float32(case):
 def test_constants_are_exact_after_a_change_of_dtype():
     torch = pytest.importorskip("torch")
     _, fast, tokens = literal_and_fast(CASES["rope"], True)
-    twice = type(fast)(fast.config).double()
-    twice.load_state_dict(fast.state_dict())
+    arrays = fast.state_dict()
+    twice = copy.deepcopy(fast).float().double()
+    twice.load_state_dict(arrays)
     assert torch.equal(twice(tokens)[0], fast(tokens)[0])
 
 

@@ -9,7 +9,8 @@ from minattn import generate, model
 from minattn.attention_layer import KVCache
 from minattn.errors import InputError
 
-RECOMPUTED = {"affine", "affine+gated", "sink,affine+gated,gaussian", "energy-sequence", "energy-sequence-morlet"}
+RECOMPUTED = {"affine", "affine+gated", "sink/affine+gated/gaussian", "energy[norm=sequence]",
+              "energy-sequence-morlet"}
 
 
 def lively(case, **others):

@@ -269,7 +269,7 @@ def test_affine_alpha_and_beta_make_its_weights():
 
 
 def test_gates_and_widths():
-    config, params, buffers, ids = look("sink,affine+gated,gaussian")
+    config, params, buffers, ids = look("sink/affine+gated/gaussian")
     one, two, three = inspect.look(params, buffers, config, ids)
     assert [layer.name for layer in (one, two, three)] == ["sink", "affine+gated", "gaussian"]
     assert (list(one.computed), list(two.computed), list(three.computed)) == ([], ["alpha", "beta", "gate"], [])

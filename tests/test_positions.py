@@ -60,7 +60,7 @@ def morlet_arrays(seed, centre=False):
     return arrays | ({"centre": rng.uniform(0, T, N)} if centre else {})
 
 
-# ----------------------------------------------------------------------------------------------- the registry
+# ------------------------------------------------------------------------------------- the registry
 
 
 def test_registry_tells_the_truth_about_every_module():
@@ -76,7 +76,7 @@ def test_registry_tells_the_truth_about_every_module():
                                         if p.kind is p.KEYWORD_ONLY and n not in where}
 
 
-# ---------------------------------------------------------------------------------------------------- learned
+# ------------------------------------------------------------------------------------------ learned
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -100,7 +100,7 @@ def test_learned_gives_a_copy():
     assert (weight == 1).all()
 
 
-# ------------------------------------------------------------------------------------------------- sinusoidal
+# --------------------------------------------------------------------------------------- sinusoidal
 
 
 @pytest.mark.parametrize("C", (10, 11))
@@ -113,7 +113,7 @@ def test_sinusoidal_is_the_papers_formula(C):
     assert sinusoidal.backward(np.ones_like(pe), cache) == {}
 
 
-# ----------------------------------------------------------------------------------------------------- rotary
+# ------------------------------------------------------------------------------------------- rotary
 
 
 def rotary_torch(torch, x, base, start, pairs):
@@ -217,7 +217,7 @@ def test_rotary_float32_angles_are_exact_far_out():
     np.testing.assert_allclose(far, rotary.forward(np.ones((1, D)), start=10**6)[0], atol=3e-7)
 
 
-# ------------------------------------------------------------------------------------------------------ decay
+# -------------------------------------------------------------------------------------------- decay
 
 
 @pytest.mark.parametrize("align", ("end", "start"))
@@ -272,7 +272,7 @@ def test_alibi_slopes():
     np.testing.assert_allclose(np.log2(decay.alibi_slopes(3)), [-8 / 3, -16 / 3, -8])
 
 
-# ----------------------------------------------------------------------------------------------------- morlet
+# ------------------------------------------------------------------------------------------- morlet
 
 
 def morlet_torch(torch, log_omega, log_sigma, centre=0.0, *, length, start=0, admissible=True,
@@ -330,7 +330,7 @@ def morlet_gradients(log_omega, log_sigma, **options):
 def test_morlet_clamps_stop_gradients():
     #                           free  capped  floored  both
     log_omega, log_sigma = [0.5, 1.5, 0.5, 1.5], [1.5, 1.5, -8.0, -8.0]
-    centre = np.full(4, 2.0)     # so that the narrow bells stand on a position with a wave of its own
+    centre = np.full(4, 2.0)   # so that the narrow bells stand on a position with a wave of its own
     grads = morlet_gradients(log_omega, log_sigma, admissible=False, centre=centre)
     assert np.array_equal(grads["log_omega"] != 0, [True, False, True, False])
     assert np.array_equal(grads["log_sigma"][2:], [0, 0]) and (grads["log_sigma"][:2] != 0).all()
@@ -409,7 +409,7 @@ def test_morlet_survives_extreme_widths():
         assert all(np.isfinite(grad).all() for grad in grads.values()), log_sigma
 
 
-# ------------------------------------------------------------------------------------- what all of them share
+# --------------------------------------------------------------------------- what all of them share
 
 
 RNG = np.random.default_rng(7)

@@ -1,4 +1,4 @@
-"""The PyTorch references alone: the papers' formulas must satisfy these identities before we trust them."""
+"""The PyTorch references alone: identities that the papers' formulas must satisfy."""
 import json
 import math
 import subprocess
@@ -10,13 +10,19 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from minattn import torch_refs as refs  # noqa: E402  (torch first)
+from minattn import model as numpy_model  # noqa: E402  (torch first)
+from minattn import spec  # noqa: E402
+from minattn import torch_refs as refs  # noqa: E402
+from minattn.attention import MECHANISMS  # noqa: E402
+from minattn.positions import POSITIONS  # noqa: E402
+from minattn.torch_refs import gpt as torch_gpt  # noqa: E402
 from minattn.torch_refs.attention import standard_energy  # noqa: E402
 
 B, H, Tq, Tk, D, Dv = 2, 3, 5, 7, 11, 13
 f64 = torch.float64
 KINDS = ["softmax", "sink", "off_by_one", "gated", "gated_head", "affine_total", "affine_visible",
-         "affine_sigmoid", "energy_key", "energy_prefix", "energy_sequence", "energy_none", "energy_stable",
+         "affine_sigmoid", "energy_key", "energy_prefix", "energy_sequence", "energy_none",
+         "energy_stable",
          "gaussian", "gaussian_eps"]
 
 
@@ -93,9 +99,11 @@ def test_autograd_agrees_with_differences(kind, options):
     cotangent = rand(B, H, Tq, Dv, seed=9)
 
     def loss(step):
-        return (call(*(arg + step * d for arg, d in zip(args, direction)), **options) * cotangent).sum()
+        return (call(*(arg + step * d for arg, d in zip(args, direction)),
+                     **options) * cotangent).sum()
 
-    slope = sum((g * d).sum() for g, d in zip(torch.autograd.grad(loss(0.0), args), direction)).item()
+    slope = sum((g * d).sum()
+                for g, d in zip(torch.autograd.grad(loss(0.0), args), direction)).item()
     with torch.no_grad():
         h = 2e-4
         estimate = (8 * (loss(h) - loss(-h)) - (loss(2 * h) - loss(-2 * h))).item() / (12 * h)
@@ -111,7 +119,8 @@ def test_fully_masked_row_is_zero_with_zero_gradients(kind):
     assert (out[1, :, 2] == 0).all() and (weights[1, :, 2] == 0).all() and (out[0, :, 2] != 0).all()
     for grad in torch.autograd.grad((out[1, :, 2] * rand(H, Dv)).sum(), args):
         assert (grad == 0).all()
-    for grad in torch.autograd.grad((call(*args, allowed=allowed) * rand(B, H, Tq, Dv)).sum(), args):
+    for grad in torch.autograd.grad((call(*args, allowed=allowed) * rand(B, H, Tq, Dv)).sum(),
+                                    args):
         assert grad.isfinite().all() and grad.any()
 
 
@@ -129,7 +138,7 @@ def test_weights_are_what_multiplied_the_values(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_who_sees_the_future(kind):
-    """Energy with statistics over the sequence is the only one whose early outputs move with a late token."""
+    """Only with statistics over the sequence do early outputs move with a late token."""
     call, args = build(kind, Tq=Tk)
     changed = [arg.detach().clone() for arg in args]
     for arg in changed:
@@ -142,7 +151,7 @@ def test_who_sees_the_future(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_prefix_computes(kind):
-    """Affine with N = Tk depends on the length of the sequence, energy over the sequence on all of it."""
+    """Affine with N = Tk depends on the sequence's length, energy over it on all of it."""
     call, args = build(kind, Tq=Tk)
     short = [arg[:, :, :4] if arg.dim() > 2 else arg for arg in args]
     whole, prefix = call(*args, causal=True)[:, :, 3], call(*short, causal=True)[:, :, 3]
@@ -155,7 +164,8 @@ def test_what_a_prefix_computes(kind):
 @pytest.mark.parametrize("shift", [1e2, -1e4, 1e6])
 def test_shifted_scores_and_a_dominant_one(shift):
     q, k, v = (arg.detach() for arg in build("softmax")[1])
-    close(refs.softmax_attention(q, k, v, bias=torch.tensor(shift)), refs.softmax_attention(q, k, v), 1e-9)
+    close(refs.softmax_attention(q, k, v, bias=torch.tensor(shift)),
+          refs.softmax_attention(q, k, v), 1e-9)
     spike = torch.zeros(Tk, dtype=f64)
     spike[4] = abs(shift)
     close(refs.softmax_attention(q, k, v, bias=spike), v[:, :, 4:5].expand(-1, -1, Tq, -1))
@@ -229,15 +239,17 @@ def test_energy_gate_is_a_key_bias(norm):
 
 def test_energy_statistics_by_hand():
     e = rand(B, H, Tk, seed=5)
-    key, prefix, whole = (standard_energy(e, Tq, norm=norm) for norm in ("key", "prefix", "sequence"))
+    key, prefix, whole = (standard_energy(e, Tq, norm=norm)
+                          for norm in ("key", "prefix", "sequence"))
     for j in range(Tk):
         part = e[..., :j + 1]
         mean, var = part.mean(-1), part.var(-1, correction=0)
         close(key[:, :, 0, j], (e[..., j] - mean) / (var + 1e-8).sqrt())
-        i = j - (Tk - Tq)                                                    # the query that sits at key j
+        i = j - (Tk - Tq)                                             # the query that sits at key j
         if i >= 0:
             close(prefix[:, :, i], (e - mean[..., None]) / (var[..., None] + 1e-8).sqrt())
-    close(whole[:, :, 0], (e - mean[..., None]) / var.sqrt()[..., None])     # after the last key: all of them
+    # after the last key: all of them
+    close(whole[:, :, 0], (e - mean[..., None]) / var.sqrt()[..., None])
     assert (key[..., 0] == 0).all()
     assert (standard_energy(e, Tk, norm="prefix")[:, :, 0] == 0).all()       # one key
     assert (standard_energy(e, Tk + 2, norm="prefix")[:, :, :3] == 0).all()  # none, none, one
@@ -250,15 +262,10 @@ def test_energy_with_all_gates_closed():
     q, k, v, e, _, _ = build("energy_none")[1]
     a, t = torch.ones(H, dtype=f64), torch.full((H,), 80.0, dtype=f64)
     stable = refs.energy_gated_attention(q, k, v, e, a, t, norm="none", stable=True)
-    close(stable, refs.softmax_attention(q, k, v, bias=e[:, :, None]))       # log sigmoid(u) = u far below 0
+    # log sigmoid(u) = u far below 0
+    close(stable, refs.softmax_attention(q, k, v, bias=e[:, :, None]))
     literal = refs.energy_gated_attention(q, k, v, e, a, t, norm="none")
-    assert literal.abs().max() < 1e-20                                       # the clamp has swallowed it
-
-
-def test_energy_parameter_count_of_the_paper():
-    softmax, energy = (refs.GPT({"n_layer": 6, "n_head": 8, "n_embd": 256, "attention": name})
-                       for name in ("softmax", "energy"))
-    assert sum(p.numel() for p in energy.parameters()) - sum(p.numel() for p in softmax.parameters()) == 12432
+    assert literal.abs().max() < 1e-20                                  # the clamp has swallowed it
 
 
 # --- Gaussian kernel
@@ -279,9 +286,11 @@ def test_gaussian_limits():
     close(refs.gaussian_kernel_attention(x, tiny, values=values), values)
     running = values.cumsum(2) / torch.arange(1, Tk + 1)[:, None]
     close(refs.gaussian_kernel_attention(x, huge, values=values, causal=True), running, 1e-8)
-    far = refs.gaussian_kernel_attention(x[:, :, :2], tiny, keys=x[:, :, 2:], return_weights=True)[1]
-    close(far.sum(-1), torch.ones(B, H, 2, dtype=f64))                       # no key is near: weights survive
-    twins = refs.gaussian_kernel_attention(x[:, :, :1].expand(-1, -1, 4, -1), tiny, return_weights=True)[1]
+    far = refs.gaussian_kernel_attention(x[:, :, :2], tiny, keys=x[:, :, 2:],
+                                         return_weights=True)[1]
+    close(far.sum(-1), torch.ones(B, H, 2, dtype=f64))             # no key is near: weights survive
+    twins = refs.gaussian_kernel_attention(x[:, :, :1].expand(-1, -1, 4, -1), tiny,
+                                           return_weights=True)[1]
     close(twins, torch.full_like(twins, 0.25))
 
 
@@ -291,7 +300,8 @@ def test_gaussian_sigma_gradient_and_eps():
     d2 = torch.cdist(x, x) ** 2
     slope = W * (d2 - (W * d2).sum(-1, keepdim=True)) / torch.exp(2 * log_sigma)[:, None, None]
     cotangent = rand(B, H, Tk, Tk)
-    close(torch.autograd.grad((W * cotangent).sum(), log_sigma)[0], (slope * cotangent).sum((0, 2, 3)))
+    close(torch.autograd.grad((W * cotangent).sum(), log_sigma)[0],
+          (slope * cotangent).sum((0, 2, 3)))
     K = torch.exp(-d2 / (2 * torch.exp(2 * log_sigma)[:, None, None]))
     W = refs.gaussian_kernel_attention(x, log_sigma, eps=0.1, return_weights=True)[1]
     close(W, K / (K.sum(-1, keepdim=True) + 0.1))
@@ -301,12 +311,13 @@ def test_gaussian_sigma_gradient_and_eps():
 
 @pytest.mark.parametrize("pairs", ["half", "interleaved"])
 def test_rotary(pairs):
-    q, k = rand(2, 3, 12, seed=1)[:, :1].expand(2, 9, 12), rand(2, 3, 12, seed=2)[:, :1].expand(2, 9, 12)
+    q = rand(2, 3, 12, seed=1)[:, :1].expand(2, 9, 12)
+    k = rand(2, 3, 12, seed=2)[:, :1].expand(2, 9, 12)
     Q, K = refs.rotary(q, pairs=pairs), refs.rotary(k, pairs=pairs)
     close(Q.norm(dim=-1), q.norm(dim=-1))
     close(Q[:, 0], q[:, 0])
     products = Q @ K.transpose(-1, -2)
-    close(products[:, 1:, 1:], products[:, :-1, :-1])                        # only the distance matters
+    close(products[:, 1:, 1:], products[:, :-1, :-1])                    # only the distance matters
     close(refs.rotary(q[:, 4:], start=4, pairs=pairs), Q[:, 4:])
     pair = torch.view_as_complex(q.reshape(2, 9, 6, 2).contiguous())
     angle = torch.arange(9, dtype=f64)[:, None] * 10000.0 ** (-torch.arange(6, dtype=f64) / 6)
@@ -321,7 +332,8 @@ def test_decay_and_slopes():
     bias = refs.decay_bias(2, 3, slopes)
     close(bias[0], torch.tensor([[-1.0, 0, 1], [-2, -1, 0]], dtype=f64))
     close(bias[1] * 2, bias[0])
-    close(refs.decay_bias(2, 3, slopes, align="start")[0], torch.tensor([[0.0, 1, 2], [-1, 0, 1]], dtype=f64))
+    close(refs.decay_bias(2, 3, slopes, align="start")[0],
+          torch.tensor([[0.0, 1, 2], [-1, 0, 1]], dtype=f64))
 
 
 def test_sinusoidal():
@@ -354,17 +366,19 @@ def test_morlet_clamps_stop_gradients():
 
     def grads(**options):
         pe = refs.morlet(6, log_omega, log_sigma, **options)
-        return [g != 0 for g in torch.autograd.grad((pe * rand(6, 8)).sum(), (log_omega, log_sigma))]
+        return [g != 0
+                for g in torch.autograd.grad((pe * rand(6, 8)).sum(), (log_omega, log_sigma))]
 
     omega, sigma = grads()
-    assert omega.tolist() == [True, False, False, False] and sigma.tolist() == [True, True, True, False]
+    assert omega.tolist() == [True, False, False, False]
+    assert sigma.tolist() == [True, True, True, False]
     omega, sigma = grads(admissible=False)
     assert omega.tolist()[:3] == [True, False, True] and sigma.tolist() == [True, True, True, False]
 
 
 # --- the model
 
-SMALL = {"vocab_size": 17, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 12}
+SMALL = {"vocab_size": 17, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 12, "bias": True}
 CONFIGS = {
     "softmax": {},
     "sink": {"attention": "sink", "position": "rope"},
@@ -380,13 +394,13 @@ CONFIGS = {
 
 
 def model(name, **changes):
-    torch.manual_seed(3)
-    gpt = refs.GPT({**SMALL, **CONFIGS[name], **changes}).double()
-    with torch.no_grad():
-        for p in gpt.parameters():
-            p.add_(torch.randn_like(p) / 5)
+    """The reference with random parameters, and tokens."""
+    config = {**SMALL, **CONFIGS[name], **changes}
+    params, buffers = numpy_model.init(numpy_model.Config(**config), 3, np.float64)
+    rng = np.random.default_rng(3)
+    params = {key: p + rng.standard_normal(p.shape) / 5 for key, p in params.items()}
     tokens = torch.randint(17, (3, 8), generator=torch.Generator().manual_seed(4))
-    return gpt, tokens
+    return refs.GPT.from_numpy(config, params, buffers), tokens
 
 
 def arrays(named):
@@ -415,7 +429,8 @@ def test_names_and_shapes():
     gpt, _ = model("affine")
     shapes = {name: value.shape for name, value in arrays(gpt.named_parameters()).items()}
     layer = {"ln_1.weight": (12,), "ln_1.bias": (12,), "ln_2.weight": (12,), "ln_2.bias": (12,),
-             "attn.c_attn.weight": (12, 36), "attn.c_proj.weight": (12, 12), "attn.c_proj.bias": (12,),
+             "attn.c_attn.weight": (12, 36), "attn.c_proj.weight": (12, 12),
+             "attn.c_proj.bias": (12,),
              "attn.alpha_logits.weight": (12, 2), "attn.gate_logits.weight": (12, 2),
              "mlp.c_fc.weight": (12, 48), "mlp.c_fc.bias": (48,),
              "mlp.c_proj.weight": (48, 12), "mlp.c_proj.bias": (12,)}
@@ -425,15 +440,19 @@ def test_names_and_shapes():
     assert set(arrays(gpt.named_buffers())) == {"h.0.attn.alpha_ma", "h.1.attn.alpha_ma"}
     gaussian = arrays(model("gaussian")[0].named_parameters())
     assert "h.0.attn.c_attn.weight" not in gaussian and "h.0.attn.log_sigma" in gaussian
-    assert "h.1.attn.gate_logits.weight" in gaussian and "h.0.attn.gate_logits.weight" not in gaussian
+    assert "h.1.attn.gate_logits.weight" in gaussian
+    assert "h.0.attn.gate_logits.weight" not in gaussian
 
 
 def test_windows():
-    assert refs.GPT({**SMALL, "n_layer": 6, "window_pattern": "SSSL"}).windows == [4, 4, 4, None, 4, None]
-    assert refs.GPT({**SMALL, "window_pattern": "S"}).windows == [4, None]
-    assert refs.GPT({**SMALL, "window": 3}).windows == [3, 3]
+    def windows(**config):
+        return [layer.window for layer in refs.GPT({**SMALL, **config}, {}, {}).layers]
+
+    assert windows(n_layer=6, window_pattern="SSSL") == [4, 4, 4, None, 4, None]
+    assert windows(window_pattern="S") == [4, None]
+    assert windows(window=3) == [3, 3]
     with pytest.raises(ValueError, match="not both"):
-        refs.GPT({**SMALL, "window": 3, "window_pattern": "SL"})
+        windows(window=3, window_pattern="SL")
 
 
 @pytest.mark.parametrize("axes", ["head", "layer"])
@@ -445,8 +464,9 @@ def test_running_mean_of_affine(axes, use):
     train = gpt(tokens)[0]
     stored = [gpt._get(f"h.{i}.attn.alpha_ma").clone() for i in range(2)]
     for mean in stored:
-        assert (mean > 0).all() and (mean < 0.1).all() and ((mean[0] == mean[1]) == (axes == "layer"))
-    assert torch.equal(train, at_zero) == (use == "before")              # "before": this batch still saw 0
+        assert (mean > 0).all() and (mean < 0.1).all()
+        assert ((mean[0] == mean[1]) == (axes == "layer"))
+    assert torch.equal(train, at_zero) == (use == "before")       # "before": this batch still saw 0
     evaluated = gpt.eval()(tokens)[0]
     assert torch.equal(evaluated, train) == (use == "after")
     assert all(torch.equal(gpt._get(f"h.{i}.attn.alpha_ma"), stored[i]) for i in range(2))
@@ -456,7 +476,7 @@ def test_running_mean_of_affine(axes, use):
 def test_saved_run_comes_back(name, tmp_path):
     save_file = pytest.importorskip("safetensors.numpy").save_file
     gpt, tokens = model(name)
-    gpt(tokens)                                                               # moves the running means
+    gpt(tokens)                                                            # moves the running means
     tensors = {"params/" + key: value for key, value in arrays(gpt.named_parameters()).items()}
     tensors |= {"buffers/" + key: value for key, value in arrays(gpt.named_buffers()).items()}
     save_file(tensors, tmp_path / "checkpoint.safetensors")
@@ -465,15 +485,75 @@ def test_saved_run_comes_back(name, tmp_path):
 
 
 def test_mistakes_are_named():
-    gpt, _ = model("softmax")
-    params = arrays(gpt.named_parameters())
-    params["h.0.attn.c_proj.weight"] = params["h.0.attn.c_proj.weight"][:, :5]
-    with pytest.raises(ValueError, match=r"h\.0\.attn\.c_proj\.weight expected \(12, 12\), found \(12, 5\)"):
-        refs.GPT.from_numpy(gpt.config, params)
-    for config in ({"attention": "soft"}, {"position": "rotary"}, {"n_heads": 2},
-                   {"attention_options": {"ph": 1}}, {"position_options": {"bas": 1}}):
-        with pytest.raises(ValueError, match="known are|not made of"):
-            refs.GPT({**SMALL, **config})
+    gpt, _ = model("affine")
+    params, buffers = arrays(gpt.named_parameters()), arrays(gpt.named_buffers())
+    name = "h.0.attn.c_proj.weight"
+    with pytest.raises(RuntimeError, match="size"):
+        refs.GPT.from_numpy(gpt.config, {**params, name: params[name][:, :5]}, buffers)
+    with pytest.raises(ValueError, match="does not use: h.1.attn.sink"):
+        refs.GPT.from_numpy(gpt.config, {**params, "h.1.attn.sink": np.zeros(2)}, buffers)
+    with pytest.raises(ValueError, match="h.1.attn.alpha_ma is missing"):
+        refs.GPT.from_numpy(gpt.config, params, {"h.0.attn.alpha_ma": np.zeros(2)})
+    del params[name]
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        refs.GPT.from_numpy(gpt.config, params, buffers)
+
+
+@pytest.mark.parametrize("config, message", [
+    ({"attention": "soft"}, "attention: unknown soft; known are softmax, "),
+    ({"attention": "energy/"}, "attention: unknown ; known are softmax, "),
+    ({"attention": "energy[nrm=key]"},
+     "attention energy: unknown nrm; known are norm, eps, stable"),
+    ({"attention": "sink[norm=key]"}, "attention sink: unknown norm; known are"),
+    ({"attention": "gated+affine"}, "affine cannot stand on top of gated"),
+    ({"attention": "affine", "attention_options": {"ph": 1}}, "attention_options: unknown ph"),
+    ({"position": "rotary"}, "position: unknown rotary; known are none, learned, "),
+    ({"position": "rope", "position_options": {"bas": 1}}, "position_options: unknown bas"),
+    ({"position": "rope/learned"}, "all layers share one"),
+    ({"n_heads": 2}, "config: unknown n_heads; known are vocab_size, "),
+])
+def test_config_that_cannot_be(config, message):
+    with pytest.raises(ValueError, match=message):
+        refs.GPT({**SMALL, **config}, {}, {})
+
+
+# --- the tables
+
+
+@pytest.mark.parametrize("text", [
+    "softmax", "energy[norm=prefix]+gated/softmax",
+    "affine[length=19,phi=sigmoid]+gated[gate=head]",
+    "gaussian[qk_norm=false,sigma_init=1.5]/sink/sink", "learned+rope[base=50.0,pairs=interleaved]",
+    "energy,softmax"])
+def test_text_is_read_as_everywhere(text):
+    ours = [{part.name: part.options for part in parts} for parts in spec.parse("attention", text)]
+    assert torch_gpt.parse(text) == ours
+
+
+def test_options_differ_by_layer():
+    text = "energy[norm=prefix]+gated/energy/affine[length=visible]"
+    first, second, third = refs.GPT({**SMALL, "n_layer": 3, "attention": text}, {}, {}).layers
+    assert first.options["norm"] == "prefix" and second.options["norm"] == "key"
+    assert len(first.on_top) == 1 and not second.on_top and third.options["length"] == "visible"
+
+
+@pytest.mark.parametrize("table, formulas, apart", [
+    (MECHANISMS, refs.ATTENTION, {"eps", "stable"}), (POSITIONS, refs.POSITIONS, {"start"})],
+    ids=["attention", "position"])
+def test_every_name_has_its_formula(table, formulas, apart):
+    """With the same options and defaults; those `apart` only the reference has."""
+    assert list(table) == list(formulas)
+    for name, row in table.items():
+        options = torch_gpt._options(formulas[name])
+        known = row.all_options() if table is MECHANISMS else row.options
+        assert options.keys() - apart == known.keys(), name
+        for option in known.keys() - set(formulas[name].in_parameters):
+            assert options[option] == known[option].default, (name, option)
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_formula_takes_the_same_arguments(name):
+    assert torch_gpt._takes(refs.ATTENTION[name].function) == list(MECHANISMS[name].arguments)
 
 
 def test_dropout_only_in_training():

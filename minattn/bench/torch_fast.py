@@ -143,13 +143,20 @@ def off_by_one(gpt, i, x, options):
 
 def affine(gpt, i, x, options):
     """alpha y + beta (sum of the visible v)"""
-    o, a, T, window = gpt.options, f"h.{i}.attn.", x.shape[1], gpt.windows[i]
+    layer, T = gpt.layers[i], x.shape[1]
+    o, window = layer.options, layer.window
     q, k, v = gpt.qkv(i, x)
-    logits = gpt._linear(x, a + "alpha_logits").transpose(1, 2)             # (B, T, H) -> (B, H, T)
+    logits = gpt._argument(f"h.{i}.attn.alpha_logits", x)                   # (B, H, T)
+    alpha_ma = gpt._get(f"h.{i}.attn.alpha_ma")
+    if gpt.training:
+        used, kept = att.running_mean(alpha_ma, logits, phi=o["phi"], momentum=o["momentum"],
+                                      axes=o["axes"], use=o["use"])
+        alpha_ma.copy_(kept["alpha_ma"])
+        alpha_ma = used["alpha_ma"]
     alpha = att.squash(logits, o["phi"])
     counts = {"total": T, "visible": torch.arange(1, T + 1, device=x.device).clamp(max=window or T)}
     count = counts.get(o["length"], o["length"])
-    beta = (gpt._alpha_ma(a + "alpha_ma", logits)[:, None] - alpha) / count
+    beta = (alpha_ma[:, None] - alpha) / count
     total = v.cumsum(2)
     if window is not None and window < T:
         total = total - F.pad(total[:, :, :-window], (0, 0, window, 0))
@@ -158,12 +165,12 @@ def affine(gpt, i, x, options):
 
 def energy(gpt, i, x, options):
     """log sigmoid(alpha (z - tau)) as a bias on the keys, or (prefix) on each pair."""
-    o, a = gpt.options, f"h.{i}.attn."
-    e = gpt._linear(x, a + "energy").transpose(1, 2)                        # (B, T, H) -> (B, H, T)
+    o, a = gpt.layers[i].options, f"h.{i}.attn."
+    e = gpt._argument(a + "energy", x)                                      # (B, H, T)
     alpha, tau = (gpt._get(a + name)[:, None] for name in ("alpha", "tau"))
     q, k, v = gpt.qkv(i, x)
     if o["norm"] in ("key", "prefix"):
-        mean, rstd = running_statistics(e, 1e-8 if o["eps"] is None else o["eps"])
+        mean, rstd = running_statistics(e, o["eps"])
         if o["norm"] == "prefix":
             slope = alpha * rstd                                           # (B, H, T), of the query
             u = slope[..., None] * e[:, :, None] - (slope * mean + alpha * tau)[..., None]
@@ -177,7 +184,7 @@ def energy(gpt, i, x, options):
 def gaussian(gpt, i, x, options):
     """exp(-|x_i - x_j|^2 / 2 sigma^2) is softmax's numerator, of (x_i x_j - |x_j|^2 / 2) / sigma^2
     """
-    o = gpt.options
+    o = gpt.layers[i].options
     if o["eps"]:
         return None
     u = gpt._heads(x)
@@ -194,8 +201,12 @@ def gaussian(gpt, i, x, options):
     return attend(keys * inverse[..., None], keys, values, scale=1.0, key_bias=key_bias, **options)
 
 
-FORMS = {"softmax": softmax, "sink": sink, "off_by_one": off_by_one, "affine": affine,
-         "energy": energy, "gaussian": gaussian}
+def gated(gpt, i, x, options):
+    return att.gate(softmax(gpt, i, x, options), gpt._argument(f"h.{i}.attn.gate_logits", x))
+
+
+FORMS = {"softmax": softmax, "gated": gated, "sink": sink, "off_by_one": off_by_one,
+         "affine": affine, "energy": energy, "gaussian": gaussian}
 
 
 def rotation(T, D, o):
@@ -218,16 +229,10 @@ EMBEDDED = ("none", "learned", "sinusoidal", "morlet")       # nothing to do in 
 class GPT(gpt.GPT):
     """gpt.GPT with the same parameters and results, and the layer's inner loop replaced."""
 
-    def __init__(self, config, fused=True):
+    def __init__(self, config, params, buffers, fused=True):
+        super().__init__(config, params, buffers)
         self.fused = fused
-        super().__init__(config)
         self._tables()
-
-    @classmethod
-    def from_numpy(cls, config, params, buffers=None, dtype=torch.float64, fused=True):
-        model = super().from_numpy(config, params, buffers, dtype)
-        model.fused = fused
-        return model
 
     def _apply(self, *args, **kwargs):
         super()._apply(*args, **kwargs)      # .double() and friends: constants are made anew, not
@@ -243,19 +248,21 @@ class GPT(gpt.GPT):
             seen = att.visible(T, T, causal=True, window=window)
             return torch.zeros(T, T).masked_fill(~seen, -math.inf).to(like)
 
-        self.causal, self.masks = mask(), [None] * len(self.windows)
+        windows = [layer.window for layer in self.layers]
+        self.causal, self.masks = mask(), [None] * len(windows)
         bias = sum(BIASES[name](T, H).to(like) for name in self.positions if name in BIASES)
-        if any(self.windows) or torch.is_tensor(bias):
-            self.masks = [mask(window) + bias for window in self.windows]
+        if any(windows) or torch.is_tensor(bias):
+            self.masks = [mask(window) + bias for window in windows]
         self.rotations = []
-        for name in self.positions:
+        for name, options in self.positions.items():
             if name in ROTATIONS:
-                tables = ROTATIONS[name](T, C // H, self.position_options)
+                self.pairs = options["pairs"]
+                tables = ROTATIONS[name](T, C // H, options)
                 self.rotations = [table.to(like) for table in tables]
         self.literal = set(self.positions) - {*EMBEDDED, *ROTATIONS, *BIASES}
 
     def _linear(self, x, name):
-        return F.linear(x, self._get(name + ".weight").t(), self._get(name + ".bias"))
+        return F.linear(x, self._get(name + ".weight").t(), self._find(name + ".bias"))
 
     def rotate(self, x, start=0):
         """x cos + (the other of each pair) sin, in three passes; x (B, H, T, D)"""
@@ -263,7 +270,7 @@ class GPT(gpt.GPT):
             return x
         T, D = x.shape[-2:]
         cos, sin = (table[start:start + T] for table in self.rotations)
-        if self.position_options["pairs"] == "half":
+        if self.pairs == "half":
             other = x.roll(D // 2, -1)
         else:
             other = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
@@ -276,22 +283,19 @@ class GPT(gpt.GPT):
         return self.rotate(q, start), self.rotate(k, start), v
 
     def _attention(self, i, x):
-        (base, gated), a, T = self.mechanisms[i], f"h.{i}.attn.", x.shape[1]
-        form, mask = FORMS.get(base), self.masks[i]
+        T, form, mask = x.shape[1], FORMS.get(self.layers[i].name), self.masks[i]
         if form is None or self.literal or (self.training and self.config["dropout"]):
             return super()._attention(i, x)
         y = form(self, i, x, {"fused": self.fused, "causal": self.causal[:T, :T],
                               "mask": None if mask is None else mask[..., :T, :T]})
         if y is None:
             return super()._attention(i, x)
-        if gated:
-            y = y * torch.sigmoid(self._heads(self._linear(x, a + "gate_logits")))
-        return self._linear(y.transpose(1, 2).flatten(2), a + "c_proj")
+        return self._output(i, x, y)
 
 
 # ------------------------------------------------------------------------------------- generation
 
-CACHED = {("softmax", False)}                # mechanisms (name, gated) that `generate` can do
+CACHED = {"softmax"}                         # mechanisms that `generate` can do, nothing on top
 
 
 @torch.inference_mode()
@@ -303,7 +307,8 @@ def generate(gpt, prompt, n_tokens, *, temperature=1.0, top_k=None, seed=0):
     tokens in view.
     """
     c, (B, T) = gpt.config, prompt.shape
-    plain = set(gpt.mechanisms) <= CACHED and gpt.masks[0] is None and not gpt.literal
+    plain = all(layer.name in CACHED and not layer.on_top for layer in gpt.layers)
+    plain = plain and gpt.masks[0] is None and not gpt.literal
     if not plain or T + n_tokens > c["block_size"] + 1:
         raise ValueError("generate: softmax attention without windows, and at most block_size "
                          "tokens in view")

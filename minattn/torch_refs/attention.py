@@ -1,19 +1,28 @@
-"""Seven kinds of attention, each as its paper writes it: build the weights, then multiply them with v.
+"""Seven kinds of attention, each as its paper writes it: build the weights, multiply them with v.
 
 Tensors are (B, H, T, D). Every function takes the same keyword options, named `options` below:
 
     scale=None         factor of q kᵀ; None means 1/√D
     bias=None          finite tensor, broadcastable to (B, H, Tq, Tk), added to the scaled scores
     causal, window, prefix, align     see `visible`
-    allowed=None       boolean, broadcastable to (B, H, Tq, Tk), True = may attend; "and"-ed with `visible`
+    allowed=None       boolean, broadcastable to (B, H, Tq, Tk), True = may attend;
+                       "and"-ed with `visible`
     return_weights     also return the (B, H, Tq, Tk) weights that multiplied v
-    dropout=None       a function applied to the softmax (or kernel) weights before anything else is done
+    dropout=None       a function applied to the softmax (or kernel) weights, before all else
 
-A query that may see no key gives out = 0 and zero gradients. Autograd would turn 0 · NaN into NaN, so such
-rows are replaced by harmless numbers *before* the softmax and by zeros after it (a `where` on both sides).
+A query that may see no key gives out = 0 and zero gradients. Autograd would turn 0 · NaN into NaN,
+so such rows get finite numbers *before* the softmax and zeros after it (a `where` on both sides).
+
+A mechanism of your own is a function like these and its entry in ATTENTION, at the end.
 """
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
+
+COMMON = ("scale", "bias", "causal", "window", "prefix", "allowed", "align", "return_weights",
+          "dropout", "keys", "values")           # what is no option of one mechanism
 
 
 def visible(Tq, Tk, *, causal=False, window=None, prefix=0, align="end", device=None):
@@ -21,13 +30,13 @@ def visible(Tq, Tk, *, causal=False, window=None, prefix=0, align="end", device=
 
     Query i sits at key position p = i + Tk − Tq (align="end") or p = i (align="start").
     causal      key j with j <= p
-    prefix=K    causal, widened: every query at p < K also sees all keys j < K. Not causal: nothing to widen.
-    window=W    implies causal, keeps only p − W < j: W keys up to the query's own. It also cuts the prefix.
+    prefix=K    causal, widened: every query at p < K also sees all keys j < K
+    window=W    implies causal, keeps only p − W < j: W keys up to the query's own, also of a prefix
     """
     if align not in ("end", "start"):
         raise ValueError(f"align must be 'end' or 'start', got {align!r}")
-    p = torch.arange(Tq, device=device)[:, None] + (Tk - Tq if align == "end" else 0)     # (Tq, 1)
-    j = torch.arange(Tk, device=device)[None, :]                                           # (1, Tk)
+    p = torch.arange(Tq, device=device)[:, None] + (Tk - Tq if align == "end" else 0)  # (Tq, 1)
+    j = torch.arange(Tk, device=device)[None, :]                                       # (1, Tk)
     mask = torch.ones(Tq, Tk, dtype=torch.bool, device=device)
     if causal or window is not None:
         mask = (j <= p) | ((j < prefix) & (p < prefix))
@@ -36,22 +45,23 @@ def visible(Tq, Tk, *, causal=False, window=None, prefix=0, align="end", device=
     return mask
 
 
-def _seen(shape, *, causal=False, window=None, prefix=0, allowed=None, align="end", device=None):
+def _seen(shape, *, allowed=None, **masks):
     """`visible` and `allowed`, expanded to shape (B, H, Tq, Tk)."""
-    mask = visible(*shape[-2:], causal=causal, window=window, prefix=prefix, align=align, device=device)
+    mask = visible(*shape[-2:], **masks)
     return torch.broadcast_to(mask if allowed is None else mask & allowed, shape)
 
 
 def _scores(q, k, *, scale=None, bias=None, **masks):
     """s = scale · q kᵀ + bias, and the boolean mask of the same shape."""
-    s = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)        # (B, H, Tq, Tk)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    s = q @ k.transpose(-1, -2) * scale                                            # (B, H, Tq, Tk)
     s = s if bias is None else s + bias
     return s, _seen(s.shape, **masks, device=s.device)
 
 
 def _masked_softmax(s, seen):
     """softmax over the visible entries of each row; a row without any is all zeros."""
-    some = seen.any(-1, keepdim=True)                                                      # (B, H, Tq, 1)
+    some = seen.any(-1, keepdim=True)                                              # (B, H, Tq, 1)
     s = torch.where(some, s.masked_fill(~seen, float("-inf")), 0)
     return torch.where(some, torch.softmax(s, -1), 0)
 
@@ -61,12 +71,12 @@ def _keep(weights):
 
 
 def _result(weights, v, return_weights):
-    out = weights @ v                                 # (B, H, Tq, Tk), (B, H, Tk, Dv) -> (B, H, Tq, Dv)
+    out = weights @ v                         # (B, H, Tq, Tk), (B, H, Tk, Dv) -> (B, H, Tq, Dv)
     return (out, weights) if return_weights else out
 
 
 def softmax_attention(q, k, v, *, return_weights=False, dropout=None, **options):
-    """out = softmax(q kᵀ / √D) v over the visible keys (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
+    """out = softmax(q kᵀ / √D) v over the visible keys (arXiv 1706.03762, eq. 1).
 
     q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv) -> (B, H, Tq, Dv)
     """
@@ -75,15 +85,16 @@ def softmax_attention(q, k, v, *, return_weights=False, dropout=None, **options)
 
 
 def sink_attention(q, k, v, sink, *, return_weights=False, dropout=None, **options):
-    """Each head has one learned logit that takes weight and gives no value (arXiv 2602.23057, eq. 3).
+    """A learned logit per head takes weight and gives no value (arXiv 2602.23057, eq. 3).
 
-    P_j = exp(s_j) / (exp(sink) + Σ_k exp(s_k)): a softmax over the row [s, sink], its last column dropped.
+    P_j = exp(s_j) / (exp(sink) + Σ_k exp(s_k)): softmax of [s, sink], less its last column
 
     sink (H,). The sink is never masked; sink = −∞ is plain softmax attention.
     """
     s, seen = _scores(q, k, **options)
-    column = sink[:, None, None].expand(*s.shape[:-1], 1)                                  # (B, H, Tq, 1)
-    P = _masked_softmax(torch.cat([s, column], -1), torch.cat([seen, column > float("-inf")], -1))
+    column = sink[:, None, None].expand(*s.shape[:-1], 1)                          # (B, H, Tq, 1)
+    seen = torch.cat([seen, column > float("-inf")], -1)
+    P = _masked_softmax(torch.cat([s, column], -1), seen)
     return _result((dropout or _keep)(P[..., :-1]), v, return_weights)
 
 
@@ -93,19 +104,26 @@ def off_by_one_attention(q, k, v, **options):
 
 
 def gated_attention(q, k, v, gate_logits, *, return_weights=False, **options):
-    """out = softmax_attention(q, k, v) ⊙ sigmoid(gate_logits) (arXiv 2505.06708; arXiv 2602.23057, eqs. 4–5).
+    """softmax_attention(q, k, v) ⊙ sigmoid(gate_logits) (arXiv 2505.06708; 2602.23057, eqs. 4–5).
 
-    gate_logits (B, H, Tq, Dv), or (B, H, Tq, 1): one gate per head. Returned weights: before the gate.
+    gate_logits: see `gate`. Returned weights: before the gate.
     """
     out, P = softmax_attention(q, k, v, return_weights=True, **options)
-    out = out * torch.sigmoid(gate_logits)
+    out = gate(out, gate_logits)
     return (out, P) if return_weights else out
 
 
-def squash(x, phi="linear_clip"):
-    """φ of affine-scaled attention (arXiv 2602.23057, eq. 11): 0 for x <= −5, 1 for x >= 5, else 0.1 x + 0.5.
+def gate(out, gate_logits):
+    """out (B, H, Tq, Dv), gate_logits alike; or one per head, (B, H, Tq, 1) or (B, H, Tq)"""
+    if gate_logits.dim() < out.dim():
+        gate_logits = gate_logits[..., None]
+    return out * torch.sigmoid(gate_logits)
 
-    The slope at both kinks is 0. "sigmoid" is the alternative that the paper ablates.
+
+def squash(x, phi="linear_clip"):
+    """φ of affine-scaled attention: 0 for x <= −5, 1 for x >= 5, else 0.1 x + 0.5.
+
+    arXiv 2602.23057, eq. 11. The slope at both kinks is 0. "sigmoid" is the paper's ablation.
     """
     if phi == "sigmoid":
         return torch.sigmoid(x)
@@ -116,50 +134,72 @@ def squash(x, phi="linear_clip"):
 
 def affine_attention(q, k, v, alpha_logits, alpha_ma, *, phi="linear_clip", length="total",
                      return_weights=False, dropout=None, **options):
-    """Softmax weights scaled by α and shifted by β: rows need not sum to one (arXiv 2602.23057, eqs. 6–8).
+    """Softmax weights scaled by α and shifted by β (arXiv 2602.23057, eqs. 6–8).
 
-    α = φ(alpha_logits), β_i = (alpha_ma − α_i) / N, a_ij = α_i P_ij + β_i on visible keys, else 0, out = a v
+    α = φ(alpha_logits), β_i = (alpha_ma − α_i) / N
+    a_ij = α_i P_ij + β_i on visible keys, 0 elsewhere;  out = a v
 
-    alpha_logits (B, H, Tq), alpha_ma (H,): a running mean, taken as a constant (no gradient enters it).
-    The paper leaves N open under a mask: length="total" is N = Tk (its words), "visible" the number of keys
-    that query i may see, an integer is itself. β never reaches a masked key. Dropout acts on P only.
+    alpha_logits (B, H, Tq), alpha_ma (H,): a running mean, a constant to the gradient
+    The paper leaves N open under a mask: length="total" is N = Tk (its words), "visible" the
+    number of keys that query i may see, an integer is itself. Masked keys get no β. Dropout acts
+    on P only.
     """
     s, seen = _scores(q, k, **options)
     P = (dropout or _keep)(_masked_softmax(s, seen))
     if length == "visible":
-        N = seen.sum(-1).clamp(min=1)                # (B, H, Tq); a row that sees no key has nothing to shift
+        N = seen.sum(-1).clamp(min=1)      # (B, H, Tq); a row that sees no key has nothing to shift
     elif length == "total":
         N = k.shape[-2]
     elif isinstance(length, int):
         N = length
     else:
         raise ValueError(f"length must be 'total', 'visible' or an integer, got {length!r}")
-    alpha = squash(alpha_logits, phi)                                                      # (B, H, Tq)
-    beta = (alpha_ma.detach()[:, None] - alpha) / N                                        # (B, H, Tq)
-    a = torch.where(seen, alpha[..., None] * P + beta[..., None], 0)                       # (B, H, Tq, Tk)
+    alpha = squash(alpha_logits, phi)                                              # (B, H, Tq)
+    beta = (alpha_ma.detach()[:, None] - alpha) / N                                # (B, H, Tq)
+    a = torch.where(seen, alpha[..., None] * P + beta[..., None], 0)               # (B, H, Tq, Tk)
     return _result(a, v, return_weights)
 
 
+def running_mean(alpha_ma, alpha_logits, *, phi="linear_clip", momentum=0.9, axes="head",
+                 use="after"):
+    """In training: the buffers that this batch uses, and those to keep (arXiv 2602.23057, eq. 9).
+
+    The paper's index leaves open whether a batch uses the mean from "after" or "before" its own
+    part in it. alpha_ma (H,), alpha_logits (B, H, T); axes="layer" takes one mean over the heads
+    too.
+    """
+    mean = squash(alpha_logits.detach(), phi).mean((0, 2))                         # (H,)
+    if axes == "layer":
+        mean = mean.mean().expand_as(mean)
+    before = alpha_ma.clone()
+    after = momentum * before + (1 - momentum) * mean
+    return {"alpha_ma": {"after": after, "before": before}[use]}, {"alpha_ma": after}
+
+
 def _running_statistics(energy, last):
-    """energy (B, H, Tk), last (N,) -> mean, population variance (B, H, N), count (N,) of keys 0..last[i]"""
-    member = torch.arange(energy.shape[-1], device=energy.device) <= last[:, None]         # (N, Tk)
-    count = member.sum(-1)                                                                 # (N,)
-    n = count.clamp(min=1)                                                     # 0 keys: every sum is 0 anyway
+    """Mean, population variance (B, H, N) and count (N,) of the keys 0..last[i]
+
+    energy (B, H, Tk), last (N,)
+    """
+    member = torch.arange(energy.shape[-1], device=energy.device) <= last[:, None]     # (N, Tk)
+    count = member.sum(-1)                                                             # (N,)
+    n = count.clamp(min=1)                                              # no key: every sum is 0
     mean = torch.where(member, energy[..., None, :], 0).sum(-1) / n
-    deviation = torch.where(member, energy[..., None, :] - mean[..., None], 0)             # (B, H, N, Tk)
+    deviation = torch.where(member, energy[..., None, :] - mean[..., None], 0)       # (B, H, N, Tk)
     return mean, (deviation ** 2).sum(-1) / n, count
 
 
 def standard_energy(energy, Tq, *, norm="key", eps=1e-8, align="end"):
-    """The energy of each key in standard deviations from a mean; `norm` says over which keys both are taken.
+    """The energy of each key in standard deviations from a mean; `norm`: both over which keys?
 
-    "sequence"  (e_j − mean) / max(std, 1e-8) over all keys: as published (arXiv 2605.21842); sees the future
-    "prefix"    (e_j − mean_i) / √(var_i + eps) over the keys up to the query's own position p(i); 0 where
-                that is one key or none. Sampling with the published code computes this, but for eps's place.
+    "sequence"  (e_j − mean) / max(std, 1e-8) over all keys: as published (arXiv 2605.21842)
+    "prefix"    (e_j − mean_i) / √(var_i + eps) over the keys up to the query's own position p(i);
+                0 where that is one key or none. The published code samples so, but for eps's place.
     "key"       (e_j − mean_j) / √(var_j + eps) over the keys up to j; the first key gets 0
     "none"      e_j
 
-    energy (B, H, Tk) -> (B, H, 1, Tk), or (B, H, Tq, Tk) for "prefix". Population variance; blind to masks.
+    energy (B, H, Tk) -> (B, H, 1, Tk), or (B, H, Tq, Tk) for "prefix". Population variance over all
+    these keys, masked or not.
     """
     Tk = energy.shape[-1]
     if norm == "none":
@@ -167,31 +207,32 @@ def standard_energy(energy, Tq, *, norm="key", eps=1e-8, align="end"):
     if norm == "sequence":
         centred = energy - energy.mean(-1, keepdim=True)
         variance = (centred ** 2).mean(-1, keepdim=True)
-        return (centred / variance.clamp(min=1e-16).sqrt())[..., None, :]     # under the root: max(std, 1e-8)
+        return (centred / variance.clamp(min=1e-16).sqrt())[..., None, :]           # max(std, 1e-8)
     if norm == "key":
         mean, variance, count = _running_statistics(energy, torch.arange(Tk, device=energy.device))
         z = (energy - mean) / torch.sqrt(variance + eps)
         return torch.where(count > 1, z, 0)[..., None, :]
     if norm == "prefix":
         p = torch.arange(Tq, device=energy.device) + (Tk - Tq if align == "end" else 0)
-        mean, variance, count = _running_statistics(energy, p)                       # (B, H, Tq) twice, (Tq,)
+        mean, variance, count = _running_statistics(energy, p)             # (B, H, Tq) twice, (Tq,)
         z = (energy[..., None, :] - mean[..., None]) / torch.sqrt(variance + eps)[..., None]
-        return torch.where(count[:, None] > 1, z, 0)                                       # (B, H, Tq, Tk)
+        return torch.where(count[:, None] > 1, z, 0)                               # (B, H, Tq, Tk)
     raise ValueError(f"norm must be 'sequence', 'prefix', 'key' or 'none', got {norm!r}")
 
 
-def energy_gated_attention(q, k, v, energy, alpha, tau, *, norm="key", eps=1e-8, stable=False, align="end",
-                           return_weights=False, dropout=None, **options):
-    """Each key's energy opens or closes it to all queries (arXiv 2605.21842, 2605.26355; author's code).
+def energy_gated_attention(q, k, v, energy, alpha, tau, *, norm="key", eps=1e-8, stable=False,
+                           align="end", return_weights=False, dropout=None, **options):
+    """Each key's energy opens or closes it to all queries (arXiv 2605.21842, 2605.26355).
 
-    g_j = sigmoid(α (ẽ_j − τ)), Â_ij = A_ij g_j / max(Σ_k A_ik g_k, 1e-8), out = Â v;  ẽ: `standard_energy`
+    g_j = sigmoid(α (ẽ_j − τ)), Â_ij = A_ij g_j / max(Σ_k A_ik g_k, 1e-8), out = Â v
 
-    energy (B, H, Tk), alpha (H,), tau (H,). Dropout acts on A, before the gate, as published.
-    The literal form has no protection but the clamp: when every gate of a row is nearly closed, its weights
-    sum to less than one. stable=True is softmax(s + log g), the same unclamped (dropout then acts on Â).
+    ẽ: `standard_energy` of energy (B, H, Tk); alpha (H,), tau (H,)
+    Dropout acts on A, before the gate, as published.
+    When every gate of a row is nearly closed, the clamp acts, and its weights sum to less than one.
+    stable=True is softmax(s + log g), the same unclamped (dropout then acts on Â).
     """
     s, seen = _scores(q, k, align=align, **options)
-    z = standard_energy(energy, q.shape[-2], norm=norm, eps=eps, align=align)            # (B, H, 1 or Tq, Tk)
+    z = standard_energy(energy, q.shape[-2], norm=norm, eps=eps, align=align)  # (B, H, 1 or Tq, Tk)
     u = alpha[:, None, None] * (z - tau[:, None, None])
     if stable:
         weights = (dropout or _keep)(_masked_softmax(s + F.logsigmoid(u), seen))
@@ -203,24 +244,25 @@ def energy_gated_attention(q, k, v, energy, alpha, tau, *, norm="key", eps=1e-8,
 
 def gaussian_kernel_attention(x, log_sigma, *, keys=None, values=None, eps=0.0, bias=None,
                               return_weights=False, dropout=None, **masks):
-    """Tokens attend to neighbours in feature space, without q, k, v projections (GKA: arXiv 2605.02144).
+    """Tokens attend to neighbours in feature space, without projections (GKA: arXiv 2605.02144).
 
     K_ij = exp(−‖x_i − x_j‖² / (2 σ²)), σ = exp(log_sigma);  K̄ = K on visible keys, 0 elsewhere;
     W_ij = K̄_ij / (Σ_k K̄_ik + eps);  out = W values
 
-    x (B, H, Tq, D), log_sigma (H,), keys (B, H, Tk, D) default x, values (B, H, Tk, Dv) default keys
-    `bias`, not in the paper, is added in the exponent; there is no `scale`. The paper gives no eps: 0 here.
-    With eps = 0 each row's largest visible exponent (its nearest key) is subtracted first. That multiplies
-    numerator and denominator by one number, so W is exactly the same function, and a tiny σ cannot give 0/0.
+    x (B, H, Tq, D), log_sigma (H,)
+    keys (B, H, Tk, D), by default x;  values (B, H, Tk, Dv), by default keys
+    `bias`, not in the paper, is added in the exponent; there is no `scale`. The paper has no eps.
+    With eps = 0 each row's largest visible exponent (its nearest key) is subtracted first: one
+    factor of numerator and denominator, so W is the same function, and a tiny σ cannot give 0/0.
     The differences take B·H·Tq·Tk·D numbers, for autograd several times over: keep T moderate.
     """
     keys = x if keys is None else keys
     values = keys if values is None else values
-    distance2 = ((x[..., :, None, :] - keys[..., None, :, :]) ** 2).sum(-1)                # (B, H, Tq, Tk)
+    distance2 = ((x[..., :, None, :] - keys[..., None, :, :]) ** 2).sum(-1)        # (B, H, Tq, Tk)
     exponent = -distance2 / (2 * torch.exp(log_sigma)[:, None, None] ** 2)
     exponent = exponent if bias is None else exponent + bias
     seen = _seen(exponent.shape, **masks, device=x.device)
-    exponent = exponent.masked_fill(~seen, float("-inf"))                                 # affinity exactly 0
+    exponent = exponent.masked_fill(~seen, float("-inf"))                          # affinity 0
     if eps == 0:
         nearest = exponent.detach().amax(-1, keepdim=True)
         exponent = exponent - torch.where(seen.any(-1, keepdim=True), nearest, 0)
@@ -228,3 +270,35 @@ def gaussian_kernel_attention(x, log_sigma, *, keys=None, values=None, eps=0.0, 
     total = affinity.sum(-1, keepdim=True) + eps
     W = affinity / torch.where(total > 0, total, 1)
     return _result((dropout or _keep)(W), values, return_weights)
+
+
+def kernel_features(u, rotate, *, qk_norm=True, rope_values=False):
+    """The channels of each head (B, H, T, D) -> x and values of `gaussian_kernel_attention`.
+
+    rotate applies rotary positions, if the model has them.
+    """
+    if qk_norm:
+        u = u / torch.sqrt((u ** 2).mean(-1, keepdim=True) + 1e-6)
+    x = rotate(u)
+    return {"x": x, "values": x if rope_values else u}
+
+
+class Formula(NamedTuple):
+    """A mechanism, and what the signature of its function does not say. Arguments go by name."""
+    function: Callable
+    inputs: Callable | None = None   # of the channels per head, instead of q, k and v from c_attn
+    update: Callable | None = None   # in training: buffers to use, buffers to keep
+    on_top: Callable | None = None   # the same on top of another mechanism's output
+    in_parameters: tuple = ()        # options that only decide the shapes or the initial values
+
+
+ATTENTION = {
+    "softmax": Formula(softmax_attention),
+    "off_by_one": Formula(off_by_one_attention),
+    "sink": Formula(sink_attention),
+    "gated": Formula(gated_attention, on_top=gate, in_parameters=("gate",)),
+    "affine": Formula(affine_attention, update=running_mean),
+    "energy": Formula(energy_gated_attention),
+    "gaussian": Formula(gaussian_kernel_attention, inputs=kernel_features,
+                        in_parameters=("sigma_init",)),
+}

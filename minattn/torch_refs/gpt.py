@@ -1,74 +1,132 @@
-"""The same GPT as the NumPy model, written from its description: compare losses and gradients by name.
+"""The same GPT as the NumPy model, written from its description, to compare by name.
 
-Parameters keep the NumPy names and layout: linear weights are (in, out) and y = x @ W + b, so nothing is
-transposed on the way in or out. Initial values here only make the reference usable alone; to compare with the
-NumPy model, use `GPT.from_numpy`.
+Parameters keep the NumPy names and layout: linear weights are (in, out) and y = x @ W + b, so
+nothing is transposed on the way in or out. `GPT.from_numpy` loads them; there are no initial
+values here.
+
+Nothing here knows a mechanism or a position by name. Each is an entry of ATTENTION (attention.py)
+or POSITIONS (positions.py), called with what the parameters of its function are named after:
+
+    h.i.attn.NAME.weight    NAME is a projection of the layer's input
+    h.i.attn.NAME           NAME is a parameter with one number per head, or a buffer
+    position.P.NAME         the same for a position P
+    energy[norm=prefix]     norm is an option, in the brackets of the config's text
 """
+import inspect
 import json
-import math
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import attention as att
-from . import positions as pos
+from .attention import ATTENTION, COMMON, Formula
+from .positions import POSITIONS
 
-DEFAULTS = {
-    "vocab_size": 65, "block_size": 64, "n_layer": 2, "n_head": 2, "n_embd": 32, "dropout": 0.0,
-    "bias": True,              # of linear layers (not of q, k, v) and layer norms
-    "qkv_bias": False,
-    "gelu": "tanh",            # or "exact"
-    "scaled_init": True,       # how the NumPy model starts; accepted and unused here
-    "attention": "softmax",    # "a,b": layer i takes entry i mod 2; "x+gated": x's output times a gate
-    "attention_options": {},
-    "position": "learned",     # "a+b" applies both
-    "position_options": {},
-    "window": None,            # the same for all layers, or
-    "window_pattern": "",      # e.g. "SSSL": S = block_size // 2, L = everything; the last layer is always L
-}
-ATTENTION_OPTIONS = {
-    "phi": "linear_clip", "length": "total", "momentum": 0.9, "axes": "head", "use": "after",   # affine
-    "norm": "key", "stable": False,                                                             # energy
-    "eps": None,                                     # energy and gaussian; None = each function's own default
-    "gate": "channel",                                                                          # gated
-    "qk_norm": True, "rope_values": False, "sigma_init": None,                                                      # gaussian
-}
-POSITION_OPTIONS = {"base": 10000.0, "pairs": "half", "admissible": True, "centre": False, "start": 0}
-MECHANISMS = ("softmax", "sink", "off_by_one", "affine", "energy", "gaussian")
-POSITIONS = ("none", "learned", "sinusoidal", "rope", "decay", "morlet")
+DEFAULTS = dict(
+    vocab_size=65, block_size=64, n_layer=2, n_head=2, n_embd=32, dropout=0.0,
+    bias=True, qkv_bias=False, scaled_init=True,        # seen in the parameters; unused here
+    gelu="tanh",                                        # or "exact"
+    attention="softmax", position="learned",            # see `parse`
+    attention_options={}, position_options={},          # of older runs: for all that know them
+    window=None,                                        # the same for all layers, or
+    window_pattern="")            # "SSSL": S = block_size // 2, L = all; the last layer is always L
 
 
-def _over(defaults, given, what):
-    unknown = sorted(set(given) - set(defaults))
+# --------------------------------------------------------------------------- from the config's text
+
+class Layer(NamedTuple):
+    name: str
+    formula: Formula
+    options: dict           # every option of the formula, defaults included
+    on_top: list            # functions applied to its output
+    window: int | None
+
+
+def parse(text):
+    """"sink/energy[norm=key]+gated" -> [{"sink": {}}, {"energy": {"norm": "key"}, "gated": {}}]
+
+    Older runs have "," in place of "/".
+    """
+    return [dict(map(_part, _split(layer, "+"))) for layer in _split(text, "/,")]
+
+
+def _split(text, separators):
+    """Split where one of these characters stands outside of brackets."""
+    return re.split(rf"[{separators}](?![^\[]*\])", text)
+
+
+def _part(text):
+    name, _, inside = text.strip().removesuffix("]").partition("[")
+    pairs = (pair.partition("=") for pair in inside.split(",") if inside)
+    return name, {option: _value(value) for option, _, value in pairs}
+
+
+def _value(text):
+    try:
+        return json.loads(text)     # a number, true or false
+    except ValueError:
+        return text
+
+
+def _options(entry):
+    """name -> default of every option of an entry: the keyword-only parameters of its functions"""
+    found = dict.fromkeys(entry.in_parameters)
+    for function in filter(callable, entry):
+        found.update((name, p.default) for name, p in inspect.signature(function).parameters.items()
+                     if p.kind is p.KEYWORD_ONLY and name not in COMMON)
+    return found
+
+
+def _known(what, names, known):
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"{what}: unknown {', '.join(unknown)}; known are {', '.join(defaults)}")
-    return {**defaults, **given}
+        raise ValueError(f"{what}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
 
 
-def _brackets(text):
-    """"energy[norm=key]/softmax" -> "energy,softmax", {"norm": "key"}"""
-    options, words = {}, {"true": True, "false": False}
-    for inside in re.findall(r"\[([^\]]*)\]", text):
-        for pair in inside.split(","):
-            name, _, value = pair.partition("=")
-            try:
-                options[name] = words[value] if value in words else json.loads(value)
-            except ValueError:
-                options[name] = value
-    return re.sub(r"\[[^\]]*\]", "", text).replace("/", ","), options
+def _read(what, text, given, table):
+    """Parse a config's text, every option of every name filled in; `given` came apart from it."""
+    layers, known = parse(text), {}
+    for parts in layers:
+        _known(what, parts, table)
+        for name, own in parts.items():
+            options = _options(table[name])
+            _known(f"{what} {name}", own, options)
+            known.update(options)
+            options.update((option, given[option]) for option in options if option in given)
+            options.update(own)
+            parts[name] = {option: value for option, value in options.items()
+                           if option not in table[name].in_parameters}
+    _known(f"{what}_options", given, known)
+    return layers
 
 
-def _mechanism(name):
-    """"affine+gated" -> ("affine", True); "gated" alone is softmax with a gate."""
-    parts = name.strip().split("+")
-    base = [part for part in parts if part != "gated"] or ["softmax"]
-    if len(base) != 1 or base[0] not in MECHANISMS:
-        raise ValueError(f"attention: unknown {name!r}; known are {', '.join(MECHANISMS)}, and gated")
-    return base[0], "gated" in parts
+def _windows(config):
+    """The window of each layer."""
+    n, pattern = config["n_layer"], config["window_pattern"]
+    if not pattern:
+        return [config["window"]] * n
+    if config["window"] is not None:
+        raise ValueError("config: give window or window_pattern, not both")
+    sizes = {"S": config["block_size"] // 2, "L": None}
+    return [sizes[pattern[i % len(pattern)]] for i in range(n - 1)] + [None]
+
+
+# ------------------------------------------------------------------------------------ calls by name
+
+def _takes(function):
+    """The names of the arguments that a function needs."""
+    return [name for name, p in inspect.signature(function).parameters.items()
+            if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def _call(function, given, **options):
+    """Call a function with those of the given values that it names, and with the options."""
+    names = inspect.signature(function).parameters
+    return function(**{name: given[name] for name in names if name in given}, **options)
 
 
 class GPT(nn.Module):
@@ -79,212 +137,155 @@ class GPT(nn.Module):
     logits = ln_f(x) wteᵀ
     """
 
-    def __init__(self, config):
+    def __init__(self, config, params, buffers):
+        """params, buffers: dict name -> tensor. From arrays: `from_numpy`."""
         super().__init__()
-        self.config = c = _over(DEFAULTS, config, "config")
-        for what in ("attention", "position"):
-            c[what], inside = _brackets(c[what])
-            c[f"{what}_options"] = {**inside, **c[f"{what}_options"]}
-        self.options = _over(ATTENTION_OPTIONS, c["attention_options"], "attention_options")
-        self.position_options = _over(POSITION_OPTIONS, c["position_options"], "position_options")
-        self.positions = c["position"].split("+")
-        if set(self.positions) - set(POSITIONS):
-            raise ValueError(f"position: {c['position']!r} is not made of {', '.join(POSITIONS)}")
-        names = c["attention"].split(",")
-        self.mechanisms = [_mechanism(names[i % len(names)]) for i in range(c["n_layer"])]
-        if c["window"] is not None and c["window_pattern"]:
-            raise ValueError("config: give window or window_pattern, not both")
-        self.windows = [c["window"]] * c["n_layer"]
-        if c["window_pattern"]:
-            pattern = c["window_pattern"]
-            kinds = [pattern[i % len(pattern)] for i in range(c["n_layer"] - 1)] + ["L"]
-            self.windows = [{"S": c["block_size"] // 2, "L": None}[kind] for kind in kinds]
-        for name, value in self._initial().items():
-            self.register_parameter(name.replace(".", "/"), nn.Parameter(value))  # torch: no dots in names
-        for i, (base, _) in enumerate(self.mechanisms):
-            if base == "affine":
-                self.register_buffer(f"h/{i}/attn/alpha_ma", torch.zeros(c["n_head"]))
-
-    def _initial(self):
-        """dict name -> tensor in the NumPy layout: weights normal(0, 0.02), biases 0, gains 1."""
-        c, (C, H, V) = self.config, (self.config[key] for key in ("n_embd", "n_head", "vocab_size"))
-        p = {"wte.weight": torch.randn(V, C) * 0.02}
-
-        def linear(name, n_in, n_out, bias=False):
-            p[name + ".weight"] = torch.randn(n_in, n_out) * 0.02
-            if bias:
-                p[name + ".bias"] = torch.zeros(n_out)
-
-        def norm(name):
-            p[name + ".weight"] = torch.ones(C)
-            if c["bias"]:
-                p[name + ".bias"] = torch.zeros(C)
-
-        if "learned" in self.positions:
-            p["position.learned.weight"] = torch.randn(c["block_size"], C) * 0.02
-        if "morlet" in self.positions:
-            log_omega = torch.linspace(0, math.log(0.99 * math.pi), C // 2)      # ω from 1 to 0.99 π, σ = 5/ω
-            p["position.morlet.log_omega"] = log_omega
-            p["position.morlet.log_sigma"] = math.log(5) - log_omega
-            if self.position_options["centre"]:
-                p["position.morlet.centre"] = torch.zeros(C // 2)
-        for i, (base, gated) in enumerate(self.mechanisms):
-            a = f"h.{i}.attn."
-            norm(f"h.{i}.ln_1")
-            if base != "gaussian":
-                linear(a + "c_attn", C, 3 * C, c["qkv_bias"])
-            linear(a + "c_proj", C, C, c["bias"])
-            if base == "sink":
-                p[a + "sink"] = torch.zeros(H)
-            if base == "affine":
-                linear(a + "alpha_logits", C, H)
-            if base == "energy":
-                linear(a + "energy", C, H, True)
-                p[a + "alpha"], p[a + "tau"] = torch.full((H,), 2.0), torch.zeros(H)
-            if base == "gaussian":
-                p[a + "log_sigma"] = torch.full((H,), math.log(C // H) / 4)          # σ = D^(1/4)
-            if gated:
-                linear(a + "gate_logits", C, H if self.options["gate"] == "head" else C)
-            norm(f"h.{i}.ln_2")
-            linear(f"h.{i}.mlp.c_fc", C, 4 * C, c["bias"])
-            linear(f"h.{i}.mlp.c_proj", 4 * C, C, c["bias"])
-        norm("ln_f")
-        return p
+        _known("config", config, DEFAULTS)
+        self.config = c = {**DEFAULTS, **config}
+        attention = _read("attention", c["attention"], c["attention_options"], ATTENTION)
+        self.layers = []
+        for i, window in enumerate(_windows(c)):
+            (name, options), *more = attention[i % len(attention)].items()
+            for other, _ in more:
+                if ATTENTION[other].on_top is None:
+                    raise ValueError(f"attention: {other} cannot stand on top of {name}")
+            on_top = [ATTENTION[other].on_top for other, _ in more]
+            self.layers.append(Layer(name, ATTENTION[name], options, on_top, window))
+        self.positions, *more = _read("position", c["position"], c["position_options"], POSITIONS)
+        if more:
+            raise ValueError(f"position: {c['position']!r}: all layers share one")
+        for name, value in params.items():
+            self.register_parameter(name.replace(".", "/"), nn.Parameter(value))  # no dots in names
+        for name, value in buffers.items():
+            self.register_buffer(name.replace(".", "/"), value)
 
     @classmethod
-    def from_numpy(cls, config, params, buffers=None, dtype=torch.float64):
-        """A model that holds exactly these arrays; names and shapes must be the expected ones."""
-        model = cls(config).to(dtype)
-        for kind, own, given in (("parameters", model._parameters, params),
-                                 ("buffers", model._buffers, buffers or {})):
-            expected = {name.replace("/", "."): tuple(tensor.shape) for name, tensor in own.items()}
-            found = {name: np.shape(array) for name, array in given.items()}
-            if expected != found:
-                wrong = sorted(n for n in expected | found if expected.get(n) != found.get(n))
-                raise ValueError(f"{kind} differ: " + "; ".join(
-                    f"{n} expected {expected.get(n)}, found {found.get(n)}" for n in wrong))
-            with torch.no_grad():
-                for name, tensor in own.items():
-                    tensor.copy_(torch.from_numpy(np.array(given[name.replace("/", ".")])))
-        return model
+    def from_numpy(cls, config, params, buffers=None, dtype=torch.float64, **options):
+        """A model that holds copies of these arrays, which must be those that it uses."""
+        def tensors(arrays):
+            return {name: torch.tensor(np.array(a), dtype=dtype) for name, a in arrays.items()}
+
+        model = cls(config, tensors(params), tensors(buffers or {}), **options).eval()
+        with torch.enable_grad():
+            model(torch.zeros(1, 1, dtype=torch.long))[0].sum().backward()
+        unused = [name.replace("/", ".") for name, p in model._parameters.items() if p.grad is None]
+        if unused:
+            raise ValueError(f"parameters that this config does not use: {', '.join(unused)}")
+        model.zero_grad()
+        return model.train()
 
     def gradients(self):
-        """After loss.backward(): dict name -> array, in the NumPy layout; zeros for an unused parameter."""
-        return {name.replace("/", "."): np.zeros(p.shape) if p.grad is None else p.grad.cpu().numpy().copy()
-                for name, p in self._parameters.items()}
+        """After loss.backward(): dict name -> array, in the NumPy layout; zeros where unused."""
+        return {name.replace("/", "."): torch.zeros_like(p).numpy() if p.grad is None
+                else p.grad.cpu().numpy().copy() for name, p in self._parameters.items()}
+
+    def _find(self, name):
+        """A parameter or a buffer, or None"""
+        name = name.replace(".", "/")
+        return self._parameters.get(name, self._buffers.get(name))
 
     def _get(self, name):
-        name = name.replace(".", "/")
-        return self._parameters[name] if name in self._parameters else self._buffers.get(name)
+        if (found := self._find(name)) is None:
+            raise ValueError(f"{name} is missing from the parameters and buffers")
+        return found
 
     def _linear(self, x, name):
-        y, bias = x @ self._get(name + ".weight"), self._get(name + ".bias")
+        y, bias = x @ self._get(name + ".weight"), self._find(name + ".bias")
         return y if bias is None else y + bias
 
     def _norm(self, x, name):
-        return F.layer_norm(x, x.shape[-1:], self._get(name + ".weight"), self._get(name + ".bias"), eps=1e-5)
+        weight, bias = self._get(name + ".weight"), self._find(name + ".bias")
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps=1e-5)
 
     def _dropout(self, x):
         return F.dropout(x, self.config["dropout"], self.training)
 
     def _heads(self, x):
         B, T = x.shape[:2]
-        return x.reshape(B, T, self.config["n_head"], -1).transpose(1, 2)          # (B, T, C) -> (B, H, T, D)
+        x = x.reshape(B, T, self.config["n_head"], -1)
+        return x.transpose(1, 2)                                # (B, T, C) -> (B, H, T, D)
 
-    def _rope(self, x):
-        if "rope" not in self.positions:
-            return x
-        o = self.position_options
-        return pos.rotary(x, base=o["base"], start=o["start"], pairs=o["pairs"])
+    def _encode(self, kind, **facts):
+        """What each position of this kind makes of these facts, its options and its parameters."""
+        for name, options in self.positions.items():
+            if POSITIONS[name].kind == kind:
+                prefix = f"position/{name}/"
+                arrays = {key.removeprefix(prefix): p for key, p in self._parameters.items()
+                          if key.startswith(prefix)}
+                yield _call(POSITIONS[name].function, {**options, **arrays, **facts})
+
+    def _rotate(self, x):
+        rotated = list(self._encode("rotation", x=x))
+        if len(rotated) > 1:
+            raise ValueError("position: one rotation at most")
+        return rotated[0] if rotated else x
 
     def _embed(self, tokens):
-        """wte[tokens] plus every position code that is added to the embeddings: (B, T) -> (B, T, C)"""
-        T, o = tokens.shape[1], self.position_options
+        """wte[tokens] and the positions that are added to them: (B, T) -> (B, T, C)"""
         x = F.embedding(tokens, self._get("wte.weight"))
-        if "learned" in self.positions:
-            x = x + self._get("position.learned.weight")[:T]
-        if "sinusoidal" in self.positions:
-            x = x + pos.sinusoidal(T, x.shape[-1], base=o["base"], start=o["start"]).to(x)
-        if "morlet" in self.positions:
-            log_omega, log_sigma, centre = (self._get("position.morlet." + name)
-                                            for name in ("log_omega", "log_sigma", "centre"))
-            x = x + pos.morlet(T, log_omega, log_sigma, centre=centre,
-                               admissible=o["admissible"], start=o["start"])
+        for codes in self._encode("embedding", length=x.shape[1], n_embd=x.shape[2]):
+            x = x + codes.to(x)
         return x
 
-    def _alpha_ma(self, name, alpha_logits):
-        """The running mean that this forward uses (arXiv 2602.23057, eq. 9); training updates the store.
-
-        The paper's index leaves open whether the mean is used "after" or "before" this batch is folded in.
-        """
-        o, stored = self.options, self._get(name)                                          # (H,)
-        if not self.training:
-            return stored
-        mean = att.squash(alpha_logits.detach(), o["phi"]).mean((0, 2))                    # (B, H, T) -> (H,)
-        if o["axes"] == "layer":
-            mean = mean.mean().expand_as(mean)
-        before = stored.clone()
-        stored.copy_(o["momentum"] * before + (1 - o["momentum"]) * mean)
-        return {"after": stored.clone(), "before": before}[o["use"]]
+    def _argument(self, name, x):
+        """A projection of x (B, T, C) -> (B, H, T[, D]); or a parameter or a buffer (H,)"""
+        if self._find(name + ".weight") is None:
+            return self._get(name)
+        return self._heads(self._linear(x, name)).squeeze(-1)
 
     def _attention(self, i, x):
-        """x = ln_1 of the residual stream (B, T, C) -> what the block adds to it, before dropout (B, T, C)"""
-        (base, gated), a, o = self.mechanisms[i], f"h.{i}.attn.", self.options
-        B, T, C = x.shape
-        options = {"causal": True, "window": self.windows[i], "dropout": self._dropout}
-        if "decay" in self.positions:
-            slopes = pos.alibi_slopes(self.config["n_head"]).to(x)
-            options["bias"] = pos.decay_bias(T, T, slopes)                                 # (H, T, T)
-        eps = {} if o["eps"] is None else {"eps": o["eps"]}
-
-        if base == "gaussian":
-            u = self._heads(x)                                                  # plain slices of the channels
-            if o["qk_norm"]:
-                u = u / torch.sqrt((u ** 2).mean(-1, keepdim=True) + 1e-6)
-            features = self._rope(u)
-            y = att.gaussian_kernel_attention(features, self._get(a + "log_sigma"), **eps, **options,
-                                              values=features if o["rope_values"] else u)
+        """x = ln_1 of the residual stream (B, T, C) -> what the layer adds to it, before dropout"""
+        (_, formula, options, _, window), a = self.layers[i], f"h.{i}.attn."
+        if formula.inputs:
+            given = _call(formula.inputs, options, u=self._heads(x), rotate=self._rotate)
         else:
-            q, k, v = (self._heads(part) for part in self._linear(x, a + "c_attn").split(C, -1))
-            q, k = self._rope(q), self._rope(k)
-            if base == "softmax":
-                y = att.softmax_attention(q, k, v, **options)
-            elif base == "sink":
-                y = att.sink_attention(q, k, v, self._get(a + "sink"), **options)
-            elif base == "off_by_one":
-                y = att.off_by_one_attention(q, k, v, **options)
-            elif base == "affine":
-                alpha_logits = self._linear(x, a + "alpha_logits").transpose(1, 2)    # (B, T, H) -> (B, H, T)
-                y = att.affine_attention(q, k, v, alpha_logits, self._alpha_ma(a + "alpha_ma", alpha_logits),
-                                         phi=o["phi"], length=o["length"], **options)
-            elif base == "energy":
-                energy = self._linear(x, a + "energy").transpose(1, 2)                # (B, T, H) -> (B, H, T)
-                y = att.energy_gated_attention(q, k, v, energy, self._get(a + "alpha"), self._get(a + "tau"),
-                                               norm=o["norm"], stable=o["stable"], **eps, **options)
-        if gated:
-            gate = self._linear(x, a + "gate_logits")                                 # (B, T, C) or (B, T, H)
-            y = y * torch.sigmoid(self._heads(gate))                            # (B, H, T, D) or (B, H, T, 1)
-        return self._linear(y.transpose(1, 2).reshape(B, T, C), a + "c_proj")
+            q, k, v = self._linear(x, a + "c_attn").chunk(3, -1)
+            q, k, v = self._heads(q), self._heads(k), self._heads(v)
+            given = {"q": self._rotate(q), "k": self._rotate(k), "v": v}
+        for name in _takes(formula.function):
+            if name not in given:
+                given[name] = self._argument(a + name, x)
+        if formula.update and self.training:
+            used, kept = _call(formula.update, {**given, **options})
+            given.update(used)
+            for name, value in kept.items():
+                self._get(a + name).copy_(value)
+        facts = {"length": x.shape[1], "n_head": self.config["n_head"]}
+        biases = [bias.to(x) for bias in self._encode("bias", **facts)]
+        y = _call(formula.function, {**given, **options}, causal=True, window=window,
+                  bias=sum(biases) if biases else None, dropout=self._dropout)
+        return self._output(i, x, y)
+
+    def _output(self, i, x, y):
+        """What the heads give (B, H, T, D), after what is on top, projected back -> (B, T, C)"""
+        a = f"h.{i}.attn."
+        for function in self.layers[i].on_top:
+            y = function(y, *(self._argument(a + name, x) for name in _takes(function)[1:]))
+        return self._linear(y.transpose(1, 2).flatten(2), a + "c_proj")
 
     def _mlp(self, i, x):
         gelu = {"tanh": "tanh", "exact": "none"}[self.config["gelu"]]
-        return self._linear(F.gelu(self._linear(x, f"h.{i}.mlp.c_fc"), approximate=gelu), f"h.{i}.mlp.c_proj")
+        x = F.gelu(self._linear(x, f"h.{i}.mlp.c_fc"), approximate=gelu)
+        return self._linear(x, f"h.{i}.mlp.c_proj")
 
     def forward(self, tokens, targets=None):
-        """tokens, targets (B, T) integers -> logits (B, T, V), mean cross-entropy (None without targets)"""
+        """tokens, targets (B, T) integers -> logits (B, T, V), mean cross-entropy (or None)"""
         if tokens.shape[1] > self.config["block_size"]:
-            raise ValueError(f"tokens: {tokens.shape[1]} positions, block_size {self.config['block_size']}")
-        x = self._dropout(self._embed(tokens))                                             # (B, T, C)
+            raise ValueError(f"tokens: {tokens.shape[1]} positions, "
+                             f"block_size {self.config['block_size']}")
+        x = self._dropout(self._embed(tokens))                                     # (B, T, C)
         for i in range(self.config["n_layer"]):
             x = x + self._dropout(self._attention(i, self._norm(x, f"h.{i}.ln_1")))
             x = x + self._dropout(self._mlp(i, self._norm(x, f"h.{i}.ln_2")))
-        logits = self._norm(x, "ln_f") @ self._get("wte.weight").T                         # (B, T, V)
-        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        logits = self._norm(x, "ln_f") @ self._get("wte.weight").T                 # (B, T, V)
+        loss = None
+        if targets is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
 
 
 def load_run(folder, dtype=torch.float64):
-    """The trained model in `folder`: config.json ("model"), checkpoint.safetensors ("params/…", "buffers/…").
+    """The trained model in a run's folder: config.json ("model") and checkpoint.safetensors.
 
     Returned in evaluation mode: call .train() to compare training steps.
     """
@@ -293,6 +294,6 @@ def load_run(folder, dtype=torch.float64):
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text())["model"]
     arrays = load_file(folder / "checkpoint.safetensors")
-    params, buffers = ({name.removeprefix(kind): a for name, a in arrays.items() if name.startswith(kind)}
-                       for kind in ("params/", "buffers/"))
+    params, buffers = ({name.removeprefix(kind): a for name, a in arrays.items()
+                        if name.startswith(kind)} for kind in ("params/", "buffers/"))
     return GPT.from_numpy(config, params, buffers, dtype).eval()
