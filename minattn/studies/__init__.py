@@ -1,4 +1,5 @@
-"""Studies: the same training run under several mechanisms, positions and seeds, compared by honest losses with error bars."""
+"""Studies: the same training run under several mechanisms, positions and seeds, compared by losses
+that no leak flatters, with error bars."""
 import sys
 import time
 from concurrent.futures import CancelledError
@@ -14,22 +15,23 @@ POLL = 0.1            # seconds between two looks at what has been finished
 def run(plan, executor, *, report=None):
     """Bring every run of a plan to its end -> rows, one dict for each run, in the plan's order.
 
-    executor: any concurrent.futures.Executor (what submit returns needs only done() and result()). A run that is there
-    and measured is not done again, one that was interrupted is resumed; the run folders are the only state, so a worker
-    elsewhere must see the same file system. Results do not depend on the executor. One that fails is a row with
-    "status" "failed" and its "reason". report(rows so far) is called after each. Raises InputError, before any training,
-    where the folder cannot be written or holds runs with other settings.
+    executor: any concurrent.futures.Executor (what submit returns needs only done() and result()).
+    A run that is there and measured is not done again, one that was interrupted is resumed; the run
+    folders are the only state, so a worker elsewhere must see the same file system. Results do not
+    depend on the executor. One that fails is a row with "status" "failed" and its "reason".
+    report(rows so far) is called after each. Raises InputError, before any training, where the
+    folder cannot be written or holds runs with other settings.
     """
     runs.make_folder(plan.folder)
     plan = plans.with_corpus(plan, say=lambda line: print(line, file=sys.stderr))
     plans.check_runs(plan)
     jobs = plan.jobs()
-    rows = {job: row for job, row in ((job.key, work.finished(job)) for job in jobs) if row}
+    rows = {job.key: row for job in jobs if (row := work.finished(job))}
     todo, pending = [job for job in jobs if job.key not in rows], {}
 
     def take(job, row):
         rows[job.key] = row
-        progress.said(row)
+        progress.finished(row)
         if report:
             report(in_order())
 
@@ -39,8 +41,9 @@ def run(plan, executor, *, report=None):
             try:
                 take(job, future.result())
             except CancelledError:
-                take(job, work.failed(job, "given up by its executor (was the scheduler lost?); the same command takes it up again"))
-            except Exception as error:  # noqa: BLE001  a worker was lost, say
+                take(job, work.failed(job, "given up by its executor (was the scheduler lost?); "
+                                           "the same command takes it up again"))
+            except Exception as error:                     # a worker was lost, say
                 take(job, work.failed(job, str(error) or type(error).__name__))
 
     def in_order():

@@ -1,4 +1,7 @@
-"""Where runs are done: in this process, in processes on this machine, or on a Dask cluster. All are concurrent.futures executors."""
+"""Where runs are done: in this process, in processes on this machine, or on a Dask cluster.
+
+All are concurrent.futures executors.
+"""
 import asyncio
 import logging
 import multiprocessing
@@ -26,7 +29,7 @@ class Serial(Executor):
         future = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001  as every executor does
+        except Exception as error:                           # as every executor does
             future.set_exception(error)
         return future
 
@@ -34,13 +37,15 @@ class Serial(Executor):
 class Processes(Executor):
     """Each call in a fresh process, at most `workers` at a time.
 
-    One that is killed takes only its own call with it (a pool of the standard library breaks as a whole), and none
-    outlives this process. Leaving the `with` block by an exception, Ctrl-C say, interrupts those that are at work.
+    One that is killed takes only its own call with it (a pool of the standard library breaks as a
+    whole), and none outlives this process. Leaving the `with` block by an exception, Ctrl-C say,
+    interrupts those that are at work.
     """
 
     def __init__(self, workers):
-        # Ctrl-C reaches a new process only once it can take it: it inherits from its thread that interrupts wait.
-        # The first thread to start a process would also start multiprocessing's tracker, which lets them come again.
+        # Ctrl-C reaches a new process only once it can take it: it inherits from its thread that
+        # interrupts wait. The first thread to start a process would also start multiprocessing's
+        # tracker, which lets them come again.
         if os.name == "posix":
             resource_tracker.ensure_running()
         self.threads = ThreadPoolExecutor(workers, initializer=_interrupts, initargs=("SIG_BLOCK",))
@@ -65,7 +70,8 @@ class Processes(Executor):
             process.join()
             code = process.exitcode
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            raise ChildProcessError(f"its process {how}; the same command takes it up again") from None
+            raise ChildProcessError(f"its process {how}; the same command takes it up "
+                                    "again") from None
         finally:
             ours.close()
             process.join()
@@ -95,14 +101,14 @@ def _child(pipe, fn, args, kwargs):
     if hasattr(os, "setsid"):
         os.setsid()                                      # Ctrl-C in the terminal is the parent's to pass on, once
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    tqdm.set_lock(threading.RLock())                     # not a semaphore of the system, which a kill would leave behind
+    tqdm.set_lock(threading.RLock())         # not a system semaphore, which a kill would leave
     try:
         _interrupts("SIG_UNBLOCK")
         answer = True, fn(*args, **kwargs)
         _interrupts("SIG_BLOCK")
     except KeyboardInterrupt:
         return
-    except Exception as error:  # noqa: BLE001  raised again by the parent
+    except Exception as error:                           # raised again by the parent
         answer = False, error
     pipe.send(answer)
 
@@ -122,19 +128,23 @@ def _end_with_parent():
 def dask(address, timeout=10):
     """The executor of a Dask cluster, by its scheduler's address ("tcp://host:8786").
 
-    Start each worker with one thread (`dask worker --nthreads 1`): a run sets properties of its whole process. A task
-    whose worker is lost goes to another worker, which takes the run up at its last checkpoint: all must share one
-    file system, with the run folders at the same path, and have this package installed.
+    Start each worker with one thread (`dask worker --nthreads 1`): a run sets properties of its
+    whole process. A task whose worker is lost goes to another worker, which takes the run up at its
+    last checkpoint: all must share one file system, with the run folders at the same path, and have
+    this package installed.
     """
     try:
         from distributed import Client
     except ImportError:
-        raise InputError("--scheduler needs Dask, which is not installed: pip install 'minattn[dask]' (or: pip install distributed).") from None
+        raise InputError("--scheduler needs Dask, which is not installed: pip install "
+                         "'minattn[dask]' (or: pip install distributed).") from None
     try:
         client = Client(address, timeout=timeout)
-    except (OSError, ValueError, TypeError, TimeoutError, asyncio.TimeoutError):     # an address that is none is a ValueError
-        raise InputError(f"no Dask scheduler answers at {address} within {timeout} s: give the address that `dask scheduler` "
-                         "printed when it began, such as tcp://host:8786.") from None
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)            # a scheduler that is lost shows in the rows
+    except (OSError, ValueError, TypeError, TimeoutError, asyncio.TimeoutError):    # or no address
+        raise InputError(f"no Dask scheduler answers at {address} within {timeout} s: give the "
+                         "address that `dask scheduler` printed when it began, such as "
+                         "tcp://host:8786.") from None
+    # a scheduler that is lost shows in the rows
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     with client:
         yield client.get_executor(pure=False)

@@ -1,4 +1,5 @@
-"""What to compare: a grid of mechanisms, positions and seeds, or variants spelled out, turned into runs of the trainer.
+"""What to compare, turned into runs of the trainer: a grid of mechanisms, positions and seeds, and
+variants spelled out.
 
 Mechanisms and positions are spelled as everywhere (minattn.spec), with commas between variants.
 """
@@ -11,7 +12,8 @@ from typing import NamedTuple
 from minattn import checks, data, model, runs, spec, train
 from minattn.errors import InputError
 
-FIELDS = {name: kind for cls in (train.Settings, model.Config) for name, kind in typing.get_type_hints(cls).items()
+FIELDS = {name: kind for cls in (train.Settings, model.Config)
+          for name, kind in typing.get_type_hints(cls).items()
           if name not in ("vocab_size", "seed") and not isinstance(kind, dataclasses.InitVar)}
 
 
@@ -56,43 +58,49 @@ class Plan(NamedTuple):
     def jobs(self):
         """Every run, seed by seed, so that what is finished early can already be compared."""
         home, data_dir = Path(self.folder).resolve(), str(Path(self.data_dir).resolve())
-        return [Job(v.name, seed, str(home / v.folder / f"seed-{seed}"), dataclasses.replace(v.settings, seed=seed), v.shape,
-                    self.prefix_positions, self.threads, data_dir)
+        return [Job(v.name, seed, str(home / v.folder / f"seed-{seed}"),
+                    dataclasses.replace(v.settings, seed=seed), v.shape, self.prefix_positions,
+                    self.threads, data_dir)
                 for seed in self.seeds for v in self.variants]
 
 
-def make(folder, *, attention="", position="learned", variants=(), seeds="0", preset="nano", overrides=None, baseline=None,
-         **options):
+def make(folder, *, attention="", position="learned", variants=(), seeds="0", preset="nano",
+         overrides=None, baseline=None, **options):
     """Texts, as the command line takes them -> Plan; InputError for what cannot be.
 
     attention, position   lists with commas: every pair is a variant, called "attention position"
-    variants              "NAME: FIELD=VALUE ...", any setting of the trainer; they come after the grid
+    variants              "NAME: FIELD=VALUE ...", any setting of the trainer; after the grid
     seeds                 "0-4", "0,2,7"
     overrides             {setting: value} for all of them, on top of the preset
     baseline              the name of the variant to subtract; the first
     """
-    overrides = dict(overrides or {})
+    checks.choice("preset", preset, train.PRESETS)
     if not attention and not variants:
-        raise InputError("nothing to compare: name some with --attention softmax,energy or --variant \"NAME: FIELD=VALUE ...\".")
-    given = [(f"{a} {p}", {"attention": a, "position": p})
-             for a in (spec.variants("attention", attention) if attention else ())
-             for p in spec.variants("position", position)]
+        raise InputError("nothing to compare: name some with --attention softmax,energy "
+                         "or --variant \"NAME: FIELD=VALUE ...\".")
+    given, made = [], []
+    if attention:
+        given += [(f"{a} {p}", {"attention": a, "position": p})
+                  for a in spec.variants("attention", attention)
+                  for p in spec.variants("position", position)]
     given += [explicit(text) for text in variants]
-    made = []
     for name, fields in given:
         try:
-            settings, shape = train.settings_for(preset, overrides | fields)
+            settings, shape = train.settings_for(preset, {**(overrides or {}), **fields})
             model.Config(**shape)
         except InputError as error:
-            raise InputError(f"variant {name!r}: {error}" if preset in train.PRESETS else str(error)) from None
+            raise InputError(f"variant {name!r}: {error}") from None
         made.append(Variant(name, folder_name(name), settings, shape))
     for n, variant in enumerate(made):
         for other in made[:n]:
             if variant.folder == other.folder:
-                raise InputError(f"variants {other.name!r} and {variant.name!r} would share the folder {variant.folder}: "
-                                 "leave one out, or give one another name with --variant.")
-            if variant.settings == other.settings and model.Config(**variant.shape) == model.Config(**other.shape):
-                raise InputError(f"variants {other.name!r} and {variant.name!r} are the same: leave one out.")
+                raise InputError(f"variants {other.name!r} and {variant.name!r} would share the "
+                                 f"folder {variant.folder}: leave one out, or give one another "
+                                 "name with --variant.")
+            if (variant.settings == other.settings
+                    and model.Config(**variant.shape) == model.Config(**other.shape)):
+                raise InputError(f"variants {other.name!r} and {variant.name!r} are the same: "
+                                 "leave one out.")
     return Plan(Path(folder), tuple(made), numbers(seeds), chosen(baseline, made), **options)
 
 
@@ -101,7 +109,8 @@ def explicit(text):
     name, colon, rest = text.partition(":")
     name, fields = name.strip(), {}
     if not colon or not name:
-        raise InputError(f"--variant {text!r} must be \"NAME: FIELD=VALUE ...\", as in \"wide: attention=energy[norm=key] n_embd=192\".")
+        raise InputError(f"--variant {text!r} must be \"NAME: FIELD=VALUE ...\", as in "
+                         "\"wide: attention=energy[norm=key] n_embd=192\".")
     for word in rest.split():
         field, equals, value = word.partition("=")
         field = field.replace("-", "_")
@@ -120,15 +129,16 @@ def value_of(field, text):
             return {"true": True, "false": False}[text.lower()]
         if kind in (int | None, float | None) and text.lower() == "none":
             return None
-        return (int if kind in (int, int | None) else kind)(text)
+        return (int if kind == int | None else kind)(text)
     except (ValueError, KeyError):
-        expected = "true or false" if kind is bool else "an integer" if kind in (int, int | None) else "a number"
+        expected = {bool: "true or false", float: "a number"}.get(kind, "an integer")
         raise InputError(f"{field} must be {expected}; got {text!r}.") from None
 
 
 def folder_name(name):
     """energy[norm=sequence] morlet -> energy-norm=sequence_morlet"""
-    folder = re.sub(r"[^\w.=+,-]+", "_", name.translate({ord("["): "-", ord("]"): None, ord("/"): "."}))
+    folder = name.replace("[", "-").replace("]", "").replace("/", ".")
+    folder = re.sub(r"[^\w.=+,-]+", "_", folder)
     if not folder[0].isalnum():
         raise InputError(f"a variant's name must begin with a letter or a digit; got {name!r}.")
     return folder
@@ -139,9 +149,12 @@ def numbers(text):
     seeds = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        first, last = 0, -1
+        if found:
+            first, last = int(found[1]), int(found[2] or found[1])
         if last < first:
-            raise InputError(f"--seeds must be numbers and ranges such as 0-4 or 0,3,7; got {text!r}.")
+            raise InputError("--seeds must be numbers and ranges such as 0-4 or 0,3,7; "
+                             f"got {text!r}.")
         if last - first > 9999:
             raise InputError(f"--seeds {text!r} are more than 10,000.")
         seeds += range(first, last + 1)
@@ -149,15 +162,19 @@ def numbers(text):
 
 
 def chosen(baseline, variants):
-    """The variant that --baseline names: by its name, its folder's, or the attention alone where only one has it."""
-    if baseline is None:
-        return variants[0].name
-    for of in (lambda v: v.name, lambda v: v.folder, lambda v: v.name.partition(" ")[0]):
-        found = [v.name for v in variants if of(v) == baseline]
-        if len(found) == 1:
-            return found[0]
+    """The variant that --baseline names.
+
+    By its name, its folder's, or the attention alone if only one variant has it.
+    """
     names = [v.name for v in variants]
-    raise InputError(f"--baseline must be one of {', '.join(map(repr, names))}; got {baseline!r}.{checks.nearest(baseline, names)}")
+    if baseline is None:
+        return names[0]
+    folders, attentions = [v.folder for v in variants], [name.partition(" ")[0] for name in names]
+    for called in (names, folders, attentions):
+        if called.count(baseline) == 1:
+            return names[called.index(baseline)]
+    raise InputError(f"--baseline must be one of {', '.join(map(repr, names))}; got {baseline!r}."
+                     f"{checks.nearest(baseline, names)}")
 
 
 def check_runs(plan):
@@ -168,13 +185,22 @@ def check_runs(plan):
             there = {**model.to_dict(config), **settings}
             for name, value in job.expected().items():
                 if there.get(name) != value:
-                    raise InputError(f"{plan.folder / Path(job.folder).relative_to(plan.folder.resolve())} holds a run with "
-                                     f"{name} = {there.get(name)!r}, not {value!r}: give the settings it was made with, "
-                                     "or choose another --out.")
+                    folder = Path(job.folder).relative_to(plan.folder.resolve())
+                    raise InputError(f"{plan.folder / folder} holds a run with {name} = "
+                                     f"{there.get(name)!r}, not {value!r}: give the settings it "
+                                     "was made with, or choose another --out.")
 
 
 def with_corpus(plan, say):
-    """Fetch what is not at hand, once and before any worker starts; where another corpus came instead, all runs take that one."""
-    came = {name: data.load_corpus(name, data_dir=plan.data_dir, say=say).name for name in {v.settings.corpus for v in plan.variants}}
-    return plan._replace(variants=tuple(v._replace(settings=dataclasses.replace(v.settings, corpus=came[v.settings.corpus]))
-                                        for v in plan.variants))
+    """Fetch the corpora, once and before any worker starts.
+
+    Where another corpus came instead, all runs take that one.
+    """
+    variants, came = [], {}
+    for v in plan.variants:
+        name = v.settings.corpus
+        if name not in came:
+            came[name] = data.load_corpus(name, data_dir=plan.data_dir, say=say).name
+        settings = dataclasses.replace(v.settings, corpus=came[name])
+        variants.append(v._replace(settings=settings))
+    return plan._replace(variants=tuple(variants))
