@@ -87,7 +87,7 @@ class Processes(Executor):
                 self.stopped = True
                 for process in self.running:
                     if os.name == "posix":
-                        os.kill(process.pid, signal.SIGINT)            # a training run finishes its step and saves
+                        os.kill(process.pid, signal.SIGINT)       # it finishes its step and saves
                     else:
                         process.terminate()
         self.threads.shutdown(wait, cancel_futures=cancel_futures)
@@ -97,9 +97,12 @@ class Processes(Executor):
 
 
 def _child(pipe, fn, args, kwargs):
-    """One call, in its own process: answer (True, result) or (False, exception); nothing after an interrupt."""
+    """One call, in its own process: answer (True, result) or (False, exception).
+
+    Nothing after an interrupt.
+    """
     if hasattr(os, "setsid"):
-        os.setsid()                                      # Ctrl-C in the terminal is the parent's to pass on, once
+        os.setsid()                          # Ctrl-C is the parent's to pass on, once
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())         # not a system semaphore, which a kill would leave
     try:

@@ -1,4 +1,7 @@
-"""What is measured of a finished run. Kept in its folder (measures.json) with the checksum of the checkpoint it belongs to."""
+"""What is measured of a finished run.
+
+Kept in its folder (measures.json) with the checksum of the checkpoint it belongs to.
+"""
 import json
 from pathlib import Path
 
@@ -11,21 +14,22 @@ from minattn.inspect import leak, maps, statistics
 MEASURES = "measures.json"
 EDITION = 1               # of the definitions below: another one, and every run is measured again
 MAP_TOKENS = 4096         # tokens of the validation split whose attention maps are looked at
-SPIKES = (6, 9)           # a spike: a step whose gradient norm exceeds median + k * MAD (arXiv 2602.23057)
+SPIKES = (6, 9)           # k: gradient norms above median + k * MAD are spikes (arXiv 2602.23057)
 
 # what each number is; results.csv has one column for each
 SCALARS = {
     "parameters": "numbers that are learned",
     "val_loss": "validation loss of the whole split, teacher-forced (nats per character)",
     "val_loss_prefix_only": "val_loss + leak: the loss without what comes after",
-    "leak": "prefix-only minus teacher-forced loss, over the same sampled predictions of the validation split",
+    "leak": "prefix-only minus teacher-forced loss, over the same sampled validation predictions",
     "leak_se": "standard error of leak, from the sampled predictions",
     "sample_teacher_forced": "teacher-forced loss of the sampled predictions",
     "sample_prefix_only": "loss of the same predictions, each from its own prefix alone",
     "sample_size": "how many those are",
     "train_loss_last": "loss of the last training batch",
     "train_loss_last_100": "mean of the last 100 training batches",
-    "train_loss_eval": "loss in evaluation mode on as many windows of the training split as the validation split has, evenly spread",
+    "train_loss_eval": "loss in evaluation mode, over as many windows of the training split as the "
+                       "validation split has, evenly spread",
     "gap": "val_loss - train_loss_eval",
     "first_token_mass": "mean weight of later queries on the first key, over layers and heads",
     "entropy": "mean entropy of the rows of weights (of |w| / sum |w|), nats",
@@ -40,7 +44,7 @@ SCALARS = {
 
 
 def read(folder, prefix_positions):
-    """The measures of a finished run, or None if it has none that are about its present checkpoint."""
+    """The measures of a finished run; None if it has none of its present checkpoint."""
     try:
         there = json.loads((Path(folder) / MEASURES).read_text(encoding="utf-8"))
         return there if there["of"] == _of(folder, prefix_positions) else None
@@ -52,23 +56,30 @@ def _of(folder, prefix_positions):
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(Path(folder) / runs.CHECKPOINT, framework="np") as file:
-            return {"checkpoint": file.metadata()["sha256"], "prefix_positions": prefix_positions, "edition": EDITION}
+            checkpoint = file.metadata()["sha256"]
     except SafetensorError as error:
         raise ValueError(str(error)) from None
+    return {"checkpoint": checkpoint, "prefix_positions": prefix_positions, "edition": EDITION}
 
 
 def measure(folder, prefix_positions, *, threads=None, data_dir="data"):
-    """Measure a finished run, keep the result in its folder -> dict of SCALARS and of lists by layer."""
+    """Measure a finished run and keep the result in its folder.
+
+    -> dict of SCALARS and of lists by layer
+    """
     run = runs.load(folder)
     text = data.run_text(run.corpus, data_dir=data_dir, say=lambda line: None)
     rows = runs.read_metrics(folder)
     if not rows or rows[-1]["step"] != run.checkpoint.step or rows[-1]["val_loss"] is None:
-        raise InputError(f"{runs.METRICS} is damaged: it does not reach step {run.checkpoint.step} with a validation loss.")
+        raise InputError(f"{runs.METRICS} is damaged: it does not reach step "
+                         f"{run.checkpoint.step} with a validation loss.")
     train_ids, val_ids = data.split(data.Vocabulary(run.vocabulary).encode(text))
     val = data.blocks(val_ids, run.config.block_size)
     with parallel.workers(threads or 1) as pool:
-        found = {"of": _of(folder, prefix_positions), "parameters": model.count_parameters(run.config), "val_loss": rows[-1]["val_loss"],
-                 **_leak(run, val, prefix_positions, pool), **_training(rows), **_gap(run, train_ids, len(val[0]), pool),
+        found = {"of": _of(folder, prefix_positions),
+                 "parameters": model.count_parameters(run.config), "val_loss": rows[-1]["val_loss"],
+                 **_leak(run, val, prefix_positions, pool), **_training(rows),
+                 "train_loss_eval": _evaluated(run, train_ids, len(val[0]), pool),
                  **_weights(run, val[0]), "seconds": round(run.checkpoint.seconds, 1)}
     found["val_loss_prefix_only"] = found["val_loss"] + found["leak"]
     found["gap"] = found["val_loss"] - found["train_loss_eval"]
@@ -78,39 +89,57 @@ def measure(folder, prefix_positions, *, threads=None, data_dir="data"):
 
 def _leak(run, val, n, pool):
     windows, positions = leak.spread(*val[0].shape, n)
-    forced, alone = leak.losses(run.checkpoint.params, run.checkpoint.buffers, run.config, *val, windows, positions, over=pool.map)
-    difference = alone - forced
-    return {"sample_teacher_forced": forced.mean(), "sample_prefix_only": alone.mean(), "leak": difference.mean(),
-            "leak_se": difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else None, "sample_size": len(difference)}
+    forced, alone = leak.losses(run.checkpoint.params, run.checkpoint.buffers, run.config, *val,
+                                windows, positions, over=pool.map)
+    d = alone - forced
+    return {"sample_teacher_forced": forced.mean(), "sample_prefix_only": alone.mean(),
+            "leak": d.mean(), "leak_se": d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else None,
+            "sample_size": len(d)}
 
 
-def _gap(run, train_ids, n, pool):
+def _evaluated(run, train_ids, n, pool):
+    """The loss over n windows of the training split, in evaluation mode."""
     x, y = data.blocks(train_ids, run.config.block_size)
     some = train.evenly(len(x), n)
-    return {"train_loss_eval": parallel.mean_loss(pool, run.checkpoint.params, run.checkpoint.buffers, x[some], y[some], run.config)}
+    return parallel.mean_loss(pool, run.checkpoint.params, run.checkpoint.buffers, x[some], y[some],
+                              run.config)
 
 
 def _training(rows):
     losses, norms = (np.array([row[name] for row in rows]) for name in ("train_loss", "grad_norm"))
     median = np.median(norms)
     mad = np.median(np.abs(norms - median))
-    return {"train_loss_last": losses[-1], "train_loss_last_100": losses[-100:].mean(), "grad_norm_mean": norms.mean(),
-            "grad_norm_std": norms.std(), "grad_norm_variance": norms.var(), "grad_norm_cv": norms.std() / norms.mean(),
+    return {"train_loss_last": losses[-1], "train_loss_last_100": losses[-100:].mean(),
+            "grad_norm_mean": norms.mean(), "grad_norm_std": norms.std(),
+            "grad_norm_variance": norms.var(), "grad_norm_cv": norms.std() / norms.mean(),
             **{f"spikes_{k}": int(np.sum(norms > median + k * mad)) for k in SPIKES}}
 
 
+def _row_sum(w):
+    return statistics.row_sums(w)[0]
+
+
+def _row_sum_by_query(w):
+    """(B, H, T, T) -> (T,), over sequences and heads"""
+    return w.sum(axis=3, dtype=np.float64).mean(axis=(0, 1))
+
+
+MAPS = {"first_token_mass": statistics.first_token_mass, "entropy": statistics.entropy,
+        "row_sum": _row_sum, "row_sum_by_query": _row_sum_by_query}
+
+
 def _weights(run, x):
-    """Statistics of the attention maps by layer, and their means; row_sum_by_query is over sequences and heads."""
+    """Statistics of the attention maps by layer, and their means."""
     some = train.evenly(len(x), max(1, MAP_TOKENS // x.shape[1]))
-    sums = {"first_token_mass": [], "entropy": [], "row_sum": [], "row_sum_by_query": []}
-    for part in np.array_split(x[some], max(1, len(some) * x.shape[1] // 1024)):                # few at a time: maps are T x T
+    by_layer = dict.fromkeys(MAPS, 0.0)                       # (layers, H) or (layers, T)
+    parts = max(1, len(some) * x.shape[1] // 1024)            # few at a time: maps are T x T
+    for part in np.array_split(x[some], parts):
         layers = maps.weights(run.checkpoint.params, run.checkpoint.buffers, run.config, part)
         share = len(part) / len(some)
-        for name, statistic in (("first_token_mass", statistics.first_token_mass), ("entropy", statistics.entropy),
-                                ("row_sum", lambda w: statistics.row_sums(w)[0]),
-                                ("row_sum_by_query", lambda w: w.sum(axis=3, dtype=np.float64).mean(axis=(0, 1)))):
-            sums[name].append(share * np.array([statistic(w) for w in layers]))
-    by_layer = {name: np.sum(parts, axis=0) for name, parts in sums.items()}                    # (layers, H) or (layers, T)
-    means = {name: float(by_layer[name].mean()) for name in ("first_token_mass", "entropy", "row_sum")}
-    return {**means, **{f"{name}_by_layer": by_layer[name].mean(axis=1).tolist() for name in means},
-            "row_sum_by_query": by_layer["row_sum_by_query"].tolist()}
+        for name, statistic in MAPS.items():
+            by_layer[name] += share * np.array([statistic(w) for w in layers])
+    queries = by_layer.pop("row_sum_by_query").tolist()
+    means = {name: float(values.mean()) for name, values in by_layer.items()}
+    layers = {f"{name}_by_layer": values.mean(axis=1).tolist()
+              for name, values in by_layer.items()}
+    return {**means, **layers, "row_sum_by_query": queries}
