@@ -1,9 +1,9 @@
-"""In-context recall: eight items with their labels, then a query that looks like some of them. Which label does it have?
+"""In-context recall: eight items with their labels, then a query like some of them. Which label?
 
-A sequence is x_1 y_1 ... x_n y_n x_query. Vectors x are noisy copies of class means, y the content of the class's label;
-a sequence holds few classes, several times each, so the answer can be read off the sequence itself. Because the place of
-the item that the query was made from is ours to choose, this task measures which places a network prefers.
-(arXiv 2502.01951, section 5 and appendix J)
+A sequence is x_1 y_1 ... x_n y_n x_query. Vectors x are noisy copies of class means, y the content of
+the class's label; a sequence has few classes, several times each, so the answer can be read off the
+sequence itself. We choose which item the query repeats, so the task measures which places a network
+prefers.   (arXiv 2502.01951, section 5 and appendix J)
 """
 import math
 from dataclasses import dataclass
@@ -27,20 +27,24 @@ class Task:
     labels: int = 32
     burst: int = 4                # copies of each class in a sequence
     noise: float = 0.75           # within a class, relative to the spread of the means
-    scale: str = "paper"          # "paper": entries of variance 1/width; "code": of deviation 1/width, as the authors' code draws them
-    middle: int | None = None     # the item called "middle", from 0. None: items // 2, the fifth of eight, as in the authors' code;
-                                  # the paper's n/2 is the fourth
+    scale: str = "paper"          # "paper": entries of variance 1/width; "code": of standard
+                                  # deviation 1/width, as in the authors' code
+    middle: int | None = None     # the item called "middle", from 0. None: items // 2, the fifth of
+                                  # eight, as in the authors' code; the paper's n/2 is the fourth
 
     def __post_init__(self):
-        for name, least in (("items", 2), ("width", 1), ("classes", 1), ("labels", 1), ("burst", 1)):
-            checks.number(name, getattr(self, name), least, integer=True)
+        least = {"items": 2, "width": 1, "classes": 1, "labels": 1, "burst": 1}
+        for name, low in least.items():
+            checks.number(name, getattr(self, name), low, integer=True)
         checks.number("noise", self.noise, 0)
         checks.choice("scale", self.scale, ("paper", "code"))
         if self.items % self.burst:
-            raise InputError(f"items must be a multiple of burst, so that each class comes equally often; got {self.items} and {self.burst}.")
-        if self.items // self.burst > self.classes:
-            raise InputError(f"a sequence of {self.items} items needs {self.items // self.burst} distinct classes (items / burst); "
-                             f"there are {self.classes}: raise classes or burst.")
+            raise InputError("items must be a multiple of burst, so that each class comes equally often; "
+                             f"got {self.items} and {self.burst}.")
+        distinct = self.items // self.burst
+        if distinct > self.classes:
+            raise InputError(f"a sequence of {self.items} items needs {distinct} distinct classes "
+                             f"(items / burst); there are {self.classes}: raise classes or burst.")
         if self.middle is not None:
             checks.number("middle", self.middle, 0, high=self.items - 1, integer=True)
 
@@ -57,7 +61,8 @@ class Task:
     def place(self, name):
         """The item, from 0, that is called first, middle or last."""
         checks.choice("place", name, PLACES)
-        return {"first": 0, "middle": self.items // 2 if self.middle is None else self.middle, "last": self.items - 1}[name]
+        middle = self.items // 2 if self.middle is None else self.middle
+        return {"first": 0, "middle": middle, "last": self.items - 1}[name]
 
 
 class World(NamedTuple):
@@ -78,47 +83,51 @@ def world(task, seed):
 def training_batch(task, world, rng, count, places=()):
     """Sequences of known classes: x (count, T, d) float32, y (count,) the right labels.
 
-    places: the query is made from one of these items ("first", "middle", "last"), each equally often; none: from any item.
+    places: the query repeats one of these items ("first", "middle", "last"), each equally often;
+    (): any item.
     """
     # 1. which classes, each `burst` times, in which order, and which item the query repeats
-    here = _distinct(rng, task.classes, count, task.items // task.burst)                       # (B, n / burst)
-    order = rng.permuted(np.tile(np.arange(task.items) // task.burst, (count, 1)), axis=1)     # (B, n)
-    classes = np.take_along_axis(here, order, axis=1)                                          # (B, n)
+    here = _distinct(rng, task.classes, count, task.items // task.burst)     # (B, n / burst)
+    classes = np.take_along_axis(here, _order(task, rng, count), axis=1)     # (B, n)
     if places:
-        asked = np.array([task.place(name) for name in places])[rng.integers(len(places), size=count)]
+        items = np.array([task.place(name) for name in places])
+        repeated = items[rng.integers(len(places), size=count)]
     else:
-        asked = rng.integers(task.items, size=count)                                           # (B,)
-    query = classes[np.arange(count), asked]                                                   # (B,)
+        repeated = rng.integers(task.items, size=count)                      # (B,)
+    query = classes[np.arange(count), repeated]                              # (B,)
     # 2. vectors: noisy copies of the means; contents: those of the labels
-    vectors = _copies(task, rng, world.means[np.column_stack([classes, query])])               # (B, n + 1, d)
-    labels = world.label_of[classes]                                                           # (B, n)
+    means = world.means[np.column_stack([classes, query])]                   # (B, n + 1, d)
+    vectors = _copies(task, rng, means)
+    labels = world.label_of[classes]                                         # (B, n)
     return _interleave(vectors, world.contents[labels]), world.label_of[query]
 
 
 def novel_batch(task, world, rng, count, right, other):
-    """Sequences of classes never seen, in which two items look the same: x (count, T, d), y (count,) the label of `right`.
+    """Sequences of new classes, with two items that look the same: x (count, T, d), y (count,).
 
-    The query is made from the class of the item at `right`; the vector at `other` is replaced by the one at `right`, and
-    keeps its own label. So a network that reads `right` answers right, and one that reads `other` is wrong unless the two
-    labels agree. From the same rng state, [a, b] and [b, a] are about the same sequences.
+    The query repeats the class of the item at `right`; y is its label. The vector at `other` is
+    replaced by the one at `right`, and keeps its own label. So a network that reads `right` answers
+    right, and one that reads `other` is wrong unless the two labels agree. From the same rng state,
+    [a, b] and [b, a] give the same sequences.
     """
     groups, rows = task.items // task.burst, np.arange(count)
-    means = _normal(rng, (count, groups, task.width), task.std)                                # novel: drawn for this sequence only
+    means = _normal(rng, (count, groups, task.width), task.std)              # new in every sequence
     label_of = rng.integers(task.labels, size=(count, groups))
-    order = rng.permuted(np.tile(np.arange(task.items) // task.burst, (count, 1)), axis=1)     # (B, n)
+    order = _order(task, rng, count)                                         # (B, n)
     a, b = task.place(right), task.place(other)
-    query = order[:, a]
-    vectors = _copies(task, rng, means[rows[:, None], np.column_stack([order, query])])        # (B, n + 1, d)
+    shown = np.column_stack([order, order[:, a]])                            # (B, n + 1)
+    vectors = _copies(task, rng, means[rows[:, None], shown])                # (B, n + 1, d)
     vectors[:, b] = vectors[:, a]
     labels = label_of[rows[:, None], order]
     return _interleave(vectors, world.contents[labels]), labels[:, a]
 
 
 def largest_gap(task):
-    """The gap of a network that looks at the place only: the chance that two items have different labels.
+    """The gap of a network that looks at places only: how often two items have different labels.
 
-    Another item is of another class with probability (n - burst) / (n - 1), and then has another label with 1 - 1/L:
-    4/7 * 31/32 = 0.5536 for the paper's sizes. (Not in the paper; it is the height of its plateaus.)
+    Another item is of another class with probability (n - burst) / (n - 1), and then has another
+    label with probability 1 - 1/L: 4/7 * 31/32 = 0.5536 for the paper's sizes. (Not in the paper;
+    it is the height of its plateaus.)
     """
     return (task.items - task.burst) / (task.items - 1) * (1 - 1 / task.labels)
 
@@ -129,12 +138,18 @@ def _normal(rng, shape, std):
     return x
 
 
+def _order(task, rng, count):
+    """Which of a sequence's classes each item has, in random order: (count, items)"""
+    groups = np.arange(task.items) // task.burst
+    return rng.permuted(np.tile(groups, (count, 1)), axis=1)
+
+
 def _distinct(rng, total, count, each):
     """`each` different numbers below `total`, in random order, for each of `count` rows."""
     picked = np.empty((count, each), int)
     for j in range(each):
-        new = rng.integers(total - j, size=count)                     # among those that are left
-        for taken in np.sort(picked[:, :j], axis=1).T:                # count past the taken ones, smallest first
+        new = rng.integers(total - j, size=count)            # among those that are left
+        for taken in np.sort(picked[:, :j], axis=1).T:       # skip the taken ones, smallest first
             new += new >= taken
         picked[:, j] = new
     return picked

@@ -1,13 +1,15 @@
-"""How tight are the bounds? Random stacks of attention, what their rollout really does, and what the theorems allow.
+"""How tight are the bounds? Random stacks of attention: their rollout, and what the theorems allow.
 
     from minattn.experiments.position_bias.tightness import compare, tightness
-    tightness("window", N=17, t=8, window=9, floor=0.01)     # how close to the bound did 100 stacks come
+    tightness("window", N=17, t=8, window=9, floor=0.01)     # how close 100 stacks came to the bound
+
+python -m minattn.experiments.position_bias.tightness prints a table of all bounds.
 """
 from typing import NamedTuple
 
 import numpy as np
 
-from minattn import checks
+from minattn import checks, report_table
 from minattn.errors import InputError
 from minattn.experiments.position_bias import bounds
 from minattn.experiments.position_bias.stacks import attention, graph, least_entry, random_stack
@@ -24,40 +26,46 @@ class Comparison(NamedTuple):
 
 
 def compare(bound, N, t, *, draws=100, rng=0, **setting):
-    """The rollout of random stacks beside the bounds of arXiv 2502.01951, which use the constants of each stack itself.
+    """The rollout of random stacks beside the bounds, with the constants of each stack itself.
 
     bound      the theorem            setting (with its default)
-    "causal"   4.1                    floor=0.0, temperature=1.0        as random_stack takes them
+    "causal"   4.1                    floor=0.0, temperature=1.0     as random_stack takes them
     "window"   4.2                    window, floor, temperature
     "prefix"   4.3                    prefix, floor, temperature
-    "decay"    4.5 (4.4 at t = 0)     m=-log 0.8, spread=1.0            logits uniform in [0, spread]
+    "decay"    4.5 (4.4 at t = 0)     m=-log 0.8, spread=1.0         logits uniform in [0, spread]
     "rope"     4.7 (4.6 at t = 0)     theta=pi/(delta + N - 1), delta=1.0, low=1.0, high=2.0
-                                      |q| |k| from low to high, angles of q and k uniform within delta theta of each other
+                                      |q| |k| from low to high, angles of q and k uniform within
+                                      delta theta of each other
 
-    Stacks have t + 1 layers; rng is a seed or numpy.random.Generator -> Comparison of arrays (draws, N, N), [query, key].
-    Raises InputError for an unknown bound and for settings that the mask or the theorem does not allow.
+    Stacks have t + 1 layers; rng is a seed or numpy.random.Generator -> Comparison of arrays
+    (draws, N, N), [query, key]. Raises InputError for an unknown bound and for settings that the
+    mask or the theorem does not allow.
     """
     checks.choice("bound", bound, STACKS)
-    if {bound} & {"window", "prefix"} != setting.keys() & {"window", "prefix"}:
-        needs = f"needs {bound}=... and no other mask" if bound in ("window", "prefix") else "needs neither window nor prefix"
-        raise InputError(f"the bound {bound!r} {needs}; got {', '.join(setting) or 'no setting'}.")
+    masks = {"window", "prefix"}
+    if {bound} & masks != setting.keys() & masks:
+        needs = f"{bound}=... and no other mask" if bound in masks else "neither window nor prefix"
+        raise InputError(f"the bound {bound!r} needs {needs}; got {', '.join(setting) or 'no setting'}.")
     checks.number("t", t, 0, integer=True)
     checks.number("draws", draws, 1, integer=True)
-    A, lower, upper = STACKS[bound](np.random.default_rng(rng), N, t, draws, **setting)
+    A, *limits = STACKS[bound](np.random.default_rng(rng), N, t, draws, **setting)
     P = rollout(A)[-1]
-    said = np.tri(N, dtype=bool) | (np.arange(N) < setting.get("prefix", 0))    # nothing is claimed of keys ahead
-    return Comparison(P, *(np.where(said, bound, np.nan) + np.zeros_like(P) for bound in (lower, upper)))
+    bounded = np.tri(N, dtype=bool) | (np.arange(N) < setting.get("prefix", 0))     # no keys ahead
+    lower, upper = (np.where(bounded, limit, np.nan) + np.zeros_like(P) for limit in limits)
+    return Comparison(P, lower, upper)
 
 
 def tightness(bound, N, t, **options):
-    """How near the bounds are, as ratios of which 1 means tight: P / upper and lower / P over all entries they speak of.
+    """How close the bounds are: P / upper and lower / P over all entries they limit; 1 is tight.
 
-    Takes what compare takes -> {"upper": (median, largest), "lower": (median, largest)}; None for no such bound.
+    Options as for compare -> {"upper": (median, largest), "lower": (median, largest)}; None for a
+    bound that does not exist.
     """
     P, lower, upper = compare(bound, N, t, **options)
     above, below = ~np.isnan(upper), ~np.isnan(lower)
     ratios = {"upper": P[above] / upper[above], "lower": lower[below] / P[below]}
-    return {side: (float(np.median(r)), float(r.max())) if r.size else None for side, r in ratios.items()}
+    return {side: (float(np.median(r)), float(r.max())) if r.size else None
+            for side, r in ratios.items()}
 
 
 def _masked(rng, N, t, draws, *, window=None, prefix=0, floor=0.0, temperature=1.0):
@@ -67,7 +75,8 @@ def _masked(rng, N, t, draws, *, window=None, prefix=0, floor=0.0, temperature=1
     if window:
         upper = bounds.windowed(j, t, eps, bounds.hops(N, window))
     elif prefix:
-        upper, lower = bounds.prefixed(j, t, eps, prefix), np.where(j < prefix, bounds.kappa(eps, prefix), np.nan)
+        upper = bounds.prefixed(j, t, eps, prefix)
+        lower = np.where(j < prefix, bounds.kappa(eps, prefix), np.nan)
     else:
         upper = bounds.causal(j, t, eps)
     return A, lower, np.where(j < max(prefix, 1), np.nan, upper)
@@ -89,15 +98,16 @@ def _rope(rng, N, t, draws, *, theta=None, delta=1.0, low=1.0, high=2.0):
     theta = np.pi / (delta + N - 1) if theta is None else theta
     checks.number("high", high, low)
     checks.number("theta", theta, above=0)
-    norm = np.sqrt(rng.uniform(low, high, (2, t + 1, draws, N)))                # of q and of k
-    angle = rng.uniform(-delta * theta / 2, delta * theta / 2, norm.shape)      # before they are turned
+    norm = np.sqrt(rng.uniform(low, high, (2, t + 1, draws, N)))             # of q and of k
+    angle = rng.uniform(-delta * theta / 2, delta * theta / 2, norm.shape)   # before rotation
     pair = np.zeros(norm.shape + (4,))
     pair[..., 1], pair[..., 3] = norm * np.cos(angle), norm * np.sin(angle)
-    q, k = rotary.forward(pair, base=theta**-2)[0]                              # of D = 4 channels the second pair turns by
-    r = norm[0][..., :, None] * norm[1][..., None, :]                           # base^(-2/4) = theta
-    phi = np.abs(angle[0][..., :, None] - angle[1][..., None, :])               # (t + 1, draws, N, N)
-    least, most, turn = r[..., mask].min((0, 2)), r[..., mask].max((0, 2)), phi[..., mask].max((0, 2))
-    constants = bounds.rope_constants(*(a[:, None, None] for a in (least, most, turn / theta)), theta, N)
+    q, k = rotary.forward(pair, base=theta**-2)[0]      # D = 4: the second pair of channels rotates
+    r = norm[0][..., :, None] * norm[1][..., None, :]   # by base^(-2/4) = theta
+    phi = np.abs(angle[0][..., :, None] - angle[1][..., None, :])            # (t + 1, draws, N, N)
+    least, most = (f(r[..., mask], axis=(0, 2))[:, None, None] for f in (np.min, np.max))
+    widest = phi[..., mask].max((0, 2))[:, None, None]
+    constants = bounds.rope_constants(least, most, widest / theta, theta, N)
     return (attention(q @ k.swapaxes(-1, -2), mask), *bounds.rope(x, t, theta, constants))
 
 
@@ -106,25 +116,37 @@ def _distance(N):
     return np.maximum(np.subtract.outer(np.arange(N), np.arange(N)), 0)
 
 
-SHOWN = {"causal": [(5, 1, {"floor": 0.1}), (17, 4, {"floor": 0.02}), (17, 16, {"floor": 0.02})],
-         "window": [(5, 1, {"window": 3, "floor": 0.1}), (17, 4, {"window": 9, "floor": 0.05}), (17, 16, {"window": 9, "floor": 0.05})],
-         "prefix": [(5, 1, {"prefix": 2, "floor": 0.1}), (17, 4, {"prefix": 4, "floor": 0.02}), (17, 16, {"prefix": 4, "floor": 0.02})],
-         "decay": [(17, 0, {}), (17, 4, {}), (17, 4, {"m": 1.0})],
-         "rope": [(17, 0, {}), (17, 4, {}), (17, 4, {"delta": 0.1, "high": 1.01})]}
+SHOWN = (
+    ("causal", 5, 1, {"floor": 0.1}),
+    ("causal", 17, 4, {"floor": 0.02}),
+    ("causal", 17, 16, {"floor": 0.02}),
+    ("window", 5, 1, {"window": 3, "floor": 0.1}),
+    ("window", 17, 4, {"window": 9, "floor": 0.05}),
+    ("window", 17, 16, {"window": 9, "floor": 0.05}),
+    ("prefix", 5, 1, {"prefix": 2, "floor": 0.1}),
+    ("prefix", 17, 4, {"prefix": 4, "floor": 0.02}),
+    ("prefix", 17, 16, {"prefix": 4, "floor": 0.02}),
+    ("decay", 17, 0, {}),
+    ("decay", 17, 4, {}),
+    ("decay", 17, 4, {"m": 1.0}),
+    ("rope", 17, 0, {}),
+    ("rope", 17, 4, {}),
+    ("rope", 17, 4, {"delta": 0.1, "high": 1.01}),
+)
 
 
 def report(draws=200):
-    """Every bound at three settings, as the lines of a table: python -m minattn.experiments.position_bias.tightness"""
-    def said(pair):
+    """Every bound at three settings, as a Markdown table."""
+    def shown(pair):
         return "" if pair is None else " / ".join(f"{x:.2g}" for x in pair)
 
-    lines = ["| bound | N | t | setting | P / upper, median / largest | lower / P, median / largest |", "|---|---|---|---|---|---|"]
-    for bound, settings in SHOWN.items():
-        for N, t, options in settings:
-            found = tightness(bound, N, t, draws=draws, **options)
-            words = ", ".join(f"{name} {value}" for name, value in options.items()) or "default"
-            lines.append(f"| {bound} | {N} | {t} | {words} | {said(found['upper'])} | {said(found['lower'])} |")
-    return "\n".join(lines)
+    rows = [("bound", "N", "t", "setting", "P / upper, median / largest",
+             "lower / P, median / largest")]
+    for bound, N, t, options in SHOWN:
+        found = tightness(bound, N, t, draws=draws, **options)
+        words = ", ".join(f"{name} {value}" for name, value in options.items()) or "default"
+        rows.append((bound, str(N), str(t), words, shown(found["upper"]), shown(found["lower"])))
+    return report_table.markdown(rows)
 
 
 STACKS = {"causal": _masked, "window": _masked, "prefix": _masked, "decay": _decay, "rope": _rope}
