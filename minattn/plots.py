@@ -1,4 +1,4 @@
-"""One style for every figure, and the picture of a training run. Matplotlib is imported when needed."""
+"""One style for every figure, and the picture of a training run. Imports Matplotlib when needed."""
 import os
 import sys
 from pathlib import Path
@@ -32,7 +32,7 @@ def save(fig, path):
 
 
 def loss(rows, path, title="Loss while training"):
-    """Training loss of every step, its running mean, and validation losses: the lines of metrics.jsonl."""
+    """Training loss, its running mean, and validation loss, from the lines of metrics.jsonl."""
     import numpy as np
     steps, train = (np.array([row[key] for row in rows], float) for key in ("step", "train_loss"))
     val = [(row["step"], row["val_loss"]) for row in rows if row["val_loss"] is not None]

@@ -1,1 +1,1 @@
-"""Experiments with models of their own, one folder each; the model, the trainer and the kit do not need them."""
+"""Experiments with models of their own, one folder each. Nothing else needs them."""

@@ -1,1 +1,1 @@
-"""What a trained model attends to: its attention weights, their statistics, rollout, and the leak of a loss."""
+"""What a trained model attends to: weights, statistics, rollout, and the leak of a loss."""

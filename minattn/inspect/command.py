@@ -40,8 +40,8 @@ def run(args):
     with parallel.workers(1):
         if bias_run.is_one(args.folder):
             if args.text is not None:
-                raise InputError(f"{args.folder} is a run of `minattn bias`, whose networks read no "
-                                 "text: leave out --text.")
+                raise InputError(f"{args.folder} is a run of `minattn bias`, whose networks read "
+                                 "no text: leave out --text.")
             about, inside = bias_run.look(args.folder, args.sequences)
             text, waves = "in-context recall", None
         else:
@@ -82,20 +82,24 @@ def _text(run, args):
 
 
 def waves(params, config):
-    """Positions made of waves, before and after training: two of (omega (n,), sigma (n,), codes (T, 2n)).
+    """Positions made of waves, before and after training.
 
-    None if no encoding of the model has them: its module then has no function `effective`.
+    -> two of (omega (n,), sigma (n,), codes (T, 2n)), or None without such an encoding: one whose
+    module has a function `effective`.
     """
-    found = [(row, options) for row, options in embeddings(config) if hasattr(row.module, "effective")]
+    found = [(row, options) for row, options in embeddings(config)
+             if hasattr(row.module, "effective")]
     if not found:
         return None
     (row, options), both = found[0], []
     prefix, dtype = f"position.{row.name}.", params["wte.weight"].dtype
     for stage in (model.init(config, dtype=dtype)[0], params):
-        arrays = {name.removeprefix(prefix): a for name, a in stage.items() if name.startswith(prefix)}
+        arrays = {name.removeprefix(prefix): a for name, a in stage.items()
+                  if name.startswith(prefix)}
         omega, sigma, _ = row.module.effective(arrays["log_omega"], arrays["log_sigma"],
                                                options["admissible"])
-        codes, _ = row.module.embed(config.block_size, config.n_embd, dtype, 0, **{**options, **arrays})
+        codes, _ = row.module.embed(config.block_size, config.n_embd, dtype, 0,
+                                    **{**options, **arrays})
         both.append((omega, sigma, codes))
     return both
 

@@ -34,7 +34,7 @@ def maps(inside, sequence, path):
 
 
 def rollout(inside, path):
-    """Which input token reaches which position, up to each layer: mean over heads, then over sequences."""
+    """Which input token reaches which position, by layer: mean over heads, then sequences."""
     stack = [layer.weights.mean(axis=1) for layer in inside]                    # (B, T, T)
     L = len(stack)
     fig, axes = _square_panels(1.6 + 2.2 * max(L, 2), 5.4, 2, L)
@@ -56,7 +56,7 @@ def rollout(inside, path):
 
 
 def sinks(inside, even, path):
-    """Mass on the first token and entropy by layer and head, against even weights; and which keys are sinks."""
+    """First-token mass and entropy by head, against even weights; and which keys are sinks."""
     fig, (left, middle, right) = plots.figure(13, 4, ncols=3)
 
     def panel(ax, statistic, what):
@@ -81,7 +81,7 @@ def sinks(inside, even, path):
 
 
 def computed(inside, path):
-    """Distributions of gates, alpha, ...: a row per quantity, a panel per layer, a line per head."""
+    """Distributions of gates, alpha, ...: a row for each, a panel per layer, a line per head."""
     names = labels(inside, "computed")
     panels = [[(n, layer.name, layer.computed[name]) for n, layer in enumerate(inside)
                if name in layer.computed] for name in names]
@@ -111,20 +111,23 @@ def learned(inside, path):
     for name, ax in zip(names, axes[0]):
         found = {n: layer.learned[name] for n, layer in enumerate(inside) if name in layer.learned}
         _heads(ax, {n: values for n, (values, _) in found.items()})
-        _level(ax, {n: first for n, (_, first) in found.items() if first is not None}, "at the start")
-        ax.set(xlabel="layer", ylabel=name, xticks=range(len(inside)), xlim=(-0.5, len(inside) - 0.5))
+        start = {n: first for n, (_, first) in found.items() if first is not None}
+        _level(ax, start, "at the start")
+        ax.set(xlabel="layer", ylabel=name, xticks=range(len(inside)),
+               xlim=(-0.5, len(inside) - 0.5))
     _legend(fig, axes[0])
     plots.save(fig, path)
 
 
 def wavelets(start, now, path):
-    """Wavelet positions before and after training: frequency and width of every pair, and some of the waves."""
+    """Wavelet positions before and after training: every frequency and width, and some waves."""
     fig, (left, right) = plots.figure(11, 4.6, ncols=2)
     black, blue, orange = plots.COLOURS[6], plots.COLOURS[0], plots.COLOURS[1]
     for (omega, sigma, _), colour, marker, label in ((start, black, "x", "at the start"),
                                                      (now, blue, "o", "learned")):
         left.plot(omega, sigma, marker, color=colour, ms=5, alpha=0.7, label=label)
-    left.plot(np.stack([start[0], now[0]]), np.stack([start[1], now[1]]), color=blue, lw=0.6, alpha=0.5)
+    omegas, sigmas = np.stack([start[0], now[0]]), np.stack([start[1], now[1]])
+    left.plot(omegas, sigmas, color=blue, lw=0.6, alpha=0.5)
     line = np.linspace(*left.get_xlim(), 100)[1:]
     left.plot(line, MIN_PRODUCT / line, ":", color=orange, label=f"omega sigma = {MIN_PRODUCT:g}")
     left.set(xlabel="omega (radians per token)", ylabel="sigma (tokens)",
@@ -132,13 +135,15 @@ def wavelets(start, now, path):
     left.legend(frameon=False)
     some = np.unique(np.linspace(0, len(now[0]) - 1, 5).astype(int))
     widest = max(start[1].max(), now[1].max())
-    shown = min(len(now[2]), int(5 * widest))                       # after 5 sigma a wave has died out
+    shown = min(len(now[2]), int(5 * widest))     # after 5 sigma a wave has died out
     for place, pair in enumerate(some):
         for (_, _, codes), style in ((start, {"color": black, "marker": ".", "ls": ""}),
                                      (now, {"color": blue, "lw": 1.4})):
             right.plot(codes[:shown, 2 * pair] - 2.2 * place, **style)
-    right.set_yticks([-2.2 * place for place in range(len(some))], [f"pair {pair}" for pair in some])
-    right.set(xlabel="position (tokens)", title="cosine channel: learned (line), at the start (dots)")
+    places = [-2.2 * place for place in range(len(some))]
+    right.set_yticks(places, [f"pair {pair}" for pair in some])
+    right.set(xlabel="position (tokens)",
+              title="cosine channel: learned (line), at the start (dots)")
     plots.save(fig, path)
 
 
@@ -178,7 +183,8 @@ def _heads(ax, found):
     H = max(len(values) for values in found.values())
     for h in range(H):
         x = [n + 0.6 * ((h + 0.5) / H - 0.5) for n in found]
-        ax.plot(x, [values[h] for values in found.values()], "os"[h // len(plots.COLOURS) % 2], ms=5,
+        marker = "os"[h // len(plots.COLOURS) % 2]
+        ax.plot(x, [values[h] for values in found.values()], marker, ms=5,
                 color=_line(h)["color"], label=f"head {h}")
 
 

@@ -1,8 +1,8 @@
-"""How much of a loss depends on later tokens: each prediction from the whole window, and from its own prefix alone.
+"""How much of a loss depends on later tokens: the whole window against each prefix alone.
 
-For a causal model the two are equal to rounding. They differ where a statistic or a length of the whole
-sequence enters earlier positions (energy norm=sequence, affine length=total): when such a model generates,
-it does not have what its teacher-forced loss was measured with.
+For a causal model the two are equal to rounding. They differ where a statistic or a length of the
+whole sequence enters earlier positions (energy norm=sequence, affine length=total): when such a
+model generates, it does not have what its teacher-forced loss was measured with.
 """
 import math
 from typing import NamedTuple
@@ -33,27 +33,31 @@ def leak(params, buffers, config, x, y, positions):
 def spread(n_windows, T, n):
     """Pick n predictions, evenly spread over the windows and over their T positions.
 
-    -> windows (n,), positions (n,). No pair comes twice, and every position comes equally often, give or
-    take one; all pairs where n is that many. Nothing is random: every model makes the same predictions.
+    -> windows (n,), positions (n,). No pair comes twice, and every position equally often, give or
+    take one; all pairs where n is that many. Nothing is random: every model makes the same
+    predictions.
     """
     checks.number("prefix_positions", n, 1, integer=True)
     k = np.arange(min(n, n_windows * T))
-    golden = max(1, round(0.618 * T))                       # so that neighbouring windows are far apart
+    golden = max(1, round(0.618 * T))         # so that neighbouring windows are far apart
     stride = next(g for g in range(golden, 2 * T + 2) if math.gcd(g, T) == 1)
     return k * n_windows // len(k), k * stride % T
 
 
 def losses(params, buffers, config, x, y, windows, positions, *, over=map):
-    """Nats of each prediction y[windows, positions], twice -> teacher-forced (n,), prefix-only (n,), float64
+    """Nats of each prediction y[windows, positions], twice.
 
-    teacher-forced: the model reads the window x[w], as published losses are measured; prefix-only: it reads
-    x[w, :t + 1] alone, as it does when it generates. x, y (N, T) tokens and targets. Evaluation mode, in the
-    precision of params. over: a map, which may use threads; the result does not depend on it.
+    -> teacher-forced (n,), prefix-only (n,), float64
+
+    teacher-forced: the model reads the window x[w], as published losses are measured; prefix-only:
+    it reads x[w, :t + 1] alone, as it does when it generates. x, y (N, T) tokens and targets.
+    Evaluation mode, in the precision of params. over: a map, which may use threads; the result does
+    not depend on it.
     """
     forced, alone = np.empty(len(windows)), np.empty(len(windows))
 
     def read_windows(some):
-        logits = model.forward(params, x[some], config, buffers=buffers)[0]                # (n, T, V)
+        logits = model.forward(params, x[some], config, buffers=buffers)[0]     # (n, T, V)
         for w, own in zip(some, logits):
             mine = np.flatnonzero(windows == w)
             forced[mine] = _nats(own[positions[mine]], y[w, positions[mine]])
@@ -72,4 +76,5 @@ def losses(params, buffers, config, x, y, windows, positions, *, over=map):
 
 def _nats(logits, targets):
     """The loss of each row: logits (n, V), targets (n,) -> a list of n"""
-    return [ops.cross_entropy_forward(logits[i:i + 1], targets[i:i + 1])[0] for i in range(len(targets))]
+    return [ops.cross_entropy_forward(logits[i:i + 1], targets[i:i + 1])[0]
+            for i in range(len(targets))]

@@ -1,4 +1,4 @@
-"""Run a trained model on a text once and keep what every layer and head did, as numbers and as a table."""
+"""Run a trained model on a text once and keep what every layer and head did."""
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ class Inside(NamedTuple):
 def look(params, buffers, config, ids):
     """Run a model on ids (B, T) once -> [Inside], one per layer. Errors: minattn.model.forward.
 
-    What a mechanism computes from the text is up to its module: computed(cache) -> {label: (B, H, ...)}.
+    A mechanism's module says what it computed: computed(cache) -> {label: (B, H, ...)}.
     """
     stack, T, inside = [], ids.shape[1], []
     cache = model.forward(params, ids, config, buffers=buffers, weights=stack)[2]
@@ -63,7 +63,7 @@ def even(layer):
 def top_sink(layer):
     """The key that is a sink most often -> keys (H,), fractions (H,)
 
-    Among keys seen by at least half as many queries as the most visible key: the last ones have too few.
+    Only keys that enough queries see count: half as many as the most visible key has.
     """
     seen = layer.visible.sum(axis=0)
     fraction = statistics.sink_fraction(layer.weights, visible=layer.visible)
@@ -72,7 +72,7 @@ def top_sink(layer):
 
 
 def table(inside):
-    """Rows of strings: the columns' names, a row per layer and head, and one per window for even weights."""
+    """Rows of strings: column names, a row per layer and head, one per window for even weights."""
     computed, learned = labels(inside, "computed"), labels(inside, "learned")
     sums_differ = any(np.abs(layer.weights.sum(axis=3) - 1).max() > 1e-3 for layer in inside)
     names = ["layer", "head", "attention", "entropy", "first token", "top sink"]
@@ -86,7 +86,8 @@ def table(inside):
         first = statistics.first_token_mass(layer.weights, layer.visible)
         keys, fractions = top_sink(layer)
         for h in range(layer.weights.shape[1]):
-            row = [str(n), "-" if n == "-" else str(h), layer.name, f"{entropy[h]:.2f}", f"{first[h]:.3f}",
+            row = [str(n), "-" if n == "-" else str(h), layer.name, f"{entropy[h]:.2f}",
+                   f"{first[h]:.3f}",
                    f"key {keys[h]}: {fractions[h]:.0%}" if fractions[h] > 0 else "none"]
             if sums_differ:
                 row.append(f"{total[h]:.2f} +- {spread[h]:.2f}")

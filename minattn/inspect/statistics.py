@@ -1,8 +1,9 @@
 """One layer's attention weights in a few numbers: sinks, entropy, row sums.
 
-Every function takes weights w (B, H, T, T), w[b, h, i, j] the weight of key j for query i, and returns
-float64, one number per head (or per head and key), averaged over the sequences. Weights may be negative
-and need not sum to 1 (affine). visible (T, T): booleans, which keys each query can see; None: causal.
+Every function takes weights w (B, H, T, T), w[b, h, i, j] the weight of key j for query i, and
+returns float64, one number per head (or per head and key), averaged over the sequences. Weights may
+be negative and need not sum to 1 (affine). visible (T, T): booleans, which keys each query can see;
+None: causal.
 """
 import numpy as np
 
@@ -25,8 +26,9 @@ def first_token_mass(w, visible=None):
 def entropy(w):
     """Mean entropy of the rows in nats, -sum_j p_ij log p_ij with p = |w| / sum |w|: -> (H,)
 
-    For rows that are distributions this is their entropy. Rows of sinks are rescaled to sum 1; of affine
-    weights the magnitudes count, which is our choice. Rows of zeros are left out (0 if all are).
+    For rows that are distributions this is their entropy. Rows of sinks are rescaled to sum 1; of
+    affine weights the magnitudes count, which is our choice. Rows of zeros are left out (0 if all
+    are).
     """
     w, _ = _checked(w, None)
     p = np.abs(w, dtype=np.float64)
@@ -44,14 +46,15 @@ def row_sums(w):
 
 
 def sink_fraction(w, tau=0.2, visible=None):
-    """How often a key is a sink: the share of the queries seeing key j whose weight on it is above tau.
+    """How often a key is a sink: the share of its queries whose weight on it is above tau.
 
-    -> (H, T), averaged over the sequences; 0 for a key that no query sees    (arXiv 2502.01951, App. K.4)
+    -> (H, T), averaged over the sequences; 0 for a key that no query sees.
+    Only queries that see the key count (arXiv 2502.01951, App. K.4).
     Few queries see the last keys: under a causal mask the last one is seen by itself only.
     """
     w, visible = _checked(w, visible)
     checks.number("tau", tau)
-    tau = w.dtype.type(tau)                                           # float32 weights of 0.2 are not above 0.2
+    tau = w.dtype.type(tau)              # so that a float32 weight of 0.2 is not above 0.2
     above = ((w > tau) & visible).sum(axis=2)                         # (B, H, T)
     return above.mean(axis=0) / np.maximum(visible.sum(axis=0), 1)
 

@@ -1,10 +1,10 @@
-"""Which positions does a trained attention network prefer? The experiments of arXiv 2502.01951, section 5.
+"""Which positions does a trained attention network prefer? arXiv 2502.01951, section 5.
 
-    python -m minattn bias --mask causal --position rope --layers 2 --residual --train-bias first,last
+    python -m minattn bias --mask causal --position rope --residual --train-bias first,last
 
-Trains small attention-only networks on in-context recall (recall_task), one per seed, and tests each on
-novel classes with two items that look the same: how much more often does it follow the earlier one? A run
-folder contains
+Trains small attention-only networks on in-context recall (recall_task), one per seed, and tests
+each on novel classes with two items that look the same: how much more often does it follow the
+earlier one? A run folder contains
 
     config.json                          every setting
     seed0/ seed1/ ...                    checkpoint, metrics.jsonl and result.json of each seed
@@ -20,6 +20,10 @@ from pathlib import Path
 from minattn.errors import InputError
 
 RESULTS, PICTURE = "results.json", "gaps.png"
+LEGEND = """
+Gaps: accuracy when the earlier item is right minus accuracy when the later one is, on novel
+classes; mean ± standard error over seeds, [published]. Looking at the position alone gives at most
+{largest:.3f}. right: training accuracy over the last steps."""
 
 
 def add_arguments(parser):
@@ -43,11 +47,12 @@ def add_arguments(parser):
                       help="where the query's item is while training: none, or some of "
                            f"{','.join(recall_task.PLACES)}{default}")
     task.add_argument("--scale", default="paper",
-                      help="size of the inputs: paper (variance 1/d) or code (standard deviation 1/d, "
-                           "as in the authors' code)" + default)
+                      help="size of the inputs: paper (variance 1/d) or code (standard deviation "
+                           "1/d, as in the authors' code)" + default)
     task.add_argument("--classes", type=int, default=2048, help="classes to train on" + default)
-    task.add_argument("--middle", type=int, help="item called middle, counted from 0 (default 4, as in "
-                                                 "the authors' code; the paper's text says 3)")
+    task.add_argument("--middle", type=int,
+                      help="item called middle, from 0 (default 4, as in the authors' code; the "
+                           "paper's text says 3)")
     task.add_argument("--steps", type=int, default=20000,
                       help="training steps; the paper takes 100,000" + default)
     task.add_argument("--seeds", default="0", help="0-2 or 0,1,2: one network each" + default)
@@ -56,7 +61,8 @@ def add_arguments(parser):
     folders = parser.add_argument_group("running")
     folders.add_argument("--out", metavar="DIR",
                          help="run folder (default runs/bias-..., named after the settings)")
-    folders.add_argument("--overwrite", action="store_true", help="replace a run that is already there")
+    folders.add_argument("--overwrite", action="store_true",
+                         help="replace a run that is already there")
     folders.add_argument("--jobs", type=int, default=1,
                          help="seeds to train at the same time, each on one thread" + default)
     folders.add_argument("--report", nargs="+", metavar="DIR",
@@ -154,7 +160,7 @@ def _mask(network):
 
 
 def prepare(folder, settings, steps, *, overwrite):
-    """Make the run folder and write its config.json; InputError if it contains a run of other settings."""
+    """Make the run folder and write its config.json; InputError for a run of other settings."""
     from minattn import runs
     from minattn.experiments.position_bias import recall_training
     runs.make_folder(folder)
@@ -184,9 +190,13 @@ def _check_same(folder, old, done, new, steps):
     other = [f"{part}.{name} = {old[part].get(name)!r}, not {value!r}"
              for part, values in new.items() for name, value in values.items()
              if old[part].get(name) != value]
-    found = f"a run with {'; '.join(other)}" if other else f"a run of {done} steps, more than --steps {steps}"
-    if other or done > steps:
-        raise InputError(f"{folder} holds {found}: choose another --out, or replace it with --overwrite.")
+    if not other and done <= steps:
+        return
+    found = f"of {done} steps, more than --steps {steps}"
+    if other:
+        found = f"with {'; '.join(other)}"
+    raise InputError(f"{folder} holds a run {found}: choose another --out, or replace it with "
+                     "--overwrite.")
 
 
 def read_config(folder):
@@ -201,8 +211,8 @@ def read_config(folder):
         raise InputError(f"{folder} is not a run folder of `minattn bias`: {path.name}: "
                          f"{error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is not one of `minattn bias`, or damaged: choose another --out, or "
-                         "remove it.") from None
+        raise InputError(f"{path} is not one of `minattn bias`, or damaged: choose another --out, "
+                         "or remove it.") from None
 
 
 # --------------------------------------------------------------------------------------- training
@@ -291,7 +301,7 @@ def read(folder):
 
 
 def print_table(rows):
-    """One line per setting: each gap as mean ± standard error over the seeds, the paper's in brackets."""
+    """One line per setting: each gap as mean ± standard error, the published one in brackets."""
     from minattn import report_table
     table = [("setting", "layers", "steps", "seeds", "right", *rows[0]["gaps"])]
     for row in rows:
@@ -307,13 +317,12 @@ def print_table(rows):
                       str(len(row["seeds"])), f"{row['train_accuracy'][0]:.3f}", *gaps))
     print()
     print(report_table.text(table, right=(1, 2, 3, 4)))
-    print("\nGaps: accuracy when the earlier item is right minus accuracy when the later one is, on novel "
-          "classes;\nmean ± standard error over seeds, [published]. Looking at the position alone gives at "
-          f"most {rows[0]['largest_gap']:.3f}.\nright: training accuracy over the last steps.")
+    print(LEGEND.format(largest=rows[0]["largest_gap"]))
 
 
 def draw(rows, path):
     """The same as bars."""
     from minattn.experiments.position_bias import figures
-    figures.gaps([{"label": label(row), "layers": row["network"]["layers"], "gaps": row["gaps"],
-                   "published": row["published"], "largest": row["largest_gap"]} for row in rows], path)
+    bars = [{"label": label(row), "layers": row["network"]["layers"], "gaps": row["gaps"],
+             "published": row["published"], "largest": row["largest_gap"]} for row in rows]
+    figures.gaps(bars, path)

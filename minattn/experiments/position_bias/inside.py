@@ -19,7 +19,7 @@ def is_one(folder):
 
 
 def look(folder, count):
-    """The first seed, on `count` sequences whose query may be about any item -> the network in words, [Inside]"""
+    """The first seed, on `count` sequences about any item -> the network in words, [Inside]"""
     folder = Path(folder)
     settings, _ = command.read_config(folder)
     try:

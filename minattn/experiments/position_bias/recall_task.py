@@ -1,9 +1,9 @@
 """In-context recall: eight items with their labels, then a query like some of them. Which label?
 
-A sequence is x_1 y_1 ... x_n y_n x_query. Vectors x are noisy copies of class means, y the content of
-the class's label; a sequence has few classes, several times each, so the answer can be read off the
-sequence itself. We choose which item the query repeats, so the task measures which places a network
-prefers.   (arXiv 2502.01951, section 5 and appendix J)
+A sequence is x_1 y_1 ... x_n y_n x_query. Vectors x are noisy copies of class means, y the content
+of the class's label; a sequence has few classes, several times each, so the answer can be read off
+the sequence itself. We choose which item the query repeats, so the task measures which places a
+network prefers.   (arXiv 2502.01951, section 5 and appendix J)
 """
 import math
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ class Task:
         checks.number("noise", self.noise, 0)
         checks.choice("scale", self.scale, ("paper", "code"))
         if self.items % self.burst:
-            raise InputError("items must be a multiple of burst, so that each class comes equally often; "
-                             f"got {self.items} and {self.burst}.")
+            raise InputError("items must be a multiple of burst, so that each class comes equally "
+                             f"often; got {self.items} and {self.burst}.")
         distinct = self.items // self.burst
         if distinct > self.classes:
             raise InputError(f"a sequence of {self.items} items needs {distinct} distinct classes "

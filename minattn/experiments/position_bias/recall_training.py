@@ -1,8 +1,8 @@
 """Train one network on in-context recall, and measure which positions it prefers.
 
-Every batch is a function of the seed and the step, so a run that was killed continues bit for bit from its
-checkpoint, and one that is given more steps continues as if it had had them from the start (the learning
-rate is constant).
+Every batch is a function of the seed and the step, so a run that was killed continues bit for bit
+from its checkpoint, and one that is given more steps continues as if it had had them from the start
+(the learning rate is constant).
 """
 import json
 import math
@@ -19,7 +19,7 @@ from minattn.errors import InputError, NotFinite
 from minattn.experiments.position_bias import recall_network, recall_task
 
 RESULT = "result.json"
-LOG, SAVE = 100, 1000        # steps per line of metrics.jsonl, and per checkpoint: a multiple of the first
+LOG, SAVE = 100, 1000        # steps per line of metrics.jsonl, and per checkpoint, a multiple
 EVALUATE = 2000              # steps between evaluations on the way
 ON_THE_WAY = 1000            # sequences per order of a pair in these
 TOGETHER = 256               # sequences evaluated at a time
@@ -27,7 +27,7 @@ TOGETHER = 256               # sequences evaluated at a time
 
 @dataclass(frozen=True)
 class Training:
-    """The paper's recipe (arXiv 2502.01951, appendix J), but for the number of steps: it takes 100,000."""
+    """The paper's recipe (arXiv 2502.01951, appendix J); it takes 100,000 steps."""
     places: tuple = ()            # where the query's item is while training; (): anywhere
     batch: int = 128
     lr: float = 1e-3
@@ -43,9 +43,9 @@ class Training:
         checks.number("weight_decay", self.weight_decay, 0)
 
     def settings(self, steps):
-        """What an update of the trainer needs: AdamW at a constant rate, everything decays, no clipping."""
-        return train.Settings(steps=steps, lr=self.lr, min_lr=self.lr, warmup=0, clip=0.0, beta2=0.999,
-                              weight_decay=self.weight_decay, decay="all")
+        """For the trainer's update: AdamW at a constant rate, everything decays, no clipping."""
+        return train.Settings(steps=steps, lr=self.lr, min_lr=self.lr, warmup=0, clip=0.0,
+                              beta2=0.999, weight_decay=self.weight_decay, decay="all")
 
 
 def train_network(folder, config, task, training, seed, steps, *, bar=True):
@@ -63,8 +63,8 @@ def train_network(folder, config, task, training, seed, steps, *, bar=True):
     with (closing(runs.Metrics(folder, keep=state.step)) as metrics, parallel.workers(1),
           _progress(steps, state.step, f"seed {seed}", bar) as shown, np.errstate(all="ignore")):
         while state.step < steps:
-            x, y = recall_task.training_batch(task, world, _rng(seed, 2, state.step), training.batch,
-                                              training.places)
+            rng = _rng(seed, 2, state.step)
+            x, y = recall_task.training_batch(task, world, rng, training.batch, training.places)
             loss, correct = loss_and_gradients(state.params, config, x, y, state.grads)
             try:
                 if not math.isfinite(loss):
@@ -83,8 +83,8 @@ def train_network(folder, config, task, training, seed, steps, *, bar=True):
                     found = evaluate(state.params, config, task, world, seed, ON_THE_WAY)
                     row |= {"val_loss": found.pop("loss"), **found}
                 metrics.add(**row, seconds=round(time.perf_counter() - began, 3))
-                shown.set_postfix_str(f"loss {row['train_loss']:.3f}, right {row['train_accuracy']:.3f}",
-                                      refresh=False)
+                words = f"loss {row['train_loss']:.3f}, right {row['train_accuracy']:.3f}"
+                shown.set_postfix_str(words, refresh=False)
                 shown.update(state.step - shown.n)
             if last or state.step % SAVE == 0:
                 metrics.flush()
@@ -113,8 +113,8 @@ def evaluate(params, config, task, world, seed, count):
     """Novel classes, each pair of places in both orders, on the same `count` sequences.
 
     -> {"accuracy": {"first-middle": [of [first, middle], of [middle, first]], ...}, "gaps": {...},
-        "loss": mean}. A gap is the first accuracy minus the second: above 0, the network prefers the
-    earlier place.
+        "loss": mean}
+    A gap is the first accuracy minus the second: above 0, the network prefers the earlier place.
     """
     accuracy, losses = {}, []
     for n, pair in enumerate(recall_task.PAIRS):
@@ -122,8 +122,8 @@ def evaluate(params, config, task, world, seed, count):
         for right, other in (pair, pair[::-1]):
             correct = 0
             for start in range(0, count, TOGETHER):
-                some = min(TOGETHER, count - start)
-                x, y = recall_task.novel_batch(task, world, _rng(seed, 3, n, start), some, right, other)
+                some, rng = min(TOGETHER, count - start), _rng(seed, 3, n, start)
+                x, y = recall_task.novel_batch(task, world, rng, some, right, other)
                 logits, _ = recall_network.forward(params, config, x)
                 correct += _right(logits, y)
                 losses.append(ops.cross_entropy_forward(logits, y)[0] * some)

@@ -1,7 +1,7 @@
 """How tight are the bounds? Random stacks of attention: their rollout, and what the theorems allow.
 
     from minattn.experiments.position_bias.tightness import compare, tightness
-    tightness("window", N=17, t=8, window=9, floor=0.01)     # how close 100 stacks came to the bound
+    tightness("window", N=17, t=8, window=9, floor=0.01)     # how close 100 stacks came
 
 python -m minattn.experiments.position_bias.tightness prints a table of all bounds.
 """
@@ -45,7 +45,8 @@ def compare(bound, N, t, *, draws=100, rng=0, **setting):
     masks = {"window", "prefix"}
     if {bound} & masks != setting.keys() & masks:
         needs = f"{bound}=... and no other mask" if bound in masks else "neither window nor prefix"
-        raise InputError(f"the bound {bound!r} needs {needs}; got {', '.join(setting) or 'no setting'}.")
+        came = ", ".join(setting) or "no setting"
+        raise InputError(f"the bound {bound!r} needs {needs}; got {came}.")
     checks.number("t", t, 0, integer=True)
     checks.number("draws", draws, 1, integer=True)
     A, *limits = STACKS[bound](np.random.default_rng(rng), N, t, draws, **setting)

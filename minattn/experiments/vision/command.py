@@ -1,4 +1,4 @@
-"""python -m minattn vision: tiny vision transformers on noisy shapes, with error bars over seeds."""
+"""python -m minattn vision: tiny vision transformers on noisy shapes, over several seeds."""
 import csv
 import dataclasses
 import io
@@ -26,11 +26,11 @@ def add_arguments(parser):
     default = " (default %(default)s)"
     parser.add_argument("--attention", default="softmax,gaussian", metavar="LIST",
                         help=f"some of {', '.join(vit.ATTENTIONS)}, options in brackets: "
-                             "gaussian[values=projected], softmax[width=40,layers=2]; the first is the "
-                             "baseline" + default)
+                             "gaussian[values=projected], softmax[width=40,layers=2]; the first is "
+                             "the baseline" + default)
     parser.add_argument("--no-matched", action="store_true",
-                        help="leave out the softmax that is narrow enough to have as many parameters as "
-                             "the first Gaussian variant")
+                        help="leave out the softmax that is narrow enough to have as many "
+                             "parameters as the first Gaussian variant")
     parser.add_argument("--seeds", default="0-2", help="0-4 or 0,3,7" + default)
     parser.add_argument("--steps", type=int, default=1500,
                         help="training steps (default %(default)s: about 35 s a run)")
@@ -73,7 +73,7 @@ def run(args):
 
 
 def variants(text, *, matched=True):
-    """"softmax,gaussian[qk_norm=true]" -> {name: vit.Config}; with `matched`, last the narrow softmax."""
+    """"softmax,gaussian[qk_norm=true]" -> {name: vit.Config}; matched: and a narrow softmax."""
     found = {}
     known = [f.name for f in dataclasses.fields(vit.Config)
              if f.name not in ("attention", "size", "labels")]
@@ -87,7 +87,8 @@ def variants(text, *, matched=True):
     for name in spec.variants("attention", text):
         (first, *more), *layers = spec.parse("attention", name)
         if more or layers:
-            raise InputError(f"attention {name!r}: one mechanism for all layers, without a gate on top.")
+            raise InputError(f"attention {name!r}: one mechanism for all layers, without a gate on "
+                             "top.")
         for option in first.options:
             checks.choice(f"{name}: an option", option, known)
         add(name, vit.Config(attention=first.name, labels=len(shapes.LABELS), **first.options))
@@ -109,7 +110,7 @@ def nearest_softmax(kernel):
 
 
 def finished(path, settings):
-    """The row of a finished run, None without one; InputError if it was made with other settings."""
+    """The row of a finished run, None without one; InputError for other settings."""
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
         other = [name for name in settings if row["settings"][name] != settings[name]]
@@ -120,13 +121,13 @@ def finished(path, settings):
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is not a run of `minattn vision`, or damaged: remove it, or choose "
-                         "another --out.") from None
+        raise InputError(f"{path} is not a run of `minattn vision`, or damaged: remove it, or "
+                         "choose another --out.") from None
     if other:
         name = other[0]
         raise InputError(f"{path} holds a run with {name} = {row['settings'][name]!r}, not "
-                         f"{settings[name]!r}: give the settings it was made with, or choose another "
-                         "--out.")
+                         f"{settings[name]!r}: give the settings it was made with, or choose "
+                         "another --out.")
     return row
 
 
@@ -222,15 +223,16 @@ def markdown(rows, names):
 
 
 NOTE = """
-Right: of {test} new pictures per seed, mean ± standard deviation over seeds; chance is {chance:.1f} %.
-Minus: points, at the same seed, whose training and test pictures all variants share; mean and its 95 %
-interval (Student's t; not corrected for the number of variants). MFLOP: matrix products of one forward
-pass. Training loss: nats, last 100 batches. Sigma: learned, by layer, mean over heads and seeds.
+Right: of {test} new pictures per seed, mean ± standard deviation over seeds; chance is
+{chance:.1f} %. Minus: points, at the same seed, whose training and test pictures all variants
+share; mean and its 95 % interval (Student's t; not corrected for the number of variants). MFLOP:
+matrix products of one forward pass. Training loss: nats, last 100 batches. Sigma: learned, by
+layer, mean over heads and seeds.
 """
 
 
 def draw(rows, names, path):
-    """vision.png: pictures of every shape, and accuracy by step: mean over seeds ± standard deviation."""
+    """vision.png: pictures of every shape, and accuracy by step, mean ± standard deviation."""
     fig, (left, right) = plots.figure(10.5, 4.4, ncols=2, width_ratios=(1, 1.6))
     size, many, classes = rows[0]["settings"]["size"], 5, len(shapes.LABELS)
     rng = np.random.default_rng([rows[0]["seed"], 1])
@@ -246,7 +248,8 @@ def draw(rows, names, path):
         mean, deviation = share.mean(axis=0), share.std(axis=0, ddof=1 if len(share) > 1 else 0)
         colour = plots.COLOURS[n % len(plots.COLOURS)]
         right.plot(steps, mean, "o-", ms=4, lw=1.6, color=colour, label=f"{name}: {mean[-1]:.1f} %")
-        right.fill_between(steps, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
+        right.fill_between(steps, mean - deviation, mean + deviation, color=colour, alpha=0.15,
+                           lw=0)
     right.axhline(100 / classes, color="black", lw=0.8, ls=":", label="chance")
     right.set(xlabel="step", ylabel="right on new pictures (%)", ylim=(0, 100),
               title="Mean and standard deviation over seeds")

@@ -1,8 +1,8 @@
-"""Noisy grey pictures of eight simple shapes, drawn on demand: a small task for a vision transformer.
+"""Noisy grey pictures of eight simple shapes, a small task for a vision transformer.
 
-Each picture shows one shape at a random place, size, rotation and contrast, brighter or darker than its
-ground. Some differ in a few pixels only (a ring and a frame, a cross and a plus turned as far as both may
-be), so that a small network gets far from chance without solving the task completely.
+Each picture shows one shape at a random place, size, rotation and contrast, brighter or darker than
+its ground. Some differ in a few pixels only (a ring and a frame, a cross and a plus turned as far
+as both may be), so that a small network gets far from chance without solving the task completely.
 """
 import numpy as np
 
@@ -58,8 +58,9 @@ def draw(n, rng, *, size=28, noise=NOISE):
     """Draw n pictures, each shape equally likely.
 
     rng: numpy.random.Generator -> images (n, size, size) float32, labels (n,), indices into LABELS.
-    The centre is uniform over the places where the shape's circle of radius r lies inside the picture;
-    edges are one pixel soft; the ground has mean 0. Raises InputError for n < 1, size < 8 or noise < 0.
+    The centre is uniform over the places where the shape's circle of radius r lies inside the
+    picture; edges are one pixel soft; the ground has mean 0. Raises InputError for n < 1, size < 8
+    or noise < 0.
     """
     checks.number("n", n, 1, integer=True)
     checks.number("size", size, 8, integer=True)
@@ -73,13 +74,13 @@ def draw(n, rng, *, size=28, noise=NOISE):
     turn = rng.uniform(-TURN, TURN, n)
     contrast = rng.uniform(*CONTRAST, n) * rng.choice([-1, 1], n)
     r, x0, y0, turn, contrast = (a[:, None, None] for a in (r, x0, y0, turn, contrast))
-    y, x = np.indices((size, size)) + 0.5                           #    middles of pixels  (size, size)
-    u, v = (x - x0) / r, (y - y0) / r                               # 3. in radii           (n, size, size)
+    y, x = np.indices((size, size)) + 0.5                           #    middles of pixels
+    u, v = (x - x0) / r, (y - y0) / r                               # 3. in radii (n, size, size)
     cos, sin = np.cos(turn), np.sin(turn)
     u, v = cos * u + sin * v, cos * v - sin * u                     # 4. turned
     outside = np.empty((n, size, size))
     for k, name in enumerate(LABELS):
         outside[labels == k] = SHAPES[name](u[labels == k], v[labels == k])
-    images = contrast * np.clip(0.5 - outside * r, 0, 1)            # 5. 1 inside, 0 outside, soft edges
+    images = contrast * np.clip(0.5 - outside * r, 0, 1)            # 5. 1 inside, 0 outside
     images += noise * rng.standard_normal(images.shape)             # 6.
     return images.astype(np.float32), labels

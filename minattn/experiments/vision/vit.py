@@ -1,4 +1,4 @@
-"""A tiny vision transformer: patches of a picture are tokens, every token sees every other, their mean is classified.
+"""A tiny vision transformer: patches are tokens, each sees all, and their mean is classified.
 
     x = patches W + b + positions
     per layer:  x += attention(layer_norm(x));   x += mlp(layer_norm(x))
@@ -6,10 +6,11 @@
                                       (arXiv 2010.11929, with a mean instead of its class token)
 
 Attention without a mask, by any mechanism of the registry that takes q, k, v or (Gaussian kernel,
-arXiv 2605.02144) the layer's channels as they are: then nothing is projected, the layer norm is the norm
-in front of the kernel, and log sigma is learned per head. `values` crosses the two: softmax with projected
-q and k and raw values (the paper's ablation), or the kernel with projected values. Linear layers and norms
-have biases, as in DeiT. The paper does not give sigma's start; here D^(1/4), as in the language model.
+arXiv 2605.02144) the layer's channels as they are: then nothing is projected, the layer norm is the
+norm in front of the kernel, and log sigma is learned per head. `values` crosses the two: softmax
+with projected q and k and raw values (the paper's ablation), or the kernel with projected values.
+Linear layers and norms have biases, as in DeiT. The paper does not give sigma's start; here
+D^(1/4), as in the language model.
 """
 import math
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ class Config:
     patch: int = 4                   # side of a patch, pixels
     size: int = 28                   # side of a picture
     labels: int = 8
-    values: str = "own"              # what is averaged: projected (softmax's own), or raw channels (the kernel's)
+    values: str = "own"              # what is averaged: projected, as in softmax, or raw channels,
+                                     # as in the kernel
     qk_norm: bool = False            # RMS norm of the kernel's features, as in the language model
     sigma_init: float | None = None  # of the kernel; None: (width / heads)^(1/4)
 
@@ -45,8 +47,8 @@ class Config:
             checks.number(name, getattr(self, name), 1, integer=True)
         for whole, part in (("width", "heads"), ("size", "patch")):
             if getattr(self, whole) % getattr(self, part):
-                raise InputError(f"{whole} must be divisible by {part}; got {getattr(self, whole)} and "
-                                 f"{getattr(self, part)}.")
+                raise InputError(f"{whole} must be divisible by {part}; got {getattr(self, whole)} "
+                                 f"and {getattr(self, part)}.")
         checks.choice("values", self.values, VALUES)
         checks.choice("qk_norm", self.qk_norm, (True, False))
         if self.sigma_init is not None:
@@ -83,7 +85,10 @@ class Config:
 
 
 def parameter_shapes(config):
-    """Every parameter: name -> (shape, initial value). A number fills, ("normal", std) draws; weights are (in, out)."""
+    """Every parameter: name -> (shape, initial value); weights are (in, out).
+
+    A number fills, ("normal", std) draws.
+    """
     C, shapes = config.width, {}
 
     def linear(name, n_in, n_out):
@@ -117,8 +122,9 @@ def init(config, seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
     params = {}
     for name, (shape, value) in parameter_shapes(config).items():
-        drawn = rng.normal(0, value[1], shape) if isinstance(value, tuple) else np.full(shape, value)
-        params[name] = np.array(drawn, dtype)
+        drawn = isinstance(value, tuple)
+        array = rng.normal(0, value[1], shape) if drawn else np.full(shape, value)
+        params[name] = np.array(array, dtype)
     return params
 
 
@@ -157,7 +163,7 @@ def forward(params, images, config):
     for h in (f"h.{n}" for n in range(config.layers)):
         u = layer(f"{h}.ln_1", ops.layer_norm_forward, x)        # 4. x += attention(layer_norm(x))
         arguments = {name: params[f"{h}.attn.{name}"] for name in config.mechanism.parameters}
-        for name in config.raw:                                  # 4a. channels as they are (B, H, T, D)
+        for name in config.raw:                                  # 4a. channels   (B, H, T, D)
             arguments[name] = u.reshape(B, T, H, -1).swapaxes(1, 2)
             if config.qk_norm:
                 arguments[name], cache[f"{h}.attn.rms"] = ops.rms_norm_forward(arguments[name])
@@ -171,7 +177,7 @@ def forward(params, images, config):
         y, cache[f"{h}.mlp"] = ops.gelu_forward(layer(f"{h}.mlp.c_fc", ops.linear_forward, y))
         x = x + layer(f"{h}.mlp.c_proj", ops.linear_forward, y)
     mean = layer("ln_f", ops.layer_norm_forward, x).reshape(B, T, C).mean(axis=1)       # 6. (B, C)
-    return layer("head", ops.linear_forward, mean), cache                               # 7. (B, labels)
+    return layer("head", ops.linear_forward, mean), cache        # 7. (B, labels)
 
 
 def backward(dlogits, cache, config):
