@@ -58,7 +58,7 @@ def test_an_edit_whose_line_is_gone_is_refused():
     gone = mutants.Mutant("gone", "softmax", "nothing", "- out = Q @ v\n+ out = 0")
     with pytest.raises(InputError, match="'out = Q @ v' 0 times"):
         gone.source()
-    twice = mutants.Mutant("twice", "softmax", "nothing", "- grads, ds = attend_backward(dout, c.core)\n+ pass")
+    twice = mutants.Mutant("twice", "softmax", "nothing", "- out, core = weigh(s, v, **options)\n+ pass")
     with pytest.raises(InputError, match="2 times, not once"):
         twice.source()
 
@@ -134,7 +134,7 @@ def test_command_shows_and_lists(capsys):
     assert command("--show", "maximum_from_minus_1e4") == 0
     assert capsys.readouterr().out.splitlines() == [
         "maximum_from_minus_1e4 (softmax): the running maximum starts at -1e4 (llm.c)",
-        "- m = s.max(axis=3, keepdims=True)", "+ m = np.maximum(s.max(axis=3, keepdims=True), -1e4)"]
+        "- m = s.max(axis=-1, keepdims=True)", "+ m = np.maximum(s.max(axis=-1, keepdims=True), -1e4)"]
     assert command("--list", "--mechanism", "gated") == 0
     assert len(capsys.readouterr().out.splitlines()) == sum(m.mechanism == "gated" for m in MUTANTS.values())
 

@@ -1,17 +1,15 @@
-"""Implementations that are wrong on purpose: whoever claims to find bugs should find these.
+"""Implementations that are wrong on purpose: a tool that claims to find bugs should find these.
 
-A mutant is minattn/validate/mutants_base.py, one plain dense implementation of every mechanism, with a line or two
-changed. They stand in mutants_softmax.py (scores, masks, softmax, values), mutants_mechanisms.py (what each mechanism
-adds) and mutants_backward.py (gradients), written like a diff:
+A mutant is minattn/attention/naive.py with a line or two changed. Each mechanism has a file of them,
+mutants/NAME.txt, with a section [forward] and a section [backward]; each mutant is written like a diff:
 
-    [mechanism]
-
-    name: what is wrong (seen in the released software where it happened)
-    - the lines of the base, in a row, whatever their indentation
+    name: what is wrong
+    seen in the released software where it happened
+    - the lines of naive.py, in a row, whatever their indentation
     + what stands there instead
 
-A kit that lets one of them pass has a hole, and a family of cases without which all of them would still be found must
-say why it is there: python -m minattn validate-self.
+If the kit lets one pass, it has a hole; and a family of cases that no mutant needs must say why it is
+there: python -m minattn validate-self.
 """
 import re
 from functools import lru_cache
@@ -19,10 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from minattn.attention import MECHANISMS, naive
 from minattn.errors import InputError
-from minattn.validate import mutants_backward, mutants_base, mutants_mechanisms, mutants_softmax
 
-TITLE = re.compile(r"(\w+): (.+?)(?: \(seen in (.+)\))?$")
+CHANGE = re.compile(r"((?:^-.*\n?)+)((?:^\+.*\n?)+)", re.M)
 
 
 class Mutant(NamedTuple):
@@ -33,6 +31,9 @@ class Mutant(NamedTuple):
     backward: bool = False    # the forward is right, the gradients are not
     bug: str = ""             # the released software in which it happened
 
+    def __str__(self):
+        return f"{self.wrong} ({self.bug})" if self.bug else self.wrong
+
     def load(self):
         """A fresh module with forward and backward of this mutant."""
         module = ModuleType(f"minattn.validate.mutants.{self.name}")
@@ -42,22 +43,25 @@ class Mutant(NamedTuple):
         return module
 
     def source(self):
-        """The whole text; InputError where the base no longer holds the lines that were to be changed."""
+        """The whole text; InputError where naive.py does not hold the lines to change, exactly once."""
         lines = list(base())
-        for old, new in re.findall(r"((?:^-.*\n?)+)((?:^\+.*\n?)+)", self.change, re.M):
+        for old, new in CHANGE.findall(self.change):
             old, new = ([line[2:] for line in part.splitlines()] for part in (old, new))
             code = [line.split("  # ")[0].strip() for line in lines]
-            found = [i for i in range(len(lines)) if code[i:i + len(old)] == [line.strip() for line in old]]
+            wanted = [line.strip() for line in old]
+            found = [i for i in range(len(lines)) if code[i:i + len(old)] == wanted]
             if len(found) != 1:
-                raise InputError(f"mutant {self.name!r}: mutants_base.py has {old[0]!r} {len(found)} times, not once.")
-            indent = lines[found[0]][:-len(lines[found[0]].lstrip())]
+                raise InputError(f"mutant {self.name!r}: naive.py has {old[0]!r} {len(found)} times, "
+                                 f"not once.")
+            first = lines[found[0]]
+            indent = first[:len(first) - len(first.lstrip())]
             lines[found[0]:found[0] + len(old)] = [indent + line for line in new]
         return "\n".join(lines)
 
 
 @lru_cache(maxsize=1)
 def base():
-    return tuple(Path(mutants_base.__file__).read_text(encoding="utf-8").splitlines())
+    return tuple(Path(naive.__file__).read_text(encoding="utf-8").splitlines())
 
 
 def none(mechanism):
@@ -65,17 +69,18 @@ def none(mechanism):
     return Mutant("none", mechanism, "nothing is wrong", "")
 
 
-def read(text, backward):
-    """The mutants of one text, in order."""
-    mechanism = None
-    for block in re.split(r"\n\s*\n", text.strip()):
+def read(mechanism):
+    """The mutants of one mechanism, in order; none where it has no file."""
+    path = Path(__file__).with_name("mutants") / f"{mechanism}.txt"
+    backward = False
+    for block in path.read_text(encoding="utf-8").strip().split("\n\n") if path.exists() else ():
         title, *change = block.splitlines()
         if title.startswith("["):
-            mechanism = title.strip("[]")
+            backward = title == "[backward]"
             continue
-        name, wrong, bug = TITLE.match(title).groups()
-        yield Mutant(name, mechanism, wrong, "\n".join(change), backward, bug or "")
+        bug = change.pop(0).removeprefix("seen in ") if change[0].startswith("seen in ") else ""
+        name, wrong = title.split(": ", 1)
+        yield Mutant(name, mechanism, wrong, "\n".join(change), backward, bug)
 
 
-MUTANTS = {m.name: m for text, backward in ((mutants_softmax.TEXT, False), (mutants_mechanisms.TEXT, False),
-                                            (mutants_backward.TEXT, True)) for m in read(text, backward)}
+MUTANTS = {m.name: m for mechanism in MECHANISMS for m in read(mechanism)}

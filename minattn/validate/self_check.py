@@ -20,6 +20,7 @@ from minattn import checks
 from minattn.attention import MECHANISMS
 from minattn.errors import InputError
 from minattn.validate import cases, families, mutants
+from minattn.validate.report import write_file
 
 # families that no mutant needs, and why they stay
 KEPT = {
@@ -160,7 +161,11 @@ def select(globs=None, mechanism=None):
 def _line(verdict):
     m, killed = verdict.mutant, list(verdict.killed)
     by = ", ".join(killed) if len(killed) <= 4 else f"{len(killed)} families: {', '.join(killed[:3])}, ..."
-    return f"{m.name:<30}{m.mechanism:<12}{'backward' if m.backward else 'forward':<10}{by or 'NOTHING: it survives'}"
+    return f"{m.name:<30}{m.mechanism:<12}{_half(m):<10}{by or 'NOTHING: it survives'}"
+
+
+def _half(mutant):
+    return "backward" if mutant.backward else "forward"
 
 
 # --------------------------------------------------------------------------------------------------- the command line
@@ -179,22 +184,17 @@ def run(args):
     if args.show is not None:
         checks.choice("--show", args.show, mutants.MUTANTS)
         m = mutants.MUTANTS[args.show]
-        print(f"{m.name} ({m.mechanism}): {m.wrong}" + f" ({m.bug})" * bool(m.bug) + f"\n{m.change}")
+        print(f"{m.name} ({m.mechanism}): {m}\n{m.change}")
         return 0
     chosen = select(args.mutant, args.mechanism)
     if args.json is not None and not Path(args.json).parent.is_dir():
         raise InputError(f"cannot write {args.json}: there is no folder {Path(args.json).parent}.")
     if args.list:
         for m in chosen:
-            print(f"{m.name:<30}{m.mechanism:<12}{'backward' if m.backward else 'forward':<10}{m.wrong}"
-                  + f" ({m.bug})" * bool(m.bug))
+            print(f"{m.name:<30}{m.mechanism:<12}{_half(m):<10}{m}")
         return 0
     found = score(chosen, progress=sys.stderr.isatty())
     print(found)
     if args.json is not None:
-        try:
-            with open(args.json, "w", encoding="utf-8") as file:
-                json.dump(found.to_json(), file, indent=1)
-        except OSError as error:
-            raise InputError(f"cannot write {args.json}: {error.strerror}.") from None
+        write_file(args.json, json.dumps(found.to_json(), indent=1))
     return 0 if found.ok else 1
