@@ -1,9 +1,12 @@
 """One spelling of mechanisms and positions: read, printed, and refused in one sentence."""
 import dataclasses
+import json
 
+import numpy as np
 import pytest
+from run_cases import flags, write_corpus
 
-from minattn import model, spec
+from minattn import cli, model, runs, spec
 from minattn.attention import MECHANISMS
 from minattn.errors import InputError
 from minattn.positions import POSITIONS
@@ -77,3 +80,24 @@ def test_every_option_of_every_row_can_be_spelled():
                 for value in about.others():
                     config = model.Config(**{what: spec.show([[spec.Part(name, {option: value})]])})
                     assert f"{option}=" in getattr(config, what) and config == model.Config(**model.to_dict(config))
+
+
+def test_run_folders_of_the_older_spelling_load_and_resume(tmp_path):
+    """config.json once kept the options apart, and a comma between layers."""
+    corpus = write_corpus(tmp_path)
+    argv = ["train", "--corpus", str(corpus), "--attention", "energy[norm=prefix]/affine[length=7]",
+            "--position", "rope[base=50]", "--steps", "4", "--checkpoint-interval", "2",
+            *flags(n_layer=2, n_head=2, n_embd=16, block_size=8, batch_size=2)]
+    for name in ("new", "old"):
+        assert cli.main([*argv, "--out", str(tmp_path / name)]) == 0
+    path = tmp_path / "old" / runs.CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model"].update(attention="energy,affine", position="rope",
+                           attention_options={"norm": "prefix", "length": 7},
+                           position_options={"base": 50})
+    path.write_text(json.dumps(config), encoding="utf-8")
+    new, old = (runs.load(tmp_path / name) for name in ("new", "old"))
+    assert old.config == new.config and old.config.attention == "energy[norm=prefix]/affine[length=7]"
+    assert cli.main(["train", "--resume", str(tmp_path / "old" / runs.PREVIOUS)]) == 0
+    for name, array in runs.load(tmp_path / "old").checkpoint.params.items():
+        np.testing.assert_array_equal(array, new.checkpoint.params[name])
