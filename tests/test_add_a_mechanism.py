@@ -1,4 +1,5 @@
 """docs/add_a_mechanism.md, followed to the letter: its code, and nothing else, makes a mechanism."""
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -108,10 +109,33 @@ def test_is_validated(softcap):
     report = check("softcap", softcap, quick=True, show=False)
     assert report.ok, str(report)
     assert any("cap=2.0" in result.id for result in report.results)     # its option is a case
-    wrong = check("softcap", (softcap.forward, lambda dout, c: MECHANISMS["softmax"].module.backward(
-        dout, c._replace(rescore=None))), quick=True, show=False)
-    assert not wrong.ok
+
+    def backward(dout, cache):
+        """As if the scores had not been capped."""
+        return softcap.backward(dout, cache._replace(rescore=None))
+
+    assert not check("softcap", (softcap.forward, backward), quick=True, show=False).ok
     assert causality("softcap", options={"cap": 5}).ok
+
+
+def test_has_golden_vectors(softcap, tmp_path):
+    """Its own answers, and not those of another mechanism."""
+    from safetensors.numpy import load_file
+
+    from minattn.validate import vectors
+    vectors.write(tmp_path)
+    index = json.loads((tmp_path / vectors.INDEX).read_text(encoding="utf-8"))
+    tensors = load_file(tmp_path / vectors.PAYLOAD)
+    found = [case for case in index["cases"] if case["mechanism"] == "softcap"]
+    assert len(found) > 5 and {case["attributes"]["cap"] for case in found} >= {30.0, 2.0}
+    for case in found:
+        x = {name: tensors[f"{case['caseId']}/{name}"] for name, about in case["tensors"].items()}
+        inputs = {name: x[name] if x[name].dtype == bool else x[name].astype(np.float64)
+                  for name, about in case["tensors"].items() if about["role"] == "input"}
+        out, cache = softcap.forward(**inputs, **case["attributes"])
+        np.testing.assert_allclose(x["out"], out, rtol=1e-9, atol=1e-12)
+        grads = softcap.backward(x["dout"].astype(np.float64), cache)
+        np.testing.assert_allclose(x["dq"], grads["q"], rtol=1e-6, atol=1e-9)
 
 
 def test_is_inspected_and_compared(softcap, corpus, tmp_path, capsys):
