@@ -12,7 +12,8 @@ import pytest
 from minattn import data, model, runs
 from minattn.attention import MECHANISMS, gated, softmax
 from minattn.errors import InputError
-from minattn.validate.causality import causality, leak
+from minattn.inspect.leak import leak
+from minattn.validate.causality import causality
 
 module = importlib.import_module("minattn.validate.causality")      # the package may export its function by this name
 SETTINGS = [(name, options) for name in MECHANISMS for options in {
@@ -389,7 +390,9 @@ def test_jax_kernels_and_functions_of_tokens():
 def test_the_command_s_exit_codes(capsys):
     assert command("gated") == 0
     assert command("energy", "--option", "norm=sequence") == 1
+    assert command("energy[norm=sequence]") == 1
     assert command("affine", "--option", "length=total") == 1
+    assert command("affine[length=19]", "--length", "9") == 0
     assert command("affine", "--option", "length=19", "--length", "9") == 0
     assert command("affine", "--option", "length=total", "--forms", "suffix,gradient") == 0
     assert "affine (length=total), 67 positions" in capsys.readouterr().out
@@ -424,6 +427,10 @@ def test_bad_input_is_one_clear_sentence(target, options, message):
 def test_bad_input_on_the_command_line(tmp_path):
     with pytest.raises(InputError, match="is not NAME=VALUE"):
         command("energy", "--option", "norm")
+    with pytest.raises(InputError, match="given twice, as 'key' and 'sequence'"):
+        command("energy[norm=key]", "--option", "norm=sequence")
+    with pytest.raises(InputError, match="expected one mechanism"):
+        command(f"{__name__}:plain", "--mechanism", "energy/softmax")
     with pytest.raises(InputError, match="no config.json"):
         command(tmp_path)
     with pytest.raises(InputError, match="cannot write"):

@@ -80,6 +80,20 @@ def test_flags_say_what_a_case_asks_for():
     assert "Tq!=Tk" in flags["prime_sizes/Tq=5,Tk=7"] and "strided" in flags["non_contiguous/strided"]
 
 
+def test_options_in_brackets_stay_fixed():
+    found = {c.id: c for c in kit.cases("energy[norm=prefix]")}
+    assert {c.options["norm"] for c in found.values()} == {"prefix"}
+    assert all("norm=prefix" in c.flags for c in found.values())
+    assert "gate_all_closed/prefix" in found and "gate_all_closed/key" not in found
+    assert "causal/T" in found and not [name for name in found if name.startswith("causal/T,")]
+    result = check("energy[norm=prefix]", MECHANISMS["energy"], cases=["causal", "window/W=2"], show=False)
+    assert result.ok and len(result.results) == 2 and result.mechanism == "energy[norm=prefix]"
+    for wrong, words in (("energy[norm=prefx]", "Did you mean 'prefix'"), ("energy[form=key]", "unknown"),
+                         ("energy+gated", "one mechanism"), ("energy/softmax", "one mechanism")):
+        with pytest.raises(InputError, match=words):
+            kit.cases(wrong)
+
+
 def test_sizes_can_be_kept_to():
     found = {c.id: c for c in kit.cases("gated", sizes={"D": 16, "Dv": 16, "T": 8})}
     case = found["causal/T"]

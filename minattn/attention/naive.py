@@ -203,7 +203,8 @@ def energy_forward(q, k, v, energy, alpha, tau, *, norm="key", **options):
     """A bias log sigmoid(alpha (z_j - tau)) on key j        energy (B, H, Tk), alpha (H,), tau (H,)
 
     z is the energy less its mean, over its deviation, both taken over the keys 1..last: up to the
-    key itself (norm="key"), up to the query ("prefix"), or all keys ("sequence"); "none": z = energy.
+    key itself (norm="key"), up to the query ("prefix"), or all keys ("sequence"); "none": z =
+    energy.
     """
     Tq, Tk = q.shape[-2], k.shape[-2]
     p = np.arange(Tq) + (Tk - Tq if options.get("align", "end") == "end" else 0)

@@ -2,10 +2,10 @@
 
     x = Arithmetic("bfloat16").array(x)      # then any function of x computes as bfloat16 would
 
-The numbers are held as float64 and rounded after every operation. Matrix products and sums add up one
-term after another in a wider format, as accelerators do, and round at the end. With a generator each
-rounding goes up or down at random (Monte Carlo arithmetic: Parker 1997; CESTAC: Vignes 1993), so that
-the spread of several runs shows the error; a result that needs no rounding stays as it is.
+The numbers are held as float64 and rounded after every operation. Matrix products and sums add up
+one term after another in a wider format, as accelerators do, and round at the end. With a generator
+each rounding goes up or down at random (Monte Carlo arithmetic: Parker 1997; CESTAC: Vignes 1993),
+so that the spread of several runs shows the error; a result that needs no rounding stays as it is.
 """
 import math
 from typing import NamedTuple
@@ -77,7 +77,7 @@ def fits(arrays, dtype):
 # ---------------------------------------------------------------------- an array that rounds
 
 
-EXACT = ("absolute", "clip", "maximum", "minimum", "negative", "sign")     # ufuncs: nothing to round
+EXACT = ("absolute", "clip", "maximum", "minimum", "negative", "sign")  # ufuncs: nothing to round
 
 
 class Arithmetic:

@@ -1,17 +1,17 @@
-"""Does the future leak? Four questions to an attention kernel, a trained model, or any function of tokens.
+"""Does the future leak? Four questions to a kernel, a trained model, or any function of tokens.
 
-    1 suffix     change what follows a prefix: is every earlier output exactly the same, and does some later one change?
+    1 suffix     change what follows a prefix: do earlier outputs stay exactly, and do later ones change?
     2 gradient   back-propagate from one position: is the gradient at every later input exactly 0?
-    3 prefix     evaluate a prefix alone: does its last output equal that of the whole? (float64: to 1e-12)
-    4 loss       trained models: is the loss the same when each prediction is made from its own prefix alone?
+    3 prefix     evaluate a prefix alone: does its last output equal that of the whole?
+    4 loss       trained models: is the loss the same with each prediction made from its prefix alone?
 
-Each is reported apart, because they fail apart: a statistic over the whole sequence fails all four, a division by the
-sequence's length only 3 and 4. Positions count from 0.
+Each is reported apart, because they fail apart: a statistic over the whole sequence fails all four, a
+division by the sequence's length only 3 and 4. Positions count from 0.
 
-    print(causality("energy", options={"norm": "sequence"}))
-    print(causality("runs/nano"))                                           # a run folder
+    print(causality("energy[norm=sequence]"))
+    print(causality("runs/nano"))                                         # a run folder
     print(causality(my_kernel, mechanism="softmax", framework="torch"))
-    print(causality(my_model, framework="torch"))                           # tokens (B, T) -> logits (B, T, V)
+    print(causality(my_model, framework="torch"))      # tokens (B, T) -> logits (B, T, V)
 """
 import json
 from pathlib import Path
@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import attention, checks, data, runs
+from minattn import attention, checks, spec
 from minattn.errors import InputError
-from minattn.inspect.leak import leak
-from minattn.validate import frameworks, isolate
+from minattn.validate import cases, frameworks, isolate
+from minattn.validate.report import write_file
 from minattn.validate.subjects import NotCovered, _float64, _function, _kernel, _model
 
 FORMS = {"suffix": "change what follows: does what came before stay?",
@@ -52,18 +52,19 @@ class Certificate(NamedTuple):
         return "\n".join(lines)
 
 
-def causality(target, *, mechanism=None, framework="numpy", options=None, backward=None, dtype="float64", device="cpu",
-              length=LENGTH, sizes=None, vocab_size=None, forms=tuple(FORMS), tokens=None, corpus=None, data_dir="data",
-              seed=0):
+def causality(target, *, mechanism=None, framework="numpy", options=None, backward=None,
+              dtype="float64", device="cpu", length=LENGTH, sizes=None, vocab_size=None,
+              forms=tuple(FORMS), tokens=None, corpus=None, data_dir="data", seed=0):
     """Ask the four questions -> Certificate (.ok, .forms, .findings, str, .to_json()).
 
-    target      a mechanism's name; a function with a mechanism's arguments (name the mechanism), as for
-                minattn.validate.check, called with causal=True and `options`; a run folder; (params, buffers, config);
-                or a function of tokens, (B, T) integers -> logits (B, T, V). "module:function" and "file.py:function"
-                are imported
-    framework   whose arrays the function takes, and who differentiates: "numpy" (a kernel's own backward), "torch" or
-                "jax". A function of tokens is differentiated by their embeddings: in torch each look-up of the tokens
-                in a table is noticed; in jax give the function attributes embed(tokens) and from_embeddings(embedded)
+    target      a mechanism, as "energy[norm=sequence]"; a function with a mechanism's arguments (name
+                the mechanism), as for minattn.validate.check, called with causal=True and `options`; a
+                run folder; (params, buffers, config); or a function of tokens, (B, T) integers ->
+                logits (B, T, V). "module:function" and "file.py:function" are imported
+    framework   whose arrays the function takes, and who differentiates: "numpy" (a kernel's own
+                backward), "torch" or "jax". A function of tokens is differentiated by their embeddings:
+                in torch each look-up of the tokens in a table is noticed; in jax give the function
+                attributes embed(tokens) and from_embeddings(embedded)
     length      tokens in the whole; a model's block_size if that is less
     sizes       {"D": 64} for a kernel that takes only some sizes
     forms       those to ask; the others are reported as not covered
@@ -74,38 +75,40 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
         checks.choice("form", form, FORMS)
     checks.number("length", length, 2, integer=True)
     rng, parts, name = np.random.default_rng(seed), None, str(target)
-    if isinstance(target, str) and target in attention.MECHANISMS:
-        target = attention.MECHANISMS[target]
+    if isinstance(target, str) and target.partition("[")[0] in attention.MECHANISMS:
+        target, mechanism = attention.mechanism(target.partition("[")[0]), target
     if isinstance(target, attention.Mechanism):
-        target, mechanism, framework = target.module, target.name, "numpy"
+        mechanism = mechanism or target.name
+        target, framework = target.module, "numpy"
     elif isinstance(target, tuple) and len(target) == 3:
         parts, name = target, "the model"
     elif isinstance(target, (str, Path)) and Path(target).is_dir():
-        run = runs.load(target)
-        parts = run.checkpoint.params, run.checkpoint.buffers, run.config
-        tokens = tokens or _windows(run, corpus, data_dir, rng)
+        parts, tokens = _run(target, tokens, corpus, data_dir, rng)
     elif isinstance(target, (str, Path)):
         if ":" not in name:
+            known = attention.MECHANISMS
             raise InputError(f"{name!r} is neither a run folder, nor module:function, nor one of "
-                             f"{', '.join(attention.MECHANISMS)}.{checks.nearest(name, attention.MECHANISMS)}")
+                             f"{', '.join(known)}.{checks.nearest(name, known)}")
         target = isolate.load(name)
     try:
         if parts is not None:
             parts = _float64(*parts)
             subject = _model(*parts, name, length)
         elif mechanism is not None:
-            row = attention.mechanism(mechanism)
-            subject = _kernel(target, row, framework, options or {}, backward, dtype, device, length, sizes or {})
+            row, options = _with(mechanism, options or {})
+            subject = _kernel(target, row, framework, options, backward, dtype, device, length,
+                              sizes or {})
         else:
             subject = _function(target, framework, device, length, vocab_size)
         x = subject.draw(0, rng)
         y, again = subject.value(x), subject.value(x)
     except InputError:
         raise
-    except Exception as error:  # noqa: BLE001  somebody else's code
+    except Exception as error:                               # somebody else's code
         raise InputError(f"the target cannot be run: {_said(error)}") from None
     T = len(y)
-    prefixes = sorted({t for t in (*PREFIXES, int(rng.integers(1, max(2, T - 1)))) if t < T})
+    prefixes = {t for t in (*PREFIXES, int(rng.integers(1, max(2, T - 1)))) if t < T}
+    prefixes = sorted(prefixes)
     ask = {"suffix": lambda: _suffix(subject, x, prefixes, rng),
            "gradient": lambda: _gradient(subject, x, prefixes, rng),
            "prefix": lambda: _prefix(subject, x, y, prefixes),
@@ -118,37 +121,54 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
             if form != "loss" and not prefixes:
                 raise NotCovered("needs at least 2 positions")
             if not np.array_equal(y, again, equal_nan=True):
-                raise NotCovered("the same input gives two different results, so that nothing can be said")
+                raise NotCovered("the same input gives two different results, "
+                                 "so that nothing can be said")
             wrong, seen = ask[form]()
             status[form], findings[form] = ("fail", wrong) if wrong else ("pass", [seen])
         except NotCovered as why:
             status[form], findings[form] = "not covered", [str(why)]
-        except Exception as error:  # noqa: BLE001  somebody else's code
+        except Exception as error:                           # somebody else's code
             status[form], findings[form] = "fail", [_said(error)]
     return Certificate(f"{subject.name}, {T} positions", status, findings)
 
 
+def _with(mechanism, options):
+    """"energy[norm=prefix]" and further options -> the mechanism, all options"""
+    mechanism, named = cases.named(mechanism)
+    for name in named.keys() & options.keys():
+        if named[name] != options[name]:
+            raise InputError(f"option {name} is given twice, as {named[name]!r} and {options[name]!r}.")
+    return mechanism, {**named, **options}
+
+
 def _suffix(subject, x, prefixes, rng):
-    wrong, leaking, deaf = [], [], []
+    wrong, leaking, ignored = [], [], []
     for way in range(2):
-        x = subject.draw(way, rng, None) if way else x
+        if way:
+            x = subject.draw(way, rng)
         y = subject.value(x)
-        wrong += [f"output at position {i} is not finite" for i in np.flatnonzero(~np.isfinite(y).all(axis=1))[:1]]
+        bad = np.flatnonzero(~np.isfinite(y).all(axis=1))
+        wrong += [f"output at position {i} is not finite" for i in bad[:1]]
         for t in prefixes:
             other = subject.draw(way, rng, x)
             moved = _moved(y, subject.value(_mix(subject, x, other, slice(t, None))))
             if moved[:t].any():
                 if not leaking:
-                    large = " (large numbers only: is a finite number used for -infinity?)" * way
-                    wrong.append(_narrow(subject, x, y, other, t, int(np.argmax(moved))) + large)
+                    said = _narrow(subject, x, y, other, t, int(np.argmax(moved)))
+                    if way:
+                        said += " (large numbers only: is a finite number used for -infinity?)"
+                    wrong.append(said)
                 leaking.append(t)
             if not moved[t:].any():
-                deaf.append(t)
+                ignored.append(t)
     if leaking:
-        wrong.append(f"an earlier output changed when everything was changed from token {_listed(leaking)} on")
-    if deaf:
-        wrong.append(f"no output changed when everything was changed from token {_listed(deaf)} on: it is ignored")
-    return wrong, f"earlier outputs stay exactly and later ones move, for changes from token {_listed(prefixes)} on"
+        wrong.append("an earlier output changed when everything was changed "
+                     f"from token {_listed(leaking)} on")
+    if ignored:
+        wrong.append(f"no output changed when everything was changed from token {_listed(ignored)} on: "
+                     "it is ignored")
+    return wrong, ("earlier outputs stay exactly and later ones move, "
+                   f"for changes from token {_listed(prefixes)} on")
 
 
 def _narrow(subject, x, y, other, t, i):
@@ -156,8 +176,10 @@ def _narrow(subject, x, y, other, t, i):
     for j in range(len(y) - 1, t - 1, -1):
         z = subject.value(_mix(subject, x, other, slice(j, j + 1)))
         if _moved(y, z)[i]:
-            return f"output at position {i} changed when only token {j} changed (by {np.abs(z - y)[i].max():.1e})"
-    return f"output at position {i} changed when all tokens from {t} on changed, though no single one does it"
+            return (f"output at position {i} changed when only token {j} changed "
+                    f"(by {np.abs(z - y)[i].max():.1e})")
+    return (f"output at position {i} changed when all tokens from {t} on changed, "
+            "though no single one does it")
 
 
 def _gradient(subject, x, prefixes, rng):
@@ -166,13 +188,16 @@ def _gradient(subject, x, prefixes, rng):
         grads = subject.gradient(x, i, rng)
         for name, g in grads.items():
             later = np.abs(g[i + 1:]).max(axis=1)
-            if np.any(later != 0):                                               # NaN too
+            if np.any(later != 0):                           # NaN too
                 j = int(np.argmax(np.where(np.isnan(later), np.inf, later)))
-                what = f"input {i + 1 + j}" + f" ({name})" * (len(grads) > 1)
-                wrong.append(f"the gradient of output {i} with respect to {what} is {later[j]:.1e}, not 0")
+                what = f"input {i + 1 + j} ({name})" if len(grads) > 1 else f"input {i + 1 + j}"
+                wrong.append(f"the gradient of output {i} with respect to {what} "
+                             f"is {later[j]:.1e}, not 0")
         if not any(np.any(g[:i + 1] != 0) for g in grads.values()):
-            wrong.append(f"the gradient of output {i} is 0 with respect to every input: it does not arrive at all")
-    return _few(wrong), f"exactly 0 at every later input, from output {_listed(t - 1 for t in prefixes)}"
+            wrong.append(f"the gradient of output {i} is 0 with respect to every input: "
+                         "it does not arrive at all")
+    outputs = _listed(t - 1 for t in prefixes)
+    return _few(wrong), f"exactly 0 at every later input, from output {outputs}"
 
 
 def _prefix(subject, x, y, prefixes):
@@ -191,25 +216,44 @@ def _prefix(subject, x, y, prefixes):
 
 
 def _loss(parts, tokens, rng):
-    if parts is None or tokens is None or isinstance(tokens, str):
-        raise NotCovered("only a model has a loss" if parts is None else tokens or "needs text: give tokens=(x, y)")
+    if parts is None:
+        raise NotCovered("only a model has a loss")
+    if tokens is None:
+        raise NotCovered("needs text: give tokens=(x, y)")
+    if isinstance(tokens, str):
+        raise NotCovered(tokens)
+    from minattn.inspect.leak import leak
     positions = np.sort(rng.permutation(tokens[0].shape[1])[:32])
     forced, alone, n = leak(*parts, *tokens, positions)
     said = f"teacher-forced {forced:.4f}, prefix-only {alone:.4f} nats per token, at {n} positions"
-    wrong = not abs(alone - forced) <= 1e-9
-    return [f"{said}: {alone - forced:+.4f} when a prediction is made from its own prefix alone"] * wrong, said
+    if abs(alone - forced) <= 1e-9:
+        return [], said
+    return [f"{said}: {alone - forced:+.4f} when a prediction is made from its own prefix alone"], said
+
+
+def _run(folder, tokens, corpus, data_dir, rng):
+    """A run folder -> (params, buffers, config), tokens for form 4 or why there are none"""
+    from minattn import runs
+    run = runs.load(folder)
+    parts = run.checkpoint.params, run.checkpoint.buffers, run.config
+    return parts, tokens or _windows(run, corpus, data_dir, rng)
 
 
 def _windows(run, corpus, data_dir, rng):
-    """Windows of a run's validation text for form 4 -> (x, y), or a sentence where the text is not at hand."""
+    """Windows of a run's validation text -> (x, y), or a sentence where the text is not at hand."""
+    from minattn import data
     options = dict(data_dir=data_dir, say=lambda line: None, download=False)
     try:
-        text = data.load_corpus(corpus, **options).text if corpus else data.run_text(run.corpus, **options)
+        if corpus:
+            text = data.load_corpus(corpus, **options).text
+        else:
+            text = data.run_text(run.corpus, **options)
     except InputError as error:
         if corpus:
             raise
         return f"the text of this run is not at hand ({error}); name another with corpus"
-    x, y = data.blocks(data.split(data.Vocabulary(run.vocabulary).encode(text))[1], run.config.block_size)
+    ids = data.Vocabulary(run.vocabulary).encode(text)
+    x, y = data.blocks(data.split(ids)[1], run.config.block_size)
     some = np.sort(rng.permutation(len(x))[:16])
     return x[some], y[some]
 
@@ -233,7 +277,9 @@ def _listed(numbers):
 
 
 def _few(sentences):
-    return sentences[:3] + [f"... and {len(sentences) - 3} more like this"] * (len(sentences) > 3)
+    if len(sentences) <= 3:
+        return sentences
+    return [*sentences[:3], f"... and {len(sentences) - 3} more like this"]
 
 
 def _said(error):
@@ -241,11 +287,13 @@ def _said(error):
 
 
 def add_arguments(parser):
-    parser.add_argument("target", metavar="TARGET", help="a mechanism, a run folder, or module:function")
-    parser.add_argument("--mechanism", help="whose arguments the function takes; without it, tokens -> logits")
+    parser.add_argument("target", metavar="TARGET", 
+                        help="a mechanism (energy[norm=prefix]), a run folder, or module:function")
+    parser.add_argument("--mechanism",
+                        help="whose arguments the function takes; without it, tokens -> logits")
     parser.add_argument("--framework", default="numpy", help="numpy, torch or jax (default %(default)s)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
-                        help="of a kernel: norm=sequence")
+                        help="of a kernel: the same as in the brackets of its mechanism")
     parser.add_argument("--dtype", default="float64", help="of a kernel's arrays (default %(default)s)")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--length", type=int, default=LENGTH, help="positions in the whole (default %(default)s)")
@@ -257,24 +305,14 @@ def add_arguments(parser):
 
 def run(args):
     """-> 0 causal as far as asked, 1 not; InputError (exit code 2) where nothing could be asked."""
-    options = {}
-    for text in args.option:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise InputError(f"--option {text!r} is not NAME=VALUE.")
-        try:
-            options[name] = json.loads(value.lower() if value in ("True", "False") else value)
-        except ValueError:
-            options[name] = value
-    certificate = causality(args.target, mechanism=args.mechanism, framework=args.framework, options=options,
-                            dtype=args.dtype, device=args.device, length=args.length, corpus=args.corpus,
-                            data_dir=args.data_dir, forms=tuple(args.forms.split(",")))
+    options = dict(spec.option(text) for text in args.option)
+    certificate = causality(args.target, mechanism=args.mechanism, framework=args.framework,
+                            options=options, dtype=args.dtype, device=args.device,
+                            length=args.length, corpus=args.corpus, data_dir=args.data_dir,
+                            forms=tuple(args.forms.split(",")))
     print(certificate)
     if args.json:
-        try:
-            Path(args.json).write_text(json.dumps(certificate.to_json(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {args.json}: {error.strerror}.") from None
+        write_file(args.json, json.dumps(certificate.to_json(), indent=1) + "\n")
     if set(certificate.forms.values()) == {"not covered"}:
         raise InputError("none of these questions can be asked of this target.")
     return 0 if certificate.ok else 1

@@ -2,8 +2,9 @@
 
     report = check("energy", my_function, framework="torch", dtype="bfloat16")
 
-Each case runs on its own: a case in which the function raises, hangs, or returns something of another shape is a
-finding, and the others still run. Every case is run twice, and what it was given is compared afterwards.
+Each case runs on its own: a case in which the function raises, hangs, or returns something of
+another shape is a finding, and the others still run. Every case is run twice, and what it was given
+is compared afterwards.
 """
 import ctypes
 import fnmatch
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import attention, checks
+from minattn import checks
 from minattn.errors import InputError
 from minattn.validate import cases as case_module
 from minattn.validate import frameworks, precision
@@ -48,18 +49,22 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     """Run fn through the mechanism's cases -> Report; prints it unless show=False.
 
     fn          takes the mechanism's array arguments in their order (MECHANISMS[name].arguments), then its options by
-                name, and returns out (B, H, Tq, Dv), or a tuple that begins with it. Or a pair (forward, backward), or
-                a module with both: forward returns (out, cache), backward(dout, cache) a dict argument -> gradient.
+                name, and returns out (B, H, Tq, Dv), or a tuple that begins with it. Or a pair
+                (forward, backward), or a module with both: forward returns (out, cache),
+                backward(dout, cache) a dict argument -> gradient.
     framework   whose arrays fn takes: "numpy", "torch" or "jax"; gradients by its own differentiation where no
-                backward is given. dtype: "float32", "float64", "float16" or "bfloat16", of inputs, outputs, gradients.
+                backward is given. dtype: "float32", "float64", "float16" or "bfloat16", of inputs,
+                outputs, gradients.
     cases       globs on case ids, or Case objects; all if None. quick: the selection that takes seconds.
     exclude     what fn does not do: an option ("window"), one value of it ("norm=prefix"), a family ("long"), one
-                gradient ("dbias"), "gradients", "repeat" (equal results when called again), or another flag of a case
-                ("Tq!=Tk", "empty_rows", "strided", ...). The report says "not covered".
+                gradient ("dbias"), "gradients", "repeat" (equal results when called again), or
+                another flag of a case ("Tq!=Tk", "empty_rows", "strided", ...). The report says
+                "not covered".
     sizes       {"D": 64, "Dv": 64}: sizes to keep to, of B, H, Tq, Tk, T (both), D, Dv
     skip_file   lines "case-id-glob skip|xfail reason"
 
-    InputError if the question itself makes no sense: an unknown name, nothing callable, a missing framework.
+    InputError if the question itself makes no sense: an unknown name, nothing callable, a missing
+    framework.
     """
     start = time.perf_counter()
     setup = prepare(mechanism, fn, framework=framework, dtype=dtype, device=device, backward=backward, exclude=exclude,
@@ -86,7 +91,6 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
 def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", backward=None, exclude=(),
             time_limit=30.0):
     """Check the question -> Setup, with which check_case answers it for one case."""
-    attention.mechanism(mechanism)
     target = frameworks.resolve(fn, backward)
     adapter = frameworks.adapter(framework, dtype, device)
     checks.number("time_limit", time_limit, above=0)
@@ -107,7 +111,8 @@ def select(mechanism, cases=None, *, quick=False, seed=0, sizes=None):
         if not cases:
             raise InputError("no cases were chosen; leave `cases` out for all of them.")
         if all(isinstance(c, case_module.Case) for c in cases):
-            checks.choice("the mechanism of these cases", cases[0].mechanism, (mechanism,))
+            name = case_module.named(mechanism)[0].name
+            checks.choice("the mechanism of these cases", cases[0].mechanism, (name,))
             return cases
     only = (cases,) if isinstance(cases, str) else cases
     return case_module.cases(mechanism, seed=seed, quick=quick and only is None, only=only, sizes=sizes)
@@ -196,7 +201,8 @@ class _Stop(BaseException):
 def limited(work, seconds):
     """work() in a thread of its own -> its result, or its exception; Problem when the time is up.
 
-    A loop in Python is stopped. A call that never comes back from C is left behind, and the program goes on without it.
+    A loop in Python is stopped. A call that never comes back from C is left behind, and the program
+    goes on without it.
     """
     box = []
 

@@ -1,6 +1,7 @@
 """python -m minattn check module:function --mechanism energy --framework torch --dtype bfloat16
 
-Exit code 0: all good. 1: something is wrong with the function. 2: the check could not run (raised as InputError).
+Exit code 0: all good. 1: something is wrong with the function. 2: the check could not run (raised
+as InputError).
 """
 import sys
 

@@ -1,8 +1,8 @@
 """What goes wrong with attention, and where: the families of cases, and what each does to its inputs.
 
-They come in two sorts: those that any mechanism of the registry gets, and those that belong to one mechanism's own
-formula. A mechanism added to the registry gets the first sort without a line here. A plan names sizes, options and an
-edit of the random arrays; cases.py draws the numbers.
+Every mechanism of the registry gets the generic families without a line here. OWN has those that
+belong to one mechanism's formula, and DRAWS has what its arguments should look like. A plan names
+sizes, options and an edit of the random arrays; cases.py draws the numbers.
 """
 import math
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-def variants(row):
-    """Settings of a mechanism's own options, or sizes, that are cases of their own."""
+def variants(mechanism, fixed=()):
+    """Settings of a mechanism's options, but for the fixed ones, or sizes, that are cases of their own."""
     yield {}
-    if any("Dv|1" in shape.split() for shape in row.arguments.values()):
+    if any("Dv|1" in shape.split() for shape in mechanism.arguments.values()):
         yield {"Dv|1": 1}
-    for name, option in row.options.items():
-        for value in option.others():
+    for name, option in mechanism.options.items():
+        for value in option.others() if name not in fixed else ():
             yield {name: value}
 
 
@@ -27,41 +27,47 @@ class Plan(NamedTuple):
     name: str
     options: dict = {}                  # a function(size, rng) stands for an array
     sizes: dict = {}                    # on top of SIZES
-    edit: Callable | None = None # edit(arrays, size), in place
+    edit: Callable | None = None        # edit(arrays, size), in place; False: nothing here to edit
     extra: tuple = ()                   # names out of EXTRA
     quick: bool = False
     layout: str = "contiguous"
     twin: bool = False
 
 
-# ------------------------------------------------------------------------------ families that every mechanism gets
+# -------------------------------------------------------------- families that every mechanism gets
 
 
-def generic(row, T):
-    """The plans of the families that need to know nothing of the mechanism; T tokens unless a plan says otherwise."""
+def generic(mechanism, T, fixed=()):
+    """The plans of the families that need to know nothing of the mechanism.
+
+    T tokens unless a plan says otherwise; options in `fixed` do not vary.
+    """
     causal = {"causal": True}
     prime = {"Tq": 5, "Tk": 7}
-    given = ("keys",) if row.optional else ()                # keys of their own, where one array would give both
-    for variant in variants(row):                            # its own options meet every kind of mask
-        own = {n: x for n, x in variant.items() if n in row.options}
-        sizes = {n: x for n, x in variant.items() if n not in row.options}
+    given = ("keys",) if mechanism.optional else ()          # where one array would give both
+    for variant in variants(mechanism, fixed):  # its own options meet every kind of mask
+        own = {n: x for n, x in variant.items() if n in mechanism.options}
+        sizes = {n: x for n, x in variant.items() if n not in mechanism.options}
         tag = "".join(f",{n}={x}" for n, x in variant.items())
-        if row.optional:
+        if mechanism.optional:
             yield Plan("prime_sizes", "T=7" + tag, own, sizes)
         yield Plan("prime_sizes", "Tq=5,Tk=7" + tag, own, {**prime, **sizes}, quick=True)
         yield Plan("causal", "T" + tag, {**causal, **own}, sizes, quick=True)
         yield Plan("noncausal", "T" + tag, own, sizes, quick=not tag)
         yield Plan("window", "W=2" + tag, {**causal, "window": 2, **own}, sizes, quick=True)
         yield Plan("prefix", "K=3" + tag, {**causal, "prefix": 3, **own}, sizes, quick=not tag)
-        yield Plan("padding", "keys,causal" + tag, {**causal, "allowed": padding, **own}, sizes, quick=not tag)
-        yield Plan("fully_masked_row", "holes" + tag, {"allowed": holes, **own}, sizes, quick=not tag)
+        yield Plan("padding", "keys,causal" + tag, {**causal, "allowed": padding, **own}, sizes,
+                   quick=not tag)
+        yield Plan("fully_masked_row", "holes" + tag, {"allowed": holes, **own}, sizes,
+                   quick=not tag)
         for align in ("end", "start"):
             options = {**causal, "align": align, **own}
-            yield Plan("tq_ne_tk", f"Tq=5,Tk=7,align={align}" + tag, options, {**prime, **sizes}, extra=given,
-                       quick=not tag)
+            yield Plan("tq_ne_tk", f"Tq=5,Tk=7,align={align}" + tag, options, {**prime, **sizes},
+                       extra=given, quick=not tag)
         yield Plan("identical_tokens", "T" + tag, own, sizes, edit=alike, quick=not tag)
-    for name in row.optional:
-        yield Plan("prime_sizes", name, extra=tuple({"keys": 0, name: 0}), sizes=prime, quick=True)
+    for name in mechanism.optional:
+        extra = tuple(dict.fromkeys(("keys", name)))
+        yield Plan("prime_sizes", name, extra=extra, sizes=prime, quick=True)
     for W in (1, T - 1, T, T + 5):
         yield Plan("window", f"W={W}", {**causal, "window": W}, quick=W in (1, T))
     yield Plan("window", "W=3,implied", {"window": 3})
@@ -73,28 +79,32 @@ def generic(row, T):
     yield Plan("fully_masked_row", "sample", {"allowed": first_sample_hidden}, quick=True)
     yield Plan("fully_masked_row", "holes,causal", {**causal, "allowed": holes})
     for align in ("end", "start"):
-        yield Plan("tq_ne_tk", f"Tq=1,Tk=7,align={align}", {**causal, "align": align}, {"Tq": 1, "Tk": 7}, extra=given)
-        yield Plan("tq_ne_tk", f"Tq=7,Tk=5,align={align}", {**causal, "align": align}, {"Tq": 7, "Tk": 5}, extra=given,
+        options = {**causal, "align": align}
+        yield Plan("tq_ne_tk", f"Tq=1,Tk=7,align={align}", options, {"Tq": 1, "Tk": 7}, extra=given)
+        yield Plan("tq_ne_tk", f"Tq=7,Tk=5,align={align}", options, {"Tq": 7, "Tk": 5}, extra=given,
                    quick=align == "end")
-        options = {**causal, "window": 3, "align": align}
-        yield Plan("tq_ne_tk", f"Tq=5,Tk=7,W=3,align={align}", options, prime, extra=given)
-    for n in (97, 1025):
-        size = {"B": 1, "H": 2 if n == 97 else 1, "Tq": n, "Tk": n}
-        yield Plan("long", f"T={n},causal", causal, size, quick=n == 97)
-    yield Plan("long", "T=97", {}, {"B": 1, "H": 2, "Tq": 97, "Tk": 97})
-    yield Plan("long", "T=97,W=31", {**causal, "window": 31}, {"B": 1, "H": 2, "Tq": 97, "Tk": 97})
+        yield Plan("tq_ne_tk", f"Tq=5,Tk=7,W=3,align={align}", {**options, "window": 3}, prime,
+                   extra=given)
+    long = {"B": 1, "H": 2, "Tq": 97, "Tk": 97}
+    yield Plan("long", "T=97,causal", causal, long, quick=True)
+    yield Plan("long", "T=1025,causal", causal, {"B": 1, "H": 1, "Tq": 1025, "Tk": 1025})
+    yield Plan("long", "T=97", {}, long)
+    yield Plan("long", "T=97,W=31", {**causal, "window": 31}, long)
     for D in (1, 3, 59, 111):
         yield Plan("odd_head_dim", f"D={D}", causal, {"D": D, "Dv": D}, quick=D == 3)
-    for amount in (0, 100, -100, 1e4, -1e4, 1e6, -1e6):
-        yield Plan("score_shift", f"{amount:+.0e}".replace("e+0", "e") if amount else "0", causal, edit=shift(amount),
-                   quick=abs(amount) == 1e6)
+    yield Plan("score_shift", "0", causal, edit=shift(0))
+    for amount in (100, -100, 1e4, -1e4, 1e6, -1e6):
+        name = f"{amount:+.0e}".replace("e+0", "e")
+        yield Plan("score_shift", name, causal, edit=shift(amount), quick=abs(amount) == 1e6)
     yield Plan("dominant_score", "seen", edit=dominant(1e4), quick=True)
     yield Plan("dominant_score", "hidden,1e4", causal, edit=dominant(1e4), quick=True)
-    yield Plan("dominant_score", "hidden,1e10", causal, {"D": 16}, edit=all_far_below_the_last, quick=True)
+    yield Plan("dominant_score", "hidden,1e10", causal, {"D": 16}, edit=all_far_below_the_last,
+               quick=True)
     yield Plan("equal_scores", "q=0", causal, edit=scaled(0, "q"), quick=True)
-    yield Plan("tiny_values", "scores", causal, edit=scaled(2.0**-100, "q", "k", "x"), quick=True)
+    scores = ("q", "k", "x")
+    yield Plan("tiny_values", "scores", causal, edit=scaled(2.0**-100, *scores), quick=True)
     yield Plan("tiny_values", "values", causal, edit=scaled(2.0**-100, "v"))
-    yield Plan("large_values", "scores", causal, edit=scaled(64, "q", "k", "x"), quick=True)
+    yield Plan("large_values", "scores", causal, edit=scaled(64, *scores), quick=True)
     yield Plan("large_values", "values", causal, edit=scaled(4096, "v"))
     yield Plan("repeated_tokens", "pairs", causal, edit=pairs, quick=True)
     yield Plan("one_token", "T=1", {}, {"Tq": 1, "Tk": 1})
@@ -103,13 +113,14 @@ def generic(row, T):
     yield Plan("non_contiguous", "strided", causal, layout="strided", quick=True)
     yield Plan("bias", "full", {**causal, "bias": bias("B", "H", "Tq", "Tk")}, quick=True)
     yield Plan("bias", "per_key", {"bias": bias("H", "1", "Tk")}, quick=True)
-    if "q" in row.arguments:
+    if "q" in mechanism.arguments:
         yield Plan("scale", "0.75", {**causal, "scale": 0.75}, quick=True)
 
 
 def padding(size, rng):
     """The last keys of each sequence are padding, another number in each."""
-    return (np.arange(size["Tk"]) < size["Tk"] - 1 - np.arange(size["B"])[:, None])[:, None, None]
+    lengths = size["Tk"] - 1 - np.arange(size["B"])
+    return (np.arange(size["Tk"]) < lengths[:, None])[:, None, None]
 
 
 def scattered(size, rng):
@@ -126,7 +137,9 @@ def holes(size, rng):
 
 
 def first_sample_hidden(size, rng):
-    return np.broadcast_to((np.arange(size["B"]) > 0)[:, None, None, None], (size["B"], 1, 1, size["Tk"])).copy()
+    allowed = np.ones((size["B"], 1, 1, size["Tk"]), bool)
+    allowed[0] = False
+    return allowed
 
 
 def bias(*symbols):
@@ -134,13 +147,13 @@ def bias(*symbols):
 
 
 def shift(amount):
-    """Raise every score by about `amount`, which changes no weight: one channel of q and k is the same everywhere."""
+    """Raise every score by about `amount`, which changes no weight: one channel of q and k is constant."""
     def edit(arrays, size):
         a = math.sqrt(abs(amount) * math.sqrt(size["D"]))
         if "q" in arrays:
             arrays["q"][..., 0], arrays["k"][..., 0] = a, math.copysign(a, amount)
         elif "x" in arrays and amount >= 0:
-            arrays["x"][..., 0] = math.sqrt(amount)          # a kernel of distances: move all tokens far from zero
+            arrays["x"][..., 0] = math.sqrt(amount)  # a kernel of distances: move all tokens far from zero
         else:
             return False
     return edit
@@ -157,7 +170,7 @@ def dominant(amount):
 
 
 def all_far_below_the_last(arrays, size):
-    """Every score is -2^34 but the last key's, 0: masked with any finite number above that, the hidden keys win.
+    """Every score is -2^34 but the last key's, 0: a finite mask above that would let hidden keys win.
 
     With D = 16 no product here needs rounding, so in any precision all these scores are equal.
     """
@@ -189,7 +202,7 @@ def alike(arrays, size):
             x[:] = x[:, :, :1]
 
 
-# ------------------------------------------------------------------------------- families of one mechanism's formula
+# ------------------------------------------------------------- families of one mechanism's formula
 
 
 def setting(**values):
@@ -202,43 +215,82 @@ def setting(**values):
 
 def _sink():
     for level in (20, 1e4):
-        yield Plan("sink_far_above", f"{level:g}", {"causal": True}, edit=setting(sink=level), quick=level == 20)
-        yield Plan("sink_far_below", f"{-level:g}", {"causal": True}, edit=setting(sink=-level), quick=level == 20)
+        yield Plan("sink_far_above", f"{level:g}", {"causal": True}, edit=setting(sink=level),
+                   quick=level == 20)
+        yield Plan("sink_far_below", f"{-level:g}", {"causal": True}, edit=setting(sink=-level),
+                   quick=level == 20)
 
 
 def _gated():
     for name, logits in (("open", 50), ("closed", -50), ("both", [50, -50, 1])):
-        yield Plan("gate_saturated", name, {"causal": True}, edit=setting(gate_logits=logits), quick=name == "both")
+        yield Plan("gate_saturated", name, {"causal": True}, edit=setting(gate_logits=logits),
+                   quick=name == "both")
 
 
 def _affine():
     kinks = [-5, 5, 4.96875, -4.96875, 0, 5.03125, -5.03125, 20, -20]
     for phi in ("linear_clip", "sigmoid"):
-        options = {"causal": True, "phi": phi}
-        yield Plan("alpha_at_kinks", phi, options, edit=setting(alpha_logits=kinks), quick=phi != "sigmoid")
+        yield Plan("alpha_at_kinks", phi, {"causal": True, "phi": phi},
+                   edit=setting(alpha_logits=kinks), quick=phi == "linear_clip")
     for level in (0, 0.5, 1):
-        yield Plan("alpha_ma", f"{level:g}", {"causal": True}, edit=setting(alpha_ma=level), quick=level == 0.5)
+        yield Plan("alpha_ma", f"{level:g}", {"causal": True}, edit=setting(alpha_ma=level),
+                   quick=level == 0.5)
 
 
 def _energy():
-    for norm in ("key", "prefix", "none"):                   # gates of about exp(-80): their ratios are all that counts
-        options = {"causal": True, "norm": norm}
-        yield Plan("gate_all_closed", norm, options, edit=setting(tau=40, alpha=2), quick=norm == "key")
     def far_from_zero(arrays, size):
-        arrays["energy"] += 64                               # mean(e^2) - mean(e)^2 would lose what deviation there is
+        arrays["energy"] += 64  # mean(e^2) - mean(e)^2 loses the deviation
+
+    for norm in ("key", "prefix", "none"):  # gates of about exp(-80): only ratios count
+        yield Plan("gate_all_closed", norm, {"causal": True, "norm": norm},
+                   edit=setting(tau=40, alpha=2), quick=norm == "key")
     for norm in ("key", "prefix", "sequence"):
-        yield Plan("large_values", f"energy,norm={norm}", {"norm": norm}, edit=far_from_zero, quick=norm == "key")
+        yield Plan("large_values", f"energy,norm={norm}", {"norm": norm}, edit=far_from_zero,
+                   quick=norm == "key")
 
 
 def _gaussian():
     def tiny(arrays, size):
         setting(log_sigma=-6)(arrays, size)
-        pairs(arrays, size)                                  # tokens that are alike share, however small sigma is
+        pairs(arrays, size)  # equal tokens share, however small sigma is
+
     def others(size, rng):
-        return ~np.eye(size["Tk"], dtype=bool)[None, None]   # without itself every distance is large: no 0 / 0
+        return ~np.eye(size["Tk"], dtype=bool)[None, None]  # only large distances are left: no 0 / 0
+
     yield Plan("sigma_tiny", "-6", {"causal": True}, edit=tiny, quick=True)
     yield Plan("sigma_tiny", "-6,others", {"allowed": others}, edit=setting(log_sigma=-6))
     yield Plan("sigma_huge", "6", {"causal": True}, edit=setting(log_sigma=6), quick=True)
 
 
-OWN: dict[str, Any] = {"sink": _sink, "gated": _gated, "affine": _affine, "energy": _energy, "gaussian": _gaussian}
+# mechanism -> the plans of its own families
+OWN: dict[str, Any] = {"sink": _sink, "gated": _gated, "affine": _affine, "energy": _energy,
+                       "gaussian": _gaussian}
+
+
+# ------------------------------------------------------------ what arguments look like
+
+
+def around(mean, deviation):
+    def transform(x, rng):
+        return mean + deviation * x
+    return transform
+
+
+def across_the_clip(x, rng):
+    """Three in four inside the linear clip, the others beyond it."""
+    return np.where(rng.random(x.shape) < 0.25, 7 * np.sign(x), np.clip(2 * x, -4.5, 4.5))
+
+
+def spread_at_the_start(x, rng):
+    """The first two differ by 1: two equal energies are a sharp corner, left to identical_tokens."""
+    if x.shape[-1] > 1:
+        x[..., 1] = x[..., 0] + 1
+    return x
+
+
+# mechanism -> {argument: (standard normal numbers, rng) -> its numbers}; others stay standard normal
+DRAWS: dict[str, Any] = {
+    "affine": {"alpha_logits": across_the_clip, "alpha_ma": around(0.5, 0.2)},
+    "energy": {"energy": spread_at_the_start, "alpha": around(2, 0.3), "tau": around(0, 0.3)},
+    "gaussian": {"log_sigma": around(0.6, 0.2)},
+}

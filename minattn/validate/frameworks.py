@@ -1,7 +1,8 @@
 """One call of somebody's function, in somebody's framework, from float64 cases and back to float64 results.
 
-Each adapter answers the same questions: how do our numbers become your arrays, what did your function return, and what
-are the gradients (by the framework's own differentiation, or by a backward that came with the function).
+Each adapter answers the same questions: how do our numbers become your arrays, what did your
+function return, and what are the gradients (by the framework's own differentiation, or by a
+backward that came with the function).
 """
 import inspect
 import os
@@ -53,9 +54,9 @@ def resolve(fn, backward=None):
     if isinstance(fn, (tuple, list)) and len(fn) == 2:
         fn, backward = fn[0], fn[1] if backward is None else backward
         name = getattr(fn, "__name__", type(fn).__name__)
-    elif not callable(fn) and callable(getattr(fn, "forward", None)):      # a module with forward and backward
+    elif not callable(fn) and callable(getattr(fn, "forward", None)):  # a module with forward and backward
         fn, backward = fn.forward, getattr(fn, "backward", None) if backward is None else backward
-    elif backward is None and not hasattr(fn, "parameters"):               # (torch.nn.Module: autograd)
+    elif backward is None and not hasattr(fn, "parameters"):  # (torch.nn.Module: autograd)
         backward = getattr(fn, "backward", None)
     if not callable(fn):
         kind = type(fn).__name__

@@ -15,7 +15,7 @@ EVERY_CASE = ("softmax",)                            # the other mechanisms: the
 APART = ("batch_independence", "non_contiguous")     # families that files cannot express
 NARROW = ("float32", "float16", "bfloat16")
 SINKS = ["flash-attention 1973, 2102, vllm-metal 550: sink gradients wrong or missing"]
-BUGS = {                                             # family -> bugs of known programs that it shows
+BUGS = {  # family -> bugs of known programs that it shows
     "score_shift": ["llm.c: the running maximum starts at -10000"],
     "dominant_score": ["minGPT 75, transformers 17121: a finite mask lets the future in"],
     "causal": ["triton 4541: causal ignored in the backward", "keras 23038: the mask dropped on the slow path",
@@ -26,7 +26,7 @@ BUGS = {                                             # family -> bugs of known p
     "prime_sizes": ["labml 146: softmax over the wrong axis"],
     "sink_far_above": SINKS, "sink_far_below": SINKS,
 }
-INVALID = [      # (what is wrong, mechanism, options, {argument: what becomes of it}): to be refused
+INVALID = [  # (what is wrong, mechanism, options, {argument: what becomes of it}): to be refused
     ("q and k have different head sizes", "softmax", {}, {"k": lambda x: x[..., :2]}),
     ("k and v have different lengths", "softmax", {}, {"v": lambda x: x[:, :, :6]}),
     ("a window of no keys", "softmax", {"window": 0}, {}),

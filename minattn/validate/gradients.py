@@ -1,12 +1,14 @@
 """Is a hand-written gradient right? Step along a random direction and measure how far the output really moves.
 
-For L(x) = sum(dout * f(x)) and a direction u, the chain rule says that L changes at the rate sum(dx * u). The same
-rate can be measured without any calculus, from four values of f around x (the error falls with step^4):
+For L(x) = sum(dout * f(x)) and a direction u, the chain rule says that L changes at the rate sum(dx
+* u). The same rate can be measured without any calculus, from four values of f around x (the error
+falls with step^4):
 
     measured = sum(dout * ( 8 (f(x + h u) - f(x - h u)) - (f(x + 2h u) - f(x - 2h u)) )) / (12 h)
 
-At h = 1e-3 truncation and rounding both leave about 1e-11, so agreement to 1e-7 asks for the right formula and not
-for luck. dout is random: with a dout of ones the gradients of softmax and layer norm vanish, and bugs hide.
+At h = 1e-3 truncation and rounding both leave about 1e-11, so agreement to 1e-7 asks for the right
+formula and not for luck. dout is random: with a dout of ones the gradients of softmax and layer
+norm vanish, and bugs hide.
 """
 from typing import NamedTuple
 
@@ -55,8 +57,9 @@ def directional(f, arrays, grads, dout, *, seed=0, step=1e-3):
 def assert_gradients(forward, backward, arrays, *, seeds=(0, 1, 2), tolerance=1e-7, step=1e-3, **options):
     """Raise AssertionError, showing both numbers, unless backward agrees with central differences of forward.
 
-    forward(**arrays, **options) -> (output, cache, ...), backward(dout, cache) -> {name: gradient}. Each seed draws a
-    new dout and new directions. Returns every Slope that was measured; the worst is max(slopes, key=lambda s: s.error).
+    forward(**arrays, **options) -> (output, cache, ...), backward(dout, cache) -> {name: gradient}.
+    Each seed draws a new dout and new directions. Returns every Slope that was measured; the worst
+    is max(slopes, key=lambda s: s.error).
     """
     slopes = []
     for seed in seeds:

@@ -1,7 +1,8 @@
 """A check in a process of its own: a function that crashes, or never lets go of the interpreter, ends only itself.
 
-The command line runs every check this way. The child imports the function and reports case by case; when it dies or
-falls silent, the case at hand has a finding, and a new child goes on with the next one.
+The command line runs every check this way. The child imports the function and reports case by case;
+when it dies or falls silent, the case at hand has a finding, and a new child goes on with the next
+one.
 """
 import importlib
 import importlib.util
@@ -43,7 +44,7 @@ def load(spec):
             found = importlib.import_module(place)
     except InputError:
         raise
-    except BaseException as error:                           # whatever somebody's module does when it is imported
+    except BaseException as error:  # whatever somebody's module does when it is imported
         if isinstance(error, KeyboardInterrupt):
             raise
         text = (str(error).splitlines() or [""])[0]

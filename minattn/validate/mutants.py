@@ -1,15 +1,16 @@
 """Implementations that are wrong on purpose: a tool that claims to find bugs should find these.
 
-A mutant is minattn/attention/naive.py with a line or two changed. Each mechanism has a file of them,
-mutants/NAME.txt, with a section [forward] and a section [backward]; each mutant is written like a diff:
+A mutant is minattn/attention/naive.py with a line or two changed. Each mechanism has a file of
+them, mutants/NAME.txt, with a section [forward] and a section [backward]; each mutant is written
+like a diff:
 
     name: what is wrong
     seen in the released software where it happened
     - the lines of naive.py, in a row, whatever their indentation
     + what stands there instead
 
-If the kit lets one pass, it has a hole; and a family of cases that no mutant needs must say why it is
-there: python -m minattn validate-self.
+If the kit lets one pass, it has a hole; and a family of cases that no mutant needs must say why it
+is there: python -m minattn validate-self.
 """
 import re
 from functools import lru_cache

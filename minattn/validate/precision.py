@@ -2,8 +2,9 @@
 
     error <= 2 * (error of plain arithmetic + eps * max|truth|)        for each tensor
 
-Truth is minattn's own result in float64. Plain arithmetic is attention/naive.py: dense and literal, with
-every result rounded to the precision, and sums taken one term after another (see arithmetic.py).
+Truth is minattn's own result in float64. Plain arithmetic is attention/naive.py: dense and literal,
+with every result rounded to the precision, and sums taken one term after another (see
+arithmetic.py).
 
 A single run can be exact by luck, and the rule would then demand exactness of everybody. So it runs
 several times more with random rounding, and the largest error counts.
@@ -148,7 +149,7 @@ def _yardstick(case, dtype):
     if not fits(given, dtype):
         return Yardstick(right, {}, f"its inputs lie outside the range of {dtype}")
     scores = right["out"][..., 0].size * max(x.shape[2] for x in case.arrays.values() if x.ndim > 2)
-    draws = min(WORK // scores, DRAWS)                       # at once, or one by one where there are many scores
+    draws = min(WORK // scores, DRAWS)  # at once, or one by one where there are many scores
     draws, repeats = (draws, 1) if draws >= FEW else (1, FEW)
     rng = np.random.default_rng([case.seed, zlib.crc32(f"{case.mechanism}/{case.id}/{dtype}".encode())])
     runs = list(plain_runs(case, dtype, rng, draws=draws, repeats=repeats))

@@ -6,7 +6,8 @@
 
     TestMyAttention = suite("softmax", my_attention, framework="torch")
 
-A case that your function does not cover is skipped, with the reason. Select as with any test: pytest -k window.
+A case that your function does not cover is skipped, with the reason. Select as with any test:
+pytest -k window.
 """
 import pytest
 
@@ -17,8 +18,8 @@ from minattn.validate.report import FAILED, NOT_COVERED, SKIPPED, XFAILED
 def suite(mechanism, fn, *, cases=None, quick=False, seed=0, sizes=None, skip_file=None, **how):
     """A class of tests, to be bound to a name that starts with Test.
 
-    Arguments as for minattn.validate.check: framework, dtype, device, backward, exclude, time_limit go into `how`.
-    A wrong argument is an InputError while pytest collects.
+    Arguments as for minattn.validate.check: framework, dtype, device, backward, exclude, time_limit
+    go into `how`. A wrong argument is an InputError while pytest collects.
     """
     setup = prepare(mechanism, fn, **how)
     rules = read_skips(skip_file) if skip_file is not None else []

@@ -20,7 +20,7 @@ class Tensor(NamedTuple):
     name: str             # "out", "dq", ...
     error: float          # largest absolute error; inf where the result is not finite
     bound: float
-    rms_ratio: float      # RMS(error) / RMS(truth): 1 where all is zero, about 1.4 where nothing is related
+    rms_ratio: float  # RMS(error) / RMS(truth): 1 where all is zero, about 1.4 where nothing is related
     index: tuple          # of the worst element
     expected: float       # there
     actual: float
@@ -153,7 +153,7 @@ def _row(family, results, forward_only):
     numbers = " " * 50
     if tensors:
         t = max(tensors, key=lambda t: t.ratio)
-        rms = f"{t.rms_ratio:.1e}" if t.largest > t.bound else "-"        # the truth is 0 but for rounding
+        rms = f"{t.rms_ratio:.1e}" if t.largest > t.bound else "-"  # the truth is 0 but for rounding
         numbers = f"{t.name:<14}{t.error:>9.1e}{t.bound:>9.1e}{t.ratio:>9.2g}{rms:>9}"
     bad, done = (sum(r.status == s for r in results) for s in (FAILED, PASSED))
     rest = len(results) - bad - done

@@ -55,10 +55,10 @@ def _numbers(content, code):
 def read_results(where):
     """What a program wrote -> {"caseId/tensor": (precision, array)}.
 
-    `where` is a safetensors file with keys caseId/tensor, or a folder of such files and of raw ones,
-    named caseId.tensor.f32.bin (or f64, f16, bf16): little-endian, row-major. A case that the program
-    refused, as it should refuse the invalid ones, is an empty tensor caseId/rejected or a file
-    caseId.rejected.
+    `where` is a safetensors file with keys caseId/tensor, or a folder of such files and of raw
+    ones, named caseId.tensor.f32.bin (or f64, f16, bf16): little-endian, row-major. A case that the
+    program refused, as it should refuse the invalid ones, is an empty tensor caseId/rejected or a
+    file caseId.rejected.
     """
     where, results = Path(where), {}
     if not where.exists():

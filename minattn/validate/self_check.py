@@ -1,13 +1,14 @@
 """Does the kit find what it is made to find? Every mutant goes through every family of cases, in float32.
 
-    python -m minattn validate-self                     # some two minutes; exit code 1 if a mutant survives
+    python -m minattn validate-self  # some two minutes; exit code 1 if a mutant survives
     python -m minattn validate-self --mutant 'sink_*'   # a few of them
     python -m minattn validate-self --show missing_scale
 
-Per family it counts the mutants that it kills, and those that it alone kills: a family without any of the latter could
-go and no mutant known here would notice, so KEPT says why it stays. The causality certificate is another tool with the
-same purpose, so its three forms that apply to a kernel are counted beside the families, not among them: "alone" means
-that no family of cases finds it, or for a form that nothing else does.
+Per family it counts the mutants that it kills, and those that it alone kills: a family without any
+of the latter could go and no mutant known here would notice, so KEPT says why it stays. The
+causality certificate is another tool with the same purpose, so its three forms that apply to a
+kernel are counted beside the families, not among them: "alone" means that no family of cases finds
+it, or for a form that nothing else does.
 """
 import fnmatch
 import json
@@ -67,7 +68,7 @@ def causality_forms(mechanism, module):
         try:
             certificate = causality(module, mechanism=mechanism, options=options, forms=forms)
         except InputError:
-            continue                                         # it cannot be run at all, which every family has seen
+            continue  # it cannot be run at all, which every family has seen
         for form, status in certificate.forms.items():
             if status == "fail":
                 failed.setdefault(f"causality/{form}", certificate.findings[form][0])
@@ -77,7 +78,7 @@ def causality_forms(mechanism, module):
 class Score(NamedTuple):
     """The kit against its mutants."""
     verdicts: tuple
-    bases: tuple = ()         # of the implementation without a mutation: whatever kills one of these is a false alarm
+    bases: tuple = ()  # of the implementation without a mutation: whatever kills one of these is a false alarm
     seconds: float = 0.0
 
     @property
@@ -168,7 +169,7 @@ def _half(mutant):
     return "backward" if mutant.backward else "forward"
 
 
-# --------------------------------------------------------------------------------------------------- the command line
+# -------------------------------------------------------------------------------- the command line
 
 
 def add_arguments(parser):

@@ -1,26 +1,26 @@
-"""What the causality certificate asks its questions of: a kernel, a model, or a function of tokens, all in one shape."""
+"""What a causality certificate is about: a kernel, a model, or a function of tokens."""
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minattn import model
 from minattn.errors import InputError
 from minattn.validate import cases, frameworks
 
-LARGE, LARGE16 = 1e5, 100.0                   # a kernel's numbers are also taken this large (float16: the second), with
-                                              # visible scores far below any finite number that may stand for -infinity
+# A kernel's numbers are also taken this large (float16: the second): then visible scores lie far
+# below any finite number that may stand for -infinity.
+LARGE, LARGE16 = 1e5, 100.0
 TOLERANCE = {"float64": 1e-12, "float32": 1e-4}
 
 
 class Subject(NamedTuple):
-    """What the questions are asked of: a function of named arrays, in which positions lie along one axis."""
+    """A function of named arrays, in which positions lie along one axis."""
     name: str
-    draw: Callable           # (way, rng, unlike) -> an input of full length, in one of two ways; unlike another one
-    axes: dict               # name -> axis of the positions; arrays that have none do not count as content
+    draw: Callable           # (way, rng, unlike) -> an input, in one of two ways; unlike another
+    axes: dict  # name -> axis of the positions; arrays that have none do not count as content
     value: Callable          # x -> (T, n), the outputs by position
-    gradient: Callable       # (x, i, rng) -> {name: (T, n)}, from a random mix of the outputs at position i
+    gradient: Callable       # (x, i, rng) -> {name: (T, n)}, of a random mix of outputs at position i
     tolerance: Callable      # -> how exact a prefix must be, relative to outputs above 1
 
 
@@ -28,45 +28,52 @@ class NotCovered(Exception):
     """Why a form cannot be asked of this subject."""
 
 
-def _kernel(fn, row, framework, options, backward, dtype, device, length, sizes):
-    target, adapter = frameworks.resolve(fn, backward), frameworks.adapter(framework, dtype, device)
-    size = {**cases.SIZES, "B": 1, "D": 5, "Dv": 3, **sizes, "Tq": length, "Tk": length, "T": length}
+def _kernel(fn, mechanism, framework, options, backward, dtype, device, length, sizes):
+    target = frameworks.resolve(fn, backward)
+    adapter = frameworks.adapter(framework, dtype, device)
+    size = {**cases.SIZES, "B": 1, "D": 5, "Dv": 3, **sizes}
+    size.update(Tq=length, Tk=length, T=length)
     size.setdefault("Dv|1", size["Dv"])
-    symbols = {name: shape.split() for name, shape in row.arguments.items()}
-    axes = {name: axis for name, shape in symbols.items() for axis, s in enumerate(shape) if s[0] == "T"}
+    axes = {name: axis for name, shape in mechanism.arguments.items()
+            for axis, symbol in enumerate(shape.split()) if symbol[0] == "T"}
+    width = size["Dv" if "v" in mechanism.arguments else "D"]
 
     def draw(way, rng, unlike=None):
-        x = {name: cases.draw(name, tuple(size[s] for s in shape), rng) for name, shape in symbols.items()}
+        x = cases.draw_arguments(mechanism, mechanism.arguments, size, rng)
         if way:
             x.update({name: x[name] * (LARGE16 if dtype == "float16" else LARGE) for name in axes})
-            x.update({"k": -x["q"]} if "q" in x else {})                 # a token's score with itself is far below 0
+            if "q" in x:                                     # its score with itself: far below 0
+                x["k"] = -x["q"]
         return x
 
     def call(x, i=None, rng=None):
         T = x[next(iter(axes))].shape[2]
-        shape = (size["B"], size["H"], T, size["D" if "x" in x else "Dv"])
-        dout = np.zeros(shape)
+        dout = np.zeros((size["B"], size["H"], T, width))
         if i is not None:
-            dout[:, :, i] = cases.draw("dout", shape[:2] + shape[3:], rng)
-        case = cases.Case(id="causality", family="causality", mechanism=row.name, arrays=x, cotangent=dout,
-                          options={"causal": True, **options}, flags=frozenset(), quick=False, seed=0)
-        done = frameworks.run(target, adapter, case, x, shape, tuple(axes) if i is not None else ())
+            dout[:, :, i] = cases.draw((size["B"], size["H"], width), rng)
+        asked = {"causal": True, **options}
+        case = cases.Case("causality", "causality", mechanism.name, x, asked, dout)
+        wanted = tuple(axes) if i is not None else ()
+        done = frameworks.run(target, adapter, case, x, dout.shape, wanted)
         if done.findings:
             raise NotCovered(done.findings[0].message)
         return done.tensors
 
     def gradient(x, i, rng):
         if not adapter.autodiff and target.backward is None:
-            raise NotCovered("a NumPy function needs a backward of its own for this: give backward=, or a pair")
+            raise NotCovered("a NumPy function needs a backward of its own for this: "
+                             "give backward=, or a pair")
         try:
             grads = call(x, i, rng)
         except frameworks.Problem as problem:
             raise NotCovered(problem.finding.message) from None
         return {name: _by_position(grads["d" + name], axis) for name, axis in axes.items()}
 
-    given = ", ".join(f"{name}={value}" for name, value in options.items())
-    name = target.name.removeprefix("minattn.attention.") + f" ({given})" * bool(given)
-    return Subject(name, draw, axes, lambda x: _by_position(call(x)["out"], 2), gradient, lambda: _tolerance(dtype))
+    name = target.name.removeprefix("minattn.attention.")
+    if options:
+        name += f" ({', '.join(f'{option}={value}' for option, value in options.items())})"
+    return Subject(name, draw, axes, lambda x: _by_position(call(x)["out"], 2), gradient,
+                   lambda: _tolerance(dtype))
 
 
 def _of_tokens(name, fn, V, T, gradient, tolerance):
@@ -78,32 +85,41 @@ def _of_tokens(name, fn, V, T, gradient, tolerance):
             raise NotCovered("with a vocabulary of one token nothing can be changed")
         return {"tokens": (unlike["tokens"] + rng.integers(1, V, (2, T))) % V}
 
-    return Subject(name, draw, {"tokens": 1}, lambda x: _by_position(fn(x["tokens"]), 1), gradient, tolerance)
+    def value(x):
+        return _by_position(fn(x["tokens"]), 1)
+    return Subject(name, draw, {"tokens": 1}, value, gradient, tolerance)
 
 
 def _float64(params, buffers, config):
-    as64 = lambda arrays: {name: np.asarray(a, np.float64) for name, a in arrays.items()}            # noqa: E731
-    return as64(params), as64(buffers or {}), config
+    params, buffers = ({name: np.asarray(a, np.float64) for name, a in arrays.items()}
+                       for arrays in (params, buffers or {}))
+    return params, buffers, config
 
 
 def _model(params, buffers, config, name, length):
-    def gradient(x, i, rng):
-        """Give every position a token of its own: then the gradient of the table is that of the embedded inputs.
+    from minattn import model
 
-        Row V + n of a longer table repeats the embedding of the token at position n. Nothing predicts such a token, so
-        its row hears from the input only, although the table is also the output head.
+    def gradient(x, i, rng):
+        """The gradient of the embedded inputs, as that of a table with a row for each position.
+
+        Row V + n of a longer table repeats the embedding of the token at position n. Nothing predicts
+        such a token, so its row gets gradient from the input only, although the table is also the
+        output head.
         """
         tokens, V = x["tokens"][0], config.vocab_size
         n = len(tokens)
         longer = dataclasses.replace(config, vocab_size=V + n)
         table = {"wte.weight": np.concatenate([params["wte.weight"], params["wte.weight"][tokens]])}
-        cache = model.forward({**params, **table}, V + np.arange(n)[None], longer, buffers=buffers)[2]
+        params_n, rows = {**params, **table}, V + np.arange(n)[None]
+        cache = model.forward(params_n, rows, longer, buffers=buffers)[2]
         dlogits = np.zeros((1, n, V + n))
         dlogits[0, i, :V] = rng.standard_normal(V)
         return {"embedding": model.backward(cache, longer, dlogits=dlogits)["wte.weight"][V:]}
 
-    return _of_tokens(name, lambda x: model.forward(params, x, config, buffers=buffers)[0], config.vocab_size,
-                      min(length, config.block_size), gradient, lambda: TOLERANCE["float64"])
+    def logits(tokens):
+        return model.forward(params, tokens, config, buffers=buffers)[0]
+    return _of_tokens(name, logits, config.vocab_size, min(length, config.block_size), gradient,
+                      lambda: TOLERANCE["float64"])
 
 
 def _function(fn, framework, device, length, vocab_size):
@@ -115,18 +131,23 @@ def _function(fn, framework, device, length, vocab_size):
     def array(x):
         if framework == "torch":
             return adapter.torch.from_numpy(x.copy()).to(adapter.device)
-        return x.copy() if framework == "numpy" else adapter.jax.device_put(x.astype(np.int32), adapter.device)
+        if framework == "jax":
+            return adapter.jax.device_put(x.astype(np.int32), adapter.device)
+        return x.copy()
 
     def value(x):
         out = fn(array(x))
         shape = tuple(getattr(out, "shape", ()))
         if not adapter.belongs(out) or len(shape) != 3 or shape[:2] != x.shape:
-            raise InputError(f"{name} must return logits (B, T, V) of {framework} for tokens (B, T); for {x.shape} it "
-                             f"returned {shape if adapter.belongs(out) else type(out).__name__}.")
+            got = shape if adapter.belongs(out) else type(out).__name__
+            raise InputError(f"{name} must return logits (B, T, V) of {framework} for tokens "
+                             f"(B, T); for {x.shape} it returned {got}.")
         came["dtype"] = adapter.dtype_of(out)
         return adapter.numbers(out)
 
-    V = value(np.zeros((1, 1), np.int64)).shape[2] if vocab_size is None else vocab_size      # as many tokens as logits
+    V = vocab_size
+    if V is None:                                            # as many tokens as logits
+        V = value(np.zeros((1, 1), np.int64)).shape[2]
 
     def gradient(x, i, rng):
         tokens, mix = array(x["tokens"][:1]), rng.standard_normal(V)
@@ -136,28 +157,33 @@ def _function(fn, framework, device, length, vocab_size):
             out, back = adapter.jax.vjp(fn.from_embeddings, fn.embed(tokens))
             grads = back(adapter.jax.numpy.zeros_like(out).at[0, i].set(mix.astype(out.dtype)))
         else:
-            raise NotCovered("a gradient needs framework torch, or jax and attributes embed and from_embeddings")
-        return {f"embedding {n}": adapter.numbers(g).reshape(tokens.shape[1], -1) for n, g in enumerate(grads)}
+            raise NotCovered("a gradient needs framework torch, or jax and attributes embed and "
+                             "from_embeddings")
+        return {f"embedding {n}": adapter.numbers(g).reshape(tokens.shape[1], -1)
+                for n, g in enumerate(grads)}
 
     return _of_tokens(name, value, V, length, gradient, lambda: _tolerance(came["dtype"]))
 
 
 def _torch_gradient(torch, fn, tokens, i, mix):
-    """The gradient of the mixed logits at position i with respect to each embedding of the tokens -> list of tensors"""
+    """The gradient of the mixed logits at position i, for each embedding of the tokens."""
     from torch.overrides import TorchFunctionMode
     leaves: list[Any] = []
 
     def is_tokens(a):
-        return (isinstance(a, torch.Tensor) and not a.is_floating_point() and a.numel() == tokens.numel()
-                and bool((a.reshape(-1) == tokens.reshape(-1)).all()))
+        if not isinstance(a, torch.Tensor) or a.is_floating_point() or a.numel() != tokens.numel():
+            return False
+        return bool((a.reshape(-1) == tokens.reshape(-1)).all())
 
     class Watch(TorchFunctionMode):
-        """Whatever looks the tokens up in a table: its result becomes an input that asks for a gradient."""
+        """What looks the tokens up in a table gives an input that requires a gradient."""
 
         def __torch_function__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            flat = [b for a in (*args, *(kwargs or {}).values()) for b in (a if isinstance(a, tuple) else (a,))]
-            if isinstance(out, torch.Tensor) and out.is_floating_point() and any(map(is_tokens, flat)):
+            given = (*args, *(kwargs or {}).values())
+            flat = [b for a in given for b in (a if isinstance(a, tuple) else (a,))]
+            numbers = isinstance(out, torch.Tensor) and out.is_floating_point()
+            if numbers and any(map(is_tokens, flat)):
                 out = out.detach().requires_grad_()
                 leaves.append(out)
             return out
@@ -169,7 +195,8 @@ def _torch_gradient(torch, fn, tokens, i, mix):
         mixed = (out[0, i] * torch.as_tensor(mix).to(out)).sum()
         grads = [g for g in torch.autograd.grad(mixed, leaves, allow_unused=True) if g is not None]
     if not grads:
-        raise NotCovered("no path of gradients from a look-up of the tokens to the logits (no_grad, detach, compiled?)")
+        raise NotCovered("no path of gradients from a look-up of the tokens to the logits "
+                         "(no_grad, detach, compiled?)")
     return grads
 
 

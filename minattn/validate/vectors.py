@@ -1,12 +1,13 @@
 """Golden vectors: cases with their answers in files, to check a program in any language.
 
-    python -m minattn vectors write DIR                      # index.json, vectors.safetensors, schema.json
+    python -m minattn vectors write DIR  # index.json, vectors.safetensors, schema.json
     python -m minattn vectors check DIR --results RESULTS    # what your program made of the inputs
 
-The answers are those of attention/naive.py, the same to the bit on every machine, because neither BLAS
-nor libm takes part: IEEE 754 fixes +, -, *, / and sqrt to the last bit, exp and log are made from these
-(arithmetic.py), and sums run in a stated order. The inputs are those of the kit's cases, 8 significant
-bits each, exact in every precision that has their range; they rely on NumPy's generator not changing.
+The answers are those of attention/naive.py, the same to the bit on every machine, because neither
+BLAS nor libm takes part: IEEE 754 fixes +, -, *, / and sqrt to the last bit, exp and log are made
+from these (arithmetic.py), and sums run in a stated order. The inputs are those of the kit's cases,
+8 significant bits each, exact in every precision that has their range; they rely on NumPy's
+generator not changing.
 """
 import hashlib
 import json
