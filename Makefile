@@ -29,6 +29,7 @@ crosscheck: $(VENV)/.done        ## every test, also those that need PyTorch, JA
 
 lint: $(VENV)/.done
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --line-length 88 --select E501 lessons/[0-9]*.py
 
 lessons: $(VENV)/.lessons        ## run every lesson's source and write its notebook
 	$(BIN)/python lessons/build.py

@@ -1,12 +1,14 @@
 # %% [markdown]
 # # 00 · Start here: what does attention do?
 #
-# **The question.** A model reads a text character by character. To guess what comes next it must look back: how does
-# it decide *where*? **Time:** ten minutes. **You need:** Python, a little NumPy, what a matrix product is.
+# **The question.** A model reads a text character by character. To guess what comes
+# next it must look back: how does it decide *where* to look? **Time:** ten minutes.
+# **You need:** Python, a little NumPy, what a matrix product is.
 #
-# Every lesson takes one idea from a picture to a formula, to a few lines of NumPy, to its gradient by hand, to an
-# experiment on real text. Run the cells in order. An exercise is a function with dots in it: replace the dots, run the
-# cell, and it says whether you are right. A solution is folded below it.
+# Every lesson takes one idea from a picture to a formula, to a few lines of NumPy, to
+# its gradient by hand, to an experiment on real text. Run the cells in order. An
+# exercise is a function with dots in it: replace the dots, run the cell, and it says
+# whether you are right. A solution is folded below it.
 
 # %%
 import numpy as np
@@ -18,29 +20,32 @@ from minattn.lessons import grader_00
 # %% [markdown]
 # ## The picture
 #
-# Three names, which every lesson uses. There are $T$ tokens (here: characters), and each has three vectors of $D$ numbers:
+# Three names, which every lesson uses. There are $T$ tokens (here: characters), and
+# each has three vectors of $D$ numbers:
 #
 # - a **query** $q_i$: what token $i$ is looking for;
 # - a **key** $k_j$: what token $j$ has to offer;
 # - a **value** $v_j$: what it hands over if it is chosen.
 #
-# Token $i$ compares its query with every key. The comparison is a dot product, the *score* $s_{ij} = q_i \cdot k_j / \sqrt D$.
-# Scores become *weights* $P_{ij}$ that are positive and sum to 1, and what token $i$ receives is the weighted mean of the values.
+# Token $i$ compares its query with every key. The comparison is a dot product, the
+# *score* $s_{ij} = q_i \cdot k_j / \sqrt D$. Scores become *weights* $P_{ij}$ that are
+# positive and sum to 1, and what token $i$ receives is the weighted mean of the values.
 #
-# To see this without training anything, we choose the vectors ourselves: let the query and the key of a token both be a vector
-# that stands for its character. Then a token finds the earlier tokens that are equal to it.
+# To see this without training anything, we choose the vectors ourselves: the query and
+# the key of a token are both a vector that stands for its character. Each token then
+# finds the earlier tokens equal to it.
 
 # %%
 word = "to be or not to be"
 characters = sorted(set(word))
 D = len(characters)
-one_hot = np.eye(D)[[characters.index(c) for c in word]]             # (T, D)  one 1 per row: which character it is
-q = k = 6 * one_hot                                                  # (T, D)  6: how sharply equal characters attract
-s = q @ k.T / np.sqrt(D)                                             # (T, D), (D, T) -> (T, T)
-visible = np.tri(len(word), dtype=bool)                              # row i sees the keys j <= i: nothing of the future
+one_hot = np.eye(D)[[characters.index(c) for c in word]]  # (T, D)  a 1 at its character
+q = k = 6 * one_hot                # (T, D)  6: how sharply equal characters attract
+s = q @ k.T / np.sqrt(D)           # (T, D), (D, T) -> (T, T)
+visible = np.tri(len(word), dtype=bool)  # row i sees the keys j <= i, not the future
 s[~visible] = -np.inf
 P = np.exp(s - s.max(axis=1, keepdims=True))
-P /= P.sum(axis=1, keepdims=True)                                    # every row now sums to 1
+P /= P.sum(axis=1, keepdims=True)  # every row now sums to 1
 
 fig, ax = plots.figure(6.4, 5.6)
 image = ax.imshow(P, cmap="cividis", vmin=0, vmax=1)
@@ -48,50 +53,59 @@ ax.grid(False)
 letters = [c if c != " " else "␣" for c in word]
 ax.set_xticks(range(len(word)), letters)
 ax.set_yticks(range(len(word)), letters)
-ax.set(xlabel="key: the token that is looked at", ylabel="query: the token that looks", title="Who looks at whom")
+ax.set(xlabel="key: the token that is looked at", ylabel="query: the token that looks",
+       title="Who looks at whom")
 fig.colorbar(image, label="weight $P_{ij}$", shrink=0.8);
 
 # %% [markdown]
-# Read the last row: the final `e` gives its attention to the two `e`s, itself and the one of the first `be`. The first token can only
-# look at itself: its row is a single 1. The dark half above the diagonal is the future, which a model that writes text must not see.
+# Read the last row: the final `e` gives its attention to the two `e`s, itself and the
+# one in the first `be`. The first token can only look at itself: its row is a single 1.
+# The dark half above the diagonal is the future, which a model that writes text must
+# not see.
 
 # %% [markdown]
 # ## The formula, and ten lines that compute it
 #
-# $$ s_{ij} = \frac{q_i \cdot k_j}{\sqrt D}, \qquad P_{ij} = \frac{e^{s_{ij}}}{\sum_{l \le i} e^{s_{il}}},
+# $$ s_{ij} = \frac{q_i \cdot k_j}{\sqrt D}, \qquad
+#    P_{ij} = \frac{e^{s_{ij}}}{\sum_{l \le i} e^{s_{il}}},
 # \qquad o_i = \sum_{j \le i} P_{ij}\, v_j $$
 #
-# (arXiv 1706.03762, eq. 1, with a causal mask: the future is hidden). The sums run over the visible keys only. This is all of attention:
-# the four papers of this project change *which* scores are taken, *what* is added to them, or what happens to the weights afterwards.
+# (arXiv 1706.03762, eq. 1, with a causal mask: the future is hidden). The sums run over
+# the visible keys only. This is all of attention: the four papers of this project
+# change *which* scores are taken, *what* is added to them, or what happens to the
+# weights afterwards.
 
 
 # %%
 def attention(q, k, v):
-    """q, k (T, D), v (T, Dv) -> (T, Dv): each token receives a weighted mean of the values it may see."""
+    """q, k (T, D), v (T, Dv) -> (T, Dv): a weighted mean of values per token"""
     T, D = q.shape
-    s = q @ k.T / np.sqrt(D)                                         # (T, D), (D, T) -> (T, T)   compare
-    s[~np.tri(T, dtype=bool)] = -np.inf                              # hide the future: exp(-inf) = 0
-    P = np.exp(s - s.max(axis=1, keepdims=True))                     # positive; minus the maximum, so nothing overflows
-    P /= P.sum(axis=1, keepdims=True)                                # rows sum to 1
-    return P @ v                                                     # (T, T), (T, Dv) -> (T, Dv)  mix
+    s = q @ k.T / np.sqrt(D)             # (T, D), (D, T) -> (T, T)   compare
+    s[~np.tri(T, dtype=bool)] = -np.inf  # hide the future: exp(-inf) = 0
+    P = np.exp(s - s.max(axis=1, keepdims=True))  # minus the maximum: no overflow
+    P /= P.sum(axis=1, keepdims=True)    # rows sum to 1
+    return P @ v                         # (T, T), (T, Dv) -> (T, Dv)  mix
 
 
 rng = np.random.default_rng(0)
-q, k, v = rng.standard_normal((3, 7, 5))                             # three arrays (T, D) = (7, 5)
+q, k, v = rng.standard_normal((3, 7, 5))  # three arrays (T, D) = (7, 5)
 out = attention(q, k, v)
 print("out", out.shape)
 
 # %% [markdown]
-# The package computes the same for $B$ texts and $H$ *heads* (independent attentions side by side) at once: arrays are $(B, H, T, D)$.
+# The package computes the same for $B$ texts and $H$ *heads* (independent attentions
+# side by side) at once: arrays are $(B, H, T, D)$.
 
 # %%
-theirs, cache = softmax.forward(q[None, None], k[None, None], v[None, None], causal=True)
+one = (q[None, None], k[None, None], v[None, None])                  # (1, 1, T, D)
+theirs, cache = softmax.forward(*one, causal=True)
 print("largest difference from minattn:", f"{np.abs(theirs[0, 0] - out).max():.0e}")
 
 # %% [markdown]
 # ## Exercise 1: the mean of the past
 #
-# If all scores are equal, the weights are equal too. What does token $i$ receive then? Write it without computing any score.
+# If all scores are equal, the weights are equal too. What does token $i$ receive then?
+# Compute it without any scores.
 
 
 # %% tags=["exercise"]
@@ -113,7 +127,8 @@ grader_00.check_mean_of_the_past(mean_of_the_past);
 # %% [markdown]
 # ## Exercise 2: a window
 #
-# Long texts are expensive: $T^2$ scores. A *sliding window* of $W$ lets token $i$ see itself and the $W - 1$ tokens before it. Write the mask.
+# Long texts are expensive: $T^2$ scores. A *sliding window* of $W$ lets token $i$ see
+# itself and the $W - 1$ tokens before it. Write the mask.
 
 
 # %% tags=["exercise"]
@@ -136,14 +151,18 @@ grader_00.check_window_mask(window_mask);
 # %% [markdown]
 # ## Exercise 3: can the future change the past?
 #
-# Attention is *causal* if token $i$ receives the same, whatever comes after it. Write a test that finds out about any function `f(q, k, v)`:
-# return `True` if it is causal. (The project's validation kit does the same with more suspicion; lesson 07 is about a published mechanism
-# that fails.)
+# Attention is *causal* if what token $i$ receives does not depend on what comes after
+# it. Write a test that decides whether a given function `f(q, k, v)` is causal. (The
+# project's validation kit does the same with more suspicion; lesson 07 is about a
+# published mechanism that fails.)
 
 
 # %% tags=["exercise"]
 def is_causal(f, q, k, v):
-    """f: (T, D), (T, D), (T, Dv) -> (T, Dv). True if no row of the result depends on a later row of q, k or v."""
+    """Does no row of f(q, k, v) depend on a later row of q, k or v?
+
+    f: (T, D), (T, D), (T, Dv) -> (T, Dv)
+    """
     ...
 
 
@@ -153,7 +172,8 @@ grader_00.check_is_causal(is_causal);
 # %% tags=["solution"]
 def is_causal(f, q, k, v):
     whole = f(q, k, v)
-    return all(np.allclose(f(q[:n], k[:n], v[:n])[-1], whole[n - 1]) for n in range(1, len(q)))
+    prefixes = [f(q[:n], k[:n], v[:n]) for n in range(1, len(q))]
+    return all(np.allclose(part[-1], row) for part, row in zip(prefixes, whole))
 
 
 grader_00.check_is_causal(is_causal);
@@ -161,42 +181,53 @@ grader_00.check_is_causal(is_causal);
 # %% [markdown]
 # ## What a sharper or flatter comparison does
 #
-# Multiply all scores by a number and the weights move between two extremes: 0 gives the mean of the past (exercise 1), a large number gives
-# all the weight to the best key, shared evenly if several are equally good. How many keys a row really uses is measured by the *entropy*
-# $-\sum_j P_{ij} \ln P_{ij}$ (its unit, with this logarithm, is called a *nat*); its exponential is an effective number of keys.
+# Multiply all scores by a number and the weights move between two extremes. 0 gives the
+# mean of the past (exercise 1); a large number gives all the weight to the best key, or
+# shares it evenly among several equally good ones. How many keys a row really uses is
+# measured by the *entropy* $-\sum_j P_{ij} \ln P_{ij}$ (its unit, with this logarithm,
+# is called a *nat*); its exponential is an effective number of keys.
 
 # %%
 corpus = lessons.text()
-line = corpus.text[:corpus.text.index(" ", 60) + 1]                   # it ends in a space, as many others are
-codes = rng.standard_normal((256, 16))[[ord(c) % 256 for c in line]]  # (T, 16)  a random vector for every character
+line = corpus.text[:corpus.text.index(" ", 60) + 1]                  # ends in a space
+codes = rng.standard_normal((256, 16))[[ord(c) % 256 for c in line]]
+# codes (T, 16): a random vector for every character
 factors = np.geomspace(0.03, 30, 25)
 used = []
 for factor in factors:
     x = (codes * np.sqrt(factor))[None, None]
-    P = softmax.forward(x, x, x, causal=True, return_weights=True)[-1][0, 0, -1]      # (T,)  the last row
+    P = softmax.forward(x, x, x, causal=True, return_weights=True)[-1]
+    P = P[0, 0, -1]                # (T,)  the last row
     used.append(np.exp(-np.sum(P * np.log(np.maximum(P, 1e-300)))))
 fig, ax = plots.figure(6.4, 3.6)
 ax.plot(factors, used, "o-", ms=4)
 ax.axhline(len(line), color="gray", ls="--", lw=1)
 ax.text(factors[0], 0.8 * len(line), f" all {len(line)} tokens", va="top", color="gray")
-ax.axhline((codes == codes[-1]).all(axis=1).sum(), color=plots.COLOURS[1], ls="--", lw=1)
-ax.text(factors[0], (codes == codes[-1]).all(axis=1).sum(), " tokens equal to the last one", va="bottom", color=plots.COLOURS[1])
-ax.set(xscale="log", yscale="log", xlabel="scores multiplied by", ylabel="effective number of keys", title="From a mean to a choice")
+equal = (codes == codes[-1]).all(axis=1).sum()
+ax.axhline(equal, color=plots.COLOURS[1], ls="--", lw=1)
+ax.text(factors[0], equal, " tokens equal to the last one", va="bottom",
+        color=plots.COLOURS[1])
+ax.set(xscale="log", yscale="log", xlabel="scores multiplied by",
+       ylabel="effective number of keys", title="From a mean to a choice")
 ax.set_yticks([1, 3, 10, 30, 60], ["1", "3", "10", "30", "60"])
 ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"]);
 
 # %% [markdown]
 # ## The map
 #
-# [The list of lessons](README.md) names the files of the package that each lesson is about.
+# [The list of lessons](README.md) names the files of the package that each lesson is
+# about.
 #
-# Every mechanism of the package is two functions that face each other: `forward(arrays, options) -> out, cache` and
-# `backward(dout, cache) -> gradients`. Nothing remembers anything between calls.
+# Every mechanism of the package is two functions that face each other:
+# `forward(arrays, options) -> out, cache` and `backward(dout, cache) -> gradients`.
+# Nothing is kept between calls.
 #
-# **What we now know.** Attention is a weighted mean of values; the weights come from comparing a query with keys; a mask says what may
-# be seen; equal scores give a plain mean, and the further apart the scores are, the fewer keys count.
+# **What we now know.** Attention is a weighted mean of values; the weights come from
+# comparing a query with keys; a mask says what may be seen; equal scores give a plain
+# mean, and the further apart the scores are, the fewer keys count.
 #
-# **What remains unknown.** How queries, keys and values come to be: they are *learned*, and for that we need the gradient. That is
+# **What remains unknown.** Where queries, keys and values come from: they are
+# *learned*, and for that we need the gradient. That is
 # [lesson 01](01_softmax_attention.ipynb).
 #
 # **Source.** Vaswani et al., *Attention is all you need*, arXiv 1706.03762, eq. 1.

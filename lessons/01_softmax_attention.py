@@ -1,15 +1,18 @@
 # %% [markdown]
 # # 01 · Softmax attention and its gradient
 #
-# **The question.** Attention becomes useful when its queries, keys and values are *learned*. Learning means: change every number a little, in
-# the direction that makes a loss smaller. Which direction is that, and how do we know that we computed the right one? **Time:** forty minutes.
-# **You need:** lesson 00, matrix products, the derivative of $e^x$ and the chain rule.
+# **The question.** Attention becomes useful when its queries, keys and values are
+# *learned*. Learning means: change every number a little, in the direction that makes a
+# loss smaller. Which direction is that, and how do we know that we computed the right
+# one? **Time:** forty minutes. **You need:** lesson 00, matrix products, the derivative
+# of $e^x$ and the chain rule.
 #
 # ## The picture: raise one score
 #
-# A query compares itself with every key, a score each; the softmax turns the scores of a row into weights that sum to 1. So weights *compete*:
-# raise one score and its weight grows, and every other weight must shrink. Here are the weights of the last character of a short text, before
-# and after one score is raised by 1.
+# Each query is compared with every key, which gives one score per key; the softmax
+# turns the scores of a row into weights that sum to 1. So weights *compete*: raise one
+# score and its weight grows, and every other weight must shrink. Here are the weights
+# of the last character of a short text, before and after one score is raised by 1.
 
 # %%
 import numpy as np
@@ -22,78 +25,98 @@ from minattn.validate.gradients import directional
 
 def weights(s):
     """s (Tq, Tk) -> P (Tq, Tk): rows positive, each with sum 1. Tq queries, Tk keys."""
-    P = np.exp(s - s.max(axis=1, keepdims=True))                     # minus the row's maximum: no overflow
+    P = np.exp(s - s.max(axis=1, keepdims=True))  # minus the row's maximum: no overflow
     return P / P.sum(axis=1, keepdims=True)
 
 word = "to be or not to be"
-codes = np.random.default_rng(3).standard_normal((256, 6))[[ord(c) for c in word]]    # (T, 6)  a random vector for every character
-s = codes[-1:] @ codes.T / np.sqrt(6)                                                 # (1, T)  the last row of scores
-raised = s + np.eye(len(word))[9]                                                     # (1, T)  the score of the only n, plus 1
-before, after = weights(s)[0], weights(raised)[0]                                     # (T,), (T,)
-slopes = np.diag(before) - np.outer(before, before)                                   # (T, T)  explained below
+characters = np.random.default_rng(3).standard_normal((256, 6))
+codes = characters[[ord(c) for c in word]]  # (T, 6)  a vector for every character
+s = codes[-1:] @ codes.T / np.sqrt(6)                # (1, T)  the last row of scores
+raised = s + np.eye(len(word))[9]              # (1, T)  the score of the only n, plus 1
+before, after = weights(s)[0], weights(raised)[0]    # (T,), (T,)
+slopes = np.diag(before) - np.outer(before, before)  # (T, T)  explained below
 
 fig, (left, right) = plots.figure(11, 4.0, ncols=2, width_ratios=(1.35, 1))
 place = np.arange(len(word))
 left.bar(place - 0.2, before, 0.4, label="before", color=plots.COLOURS[5])
-left.bar(place + 0.2, after, 0.4, label="after: one score raised by 1", color=plots.COLOURS[1])
+left.bar(place + 0.2, after, 0.4, label="after: one score raised by 1",
+         color=plots.COLOURS[1])
 letters = list(word.replace(" ", "␣"))
 left.set_xticks(place, letters)
-left.set(xlabel="key", ylabel="weight", title="One weight grows, the others pay", ylim=(0, 0.16))
+left.set(xlabel="key", ylabel="weight", title="One weight grows, the others pay",
+         ylim=(0, 0.16))
 left.legend(frameon=False, loc="upper center")
 image = right.imshow(slopes, cmap="RdBu_r", vmin=-slopes.max(), vmax=slopes.max())
 right.grid(False)
 right.set_xticks(place, letters)
 right.set_yticks(place, letters)
-right.set(xlabel="score that is raised", ylabel="weight that answers", title="How fast: slope of every weight")
+right.set(xlabel="score that is raised", ylabel="weight that answers",
+          title="How fast: slope of every weight")
 fig.colorbar(image, label="slope: weight per unit of score", shrink=0.85);
 
 # %% [markdown]
-# The right picture holds every such answer at once: $\partial P_j / \partial s_k$, in red what grows and in blue what shrinks. Its columns sum
-# to 0, because the weights go on summing to 1. The whole gradient of attention is this picture between two pairs of matrix products.
+# The right picture shows every such response at once: $\partial P_j / \partial s_k$, in
+# red what grows and in blue what shrinks. Its columns sum to 0, because the weights
+# still sum to 1. The whole gradient of attention is this picture between two pairs of
+# matrix products.
 #
 # ## The formula, forward
 #
-# For one head: queries $q$ are $(T_q, D)$, keys $k$ are $(T_k, D)$, values $v$ are $(T_k, D_v)$.
+# For one head: queries $q$ are $(T_q, D)$, keys $k$ are $(T_k, D)$, values $v$ are
+# $(T_k, D_v)$.
 #
-# $$ s_{ij} = \frac{q_i \cdot k_j}{\sqrt D} \quad (1), \qquad P_{ij} = \frac{e^{s_{ij}}}{\sum_l e^{s_{il}}} \quad (2),
+# $$ s_{ij} = \frac{q_i \cdot k_j}{\sqrt D} \quad (1), \qquad
+#    P_{ij} = \frac{e^{s_{ij}}}{\sum_l e^{s_{il}}} \quad (2),
 # \qquad o_i = \sum_j P_{ij}\, v_j \quad (3) $$
 #
-# (arXiv 1706.03762, eq. 1.) Hidden keys get the score $-\infty$, hence the weight 0, and the sums run over the others.
+# (arXiv 1706.03762, eq. 1.) Hidden keys get the score $-\infty$, hence the weight 0,
+# and the sums run over the others.
 
 # %%
 def attention(q, k, v, visible=True):
-    """q (Tq, D), k (Tk, D), v (Tk, Dv), visible (Tq, Tk) of bool -> out (Tq, Dv), P (Tq, Tk)"""
-    s = q @ k.T / np.sqrt(q.shape[1])                                # (1)  (Tq, D), (D, Tk) -> (Tq, Tk)
-    P = weights(np.where(visible, s, -np.inf))                       # (2)  (Tq, Tk)
-    return P @ v, P                                                  # (3)  (Tq, Tk), (Tk, Dv) -> (Tq, Dv)
+    """q (Tq, D), k (Tk, D), v (Tk, Dv) -> out (Tq, Dv), P (Tq, Tk)
+
+    visible: (Tq, Tk) of bool
+    """
+    s = q @ k.T / np.sqrt(q.shape[1])           # (1)  (Tq, D), (D, Tk) -> (Tq, Tk)
+    P = weights(np.where(visible, s, -np.inf))  # (2)  (Tq, Tk)
+    return P @ v, P                             # (3)  (Tq, Tk), (Tk, Dv) -> (Tq, Dv)
 
 # %% [markdown]
 # ## The gradient, from the back
 #
-# Somewhere behind attention stands one number, the *loss* $L$: small is good. For every array $x$, write $dx$ for its *gradient*: the array of
-# the same shape that holds $\partial L / \partial x$. Whatever comes after attention hands us $do$ (in code `dout`), called the *cotangent* of
-# the output: how much $L$ grows per unit of each output. We want $dq$, $dk$, $dv$. Undo the three lines from the last to the first.
+# Somewhere after attention there is a single number, the *loss* $L$: small is good. For
+# every array $x$, write $dx$ for its *gradient*: the array of the same shape that holds
+# $\partial L / \partial x$. Whatever comes after attention hands us $do$ (in code
+# `dout`), called the *cotangent* of the output: how much $L$ grows per unit of each
+# output. We want $dq$, $dk$, $dv$. Undo the three lines from the last to the first.
 #
-# **(3) $o_i = \sum_j P_{ij} v_j$.** Value $j$ went into every row $i$ with the factor $P_{ij}$, so it hears from every row with that factor;
-# and weight $P_{ij}$ multiplied $v_j$:
+# **(3) $o_i = \sum_j P_{ij} v_j$.** Value $j$ went into every row $i$ with the factor
+# $P_{ij}$, so it collects gradient from every row with that factor; and weight $P_{ij}$
+# multiplied $v_j$:
 #
 # $$ dv_j = \sum_i P_{ij}\, do_i, \qquad dP_{ij} = do_i \cdot v_j $$
 #
-# As matrices: `dv = P.T @ dout` is $(T_k, T_q)(T_q, D_v) \to (T_k, D_v)$, and `dP = dout @ v.T` is $(T_q, D_v)(D_v, T_k) \to (T_q, T_k)$. The
-# shapes alone nearly dictate this, and that is a good first check.
+# As matrices: `dv = P.T @ dout` is $(T_k, T_q)(T_q, D_v) \to (T_k, D_v)$, and
+# `dP = dout @ v.T` is $(T_q, D_v)(D_v, T_k) \to (T_q, T_k)$. The shapes alone nearly
+# dictate this, and that is a good first check.
 #
-# **(2) the softmax of a row.** Write $P_j = e^{s_j} / Z$ with $Z = \sum_l e^{s_l}$, leaving out the row's index. Raising $s_k$ raises the
-# numerator if $j = k$, and $Z$ in any case, by $e^{s_k}$:
+# **(2) the softmax of a row.** Write $P_j = e^{s_j} / Z$ with $Z = \sum_l e^{s_l}$,
+# leaving out the row's index. Raising $s_k$ raises the numerator if $j = k$, and $Z$ in
+# any case, by $e^{s_k}$:
 #
-# $$ \frac{\partial P_j}{\partial s_k} = \frac{e^{s_j} [j = k]}{Z} - \frac{e^{s_j} e^{s_k}}{Z^2} = P_j \big( [j = k] - P_k \big) $$
+# $$ \frac{\partial P_j}{\partial s_k}
+#    = \frac{e^{s_j} [j = k]}{Z} - \frac{e^{s_j} e^{s_k}}{Z^2}
+#    = P_j \big( [j = k] - P_k \big) $$
 #
-# where $[j = k]$ is 1 if $j = k$ and 0 otherwise. That is the right picture, and the line `np.diag(before) - np.outer(before, before)`. By the
-# chain rule $ds_k = \sum_j dP_j\, \partial P_j / \partial s_k$.
+# where $[j = k]$ is 1 if $j = k$ and 0 otherwise. That is the right picture, and the
+# line `np.diag(before) - np.outer(before, before)`. By the chain rule
+# $ds_k = \sum_j dP_j\, \partial P_j / \partial s_k$.
 #
 # ## Exercise 1: the gradient of a softmax
 #
-# Write $ds$ without ever building the $T_k \times T_k$ matrix of slopes: put the last two formulas together on paper first, and see which sum
-# remains.
+# Compute $ds$ without ever building the $T_k \times T_k$ matrix of slopes: combine the
+# last two formulas on paper first, and see which sum remains.
 
 # %% tags=["exercise"]
 def softmax_backward(dP, P):
@@ -104,82 +127,103 @@ grader_01.check_softmax_backward(softmax_backward);
 
 # %% tags=["solution"]
 def softmax_backward(dP, P):
-    return P * (dP - (P * dP).sum(axis=1, keepdims=True))            # (Tq, Tk) minus one number per row
+    return P * (dP - (P * dP).sum(axis=1, keepdims=True))  # minus one number per row
 
 grader_01.check_softmax_backward(softmax_backward);
 
 # %% [markdown]
-# In words: $ds_k = P_k \,(dP_k - \sum_j P_j\, dP_j)$. The sum is the *mean* of $dP$ under the weights. A score should rise if its key would do
-# better (less loss: a smaller $dP_k$) than the present mixture, and only the difference counts: the same added to a whole row of $dP$ is lost.
+# In words: $ds_k = P_k \,(dP_k - \sum_j P_j\, dP_j)$. The sum is the *mean* of $dP$
+# under the weights. A score should rise if its key would do better (less loss: a
+# smaller $dP_k$) than the present mixture, and only differences matter: adding a
+# constant to a whole row of $dP$ changes nothing.
 #
-# **(1) $s_{ij} = q_i \cdot k_j / \sqrt D$.** Again a product, so again two products:
+# **(1) $s_{ij} = q_i \cdot k_j / \sqrt D$.** A product again, so again two products:
 #
-# $$ dq_i = \frac{1}{\sqrt D} \sum_j ds_{ij}\, k_j, \qquad dk_j = \frac{1}{\sqrt D} \sum_i ds_{ij}\, q_i $$
+# $$ dq_i = \frac{1}{\sqrt D} \sum_j ds_{ij}\, k_j, \qquad
+#    dk_j = \frac{1}{\sqrt D} \sum_i ds_{ij}\, q_i $$
 #
 # ## Exercise 2: the whole backward
 #
-# Put the three steps into one function. The check runs it on one head of the validation kit's cases: several lengths, windows, padding, rows
-# that see nothing. You need no mask: hidden keys have $P_{ij} = 0$, and that does it. (Why? Look at every place where $P$ stands.)
+# Put the three steps into one function. The check runs it on one head of the validation
+# kit's cases: several lengths, windows, padding, rows that see nothing. You need no
+# mask: hidden keys have $P_{ij} = 0$, and that is enough. (Why? Check every place where
+# $P$ appears.)
 
 # %% tags=["exercise"]
 def attention_backward(dout, q, k, v, P):
-    """dout (Tq, Dv), q (Tq, D), k (Tk, D), v (Tk, Dv), P (Tq, Tk) -> dq (Tq, D), dk (Tk, D), dv (Tk, Dv)"""
+    """dout (Tq, Dv) -> dq (Tq, D), dk (Tk, D), dv (Tk, Dv)
+
+    q (Tq, D), k (Tk, D), v (Tk, Dv), P (Tq, Tk)
+    """
     ...
 
 grader_01.check_attention_backward(attention_backward);
 
 # %% tags=["solution"]
 def attention_backward(dout, q, k, v, P):
-    ds = softmax_backward(dout @ v.T, P) / np.sqrt(q.shape[1])       # divided once, for both
+    ds = softmax_backward(dout @ v.T, P) / np.sqrt(q.shape[1])  # divided once, for both
     return ds @ k, ds.T @ q, P.T @ dout
 
 grader_01.check_attention_backward(attention_backward);
 
 # %% [markdown]
-# Here is ours, each line below the line that it undoes, and beside it the package. One identity saves work there: the mean that is taken out
-# is $\sum_j P_{ij}\,(do_i \cdot v_j) = do_i \cdot o_i$, in code `(dout * out).sum(axis=1)`. It needs no $T_q \times T_k$ array.
+# Here is ours, each line below the line that it undoes, and beside it the package. One
+# identity saves work there: the mean that is subtracted is
+# $\sum_j P_{ij}\,(do_i \cdot v_j) = do_i \cdot o_i$, in code
+# `(dout * out).sum(axis=1)`. It needs no $T_q \times T_k$ array.
 
 # %%
 def backward(dout, q, k, v, P):
     """dout (Tq, Dv) -> dq (Tq, D), dk (Tk, D), dv (Tk, Dv)"""
     root = np.sqrt(q.shape[1])
     # (3) out = P @ v
-    dv = P.T @ dout                                                  # (Tk, Tq), (Tq, Dv) -> (Tk, Dv)
-    dP = dout @ v.T                                                  # (Tq, Dv), (Dv, Tk) -> (Tq, Tk)
+    dv = P.T @ dout                                     # (Tk, Tq), (Tq, Dv) -> (Tk, Dv)
+    dP = dout @ v.T                                     # (Tq, Dv), (Dv, Tk) -> (Tq, Tk)
     # (2) P = softmax of the rows of s
-    ds = P * (dP - (P * dP).sum(axis=1, keepdims=True))              # (Tq, Tk)
+    ds = P * (dP - (P * dP).sum(axis=1, keepdims=True))  # (Tq, Tk)
     # (1) s = q @ k.T / sqrt(D)
-    dq = ds @ k / root                                               # (Tq, Tk), (Tk, D) -> (Tq, D)
-    dk = ds.T @ q / root                                             # (Tk, Tq), (Tq, D) -> (Tk, D)
+    dq = ds @ k / root                                   # (Tq, Tk), (Tk, D) -> (Tq, D)
+    dk = ds.T @ q / root                                 # (Tk, Tq), (Tq, D) -> (Tk, D)
     return dq, dk, dv
 
 rng = np.random.default_rng(1)
-q, k, v, dout = (rng.standard_normal((7, n)) for n in (5, 5, 3, 3))  # T = 7, D = 5, Dv = 3
-visible = np.tri(7, dtype=bool)                                      # (7, 7)  causal: row i sees the keys j <= i
+# T = 7, D = 5, Dv = 3
+q, k, v, dout = (rng.standard_normal((7, n)) for n in (5, 5, 3, 3))
+visible = np.tri(7, dtype=bool)  # (7, 7)  causal: row i sees the keys j <= i
 out, P = attention(q, k, v, visible)
 ours = backward(dout, q, k, v, P)
-_, cache = softmax.forward(q[None, None], k[None, None], v[None, None], causal=True)      # the package: (B, H, T, D)
+one = (q[None, None], k[None, None], v[None, None])         # the package: (B, H, T, D)
+_, cache = softmax.forward(*one, causal=True)
 grads = softmax.backward(dout[None, None], cache)
 for name, mine in zip("qkv", ours):
-    print(f"d{name}: largest difference from minattn {np.abs(grads[name][0, 0] - mine).max():.0e}")
-print(f"the two forms of the mean differ by {np.abs((dout * out).sum(axis=1) - (P * (dout @ v.T)).sum(axis=1)).max():.0e}")
+    far = np.abs(grads[name][0, 0] - mine).max()
+    print(f"d{name}: largest difference from minattn {far:.0e}")
+far = (dout * out).sum(axis=1) - (P * (dout @ v.T)).sum(axis=1)
+print(f"the two forms of the mean differ by {np.abs(far).max():.0e}")
 
 # %% [markdown]
 # ## Is it right? Measure
 #
-# Two programs that agree may share a mistake. But a derivative can be *measured*, without any calculus: take a step and see how far the loss
-# moves. Let $L = \sum_{ij} do_{ij}\, o_{ij}$ with a fixed $do$ (then $\partial L / \partial o = do$), choose a direction $u$ in which to move
-# $x$, and compare the slope that our gradient claims with the slope that two nearby values show:
+# Two programs that agree may share a mistake. But a derivative can be *measured*,
+# without any calculus: take a step and see how far the loss moves. Let
+# $L = \sum_{ij} do_{ij}\, o_{ij}$ with a fixed $do$ (then
+# $\partial L / \partial o = do$), choose a direction $u$ in which to move $x$, and
+# compare the slope that our gradient claims with the slope that two nearby values show:
 #
-# $$ \underbrace{\textstyle\sum dx \cdot u}_{\text{claimed}} \approx \frac{L(x + h u) - L(x - h u)}{2 h} $$
+# $$ \underbrace{\textstyle\sum dx \cdot u}_{\text{claimed}}
+#    \approx \frac{L(x + h u) - L(x - h u)}{2 h} $$
 #
-# A random $u$ tests all entries of $dx$ at once: an error in any of them shows, unless by a miracle they cancel.
+# A random $u$ tests all entries of $dx$ at once: an error in any of them shows, unless
+# by a miracle they cancel.
 #
 # ## Exercise 3: measure a slope
 
 # %% tags=["exercise"]
 def slope(f, x, u, h):
-    """f: array -> number; x and u of one shape; h a small step. The slope of f at x along u, as a number."""
+    """The slope of f at x along u, as a number.
+
+    f: array -> number; x and u of one shape; h: a small step
+    """
     ...
 
 grader_01.check_slope(slope);
@@ -191,14 +235,16 @@ def slope(f, x, u, h):
 grader_01.check_slope(slope);
 
 # %% [markdown]
-# How small should $h$ be? The Taylor series of $L$ says that this difference is off by a multiple of $h^2$. Four values can cancel that term
-# too and leave $h^4$: with $\Delta(h) = L(x + hu) - L(x - hu)$, the slope is about $(8 \Delta(h) - \Delta(2h)) / (12 h)$: four thirds of the
-# estimate with $h$ minus one third of that with $2h$. But $L$ is known to 16 digits only, and a rounding of $10^{-16}$ divided by $h$ grows as
-# $h$ shrinks.
+# How small should $h$ be? The Taylor series of $L$ says that this difference is off by
+# a multiple of $h^2$. Four values can cancel that term too and leave $h^4$: with
+# $\Delta(h) = L(x + hu) - L(x - hu)$, the slope is about
+# $(8 \Delta(h) - \Delta(2h)) / (12 h)$: four thirds of the estimate with $h$ minus one
+# third of that with $2h$. But $L$ is known to 16 digits only, and a rounding of
+# $10^{-16}$ divided by $h$ grows as $h$ shrinks.
 
 # %%
 f = lambda q, k, v: attention(q, k, v, visible)[0]
-L = lambda k: np.sum(dout * f(q, k, v))                              # the loss as a function of the keys
+L = lambda k: np.sum(dout * f(q, k, v))  # the loss as a function of the keys
 u = rng.standard_normal(k.shape)
 claimed = np.sum(ours[1] * u)
 steps = np.geomspace(1e-9, 1, 46)
@@ -207,83 +253,118 @@ two = np.array([delta(h) / (2 * h) for h in steps])
 four = np.array([(8 * delta(h) - delta(2 * h)) / (12 * h) for h in steps])
 
 fig, ax = plots.figure(6.4, 3.8)
-for measured, label, colour in ((two, "two values, error $h^2$", plots.COLOURS[0]), (four, "four values, error $h^4$", plots.COLOURS[1])):
-    ax.loglog(steps, np.maximum(np.abs(measured - claimed) / abs(claimed), 1e-16), "o-", ms=3, lw=1, label=label, color=colour)
+for measured, label, colour in ((two, "two values, error $h^2$", plots.COLOURS[0]),
+                                (four, "four values, error $h^4$", plots.COLOURS[1])):
+    error = np.maximum(np.abs(measured - claimed) / abs(claimed), 1e-16)
+    ax.loglog(steps, error, "o-", ms=3, lw=1, label=label, color=colour)
 ax.axvline(1e-3, color="gray", ls="--", lw=1)
 ax.text(2e-3, 1e-13, "the package's step", color="gray")
-ax.set(xlabel="step $h$", ylabel="relative error of the slope of $dk$", title="Too small a step drowns, too large a step bends")
+ax.set(xlabel="step $h$", ylabel="relative error of the slope of $dk$",
+       title="Too small a step drowns, too large a step bends")
 ax.legend(frameon=False);
 
 # %% [markdown]
-# At its best the measurement agrees to ten digits and more. No wrong formula does that by luck. The package has this as a function, which its
-# tests call for every gradient of every mechanism:
+# At its best the measurement agrees to ten digits or more. No wrong formula does that
+# by luck. The package has this as a function, which its tests call for every gradient
+# of every mechanism:
 
 # %%
 arrays = {"q": q, "k": k, "v": v}
 for line in directional(f, arrays, dict(zip("qkv", ours)), dout):
-    print(f"d{line.argument}: claimed {line.written:+.9f}  measured {line.measured:+.9f}  relative error {line.error:.0e}")
+    print(f"d{line.argument}: claimed {line.written:+.9f}  "
+          f"measured {line.measured:+.9f}  relative error {line.error:.0e}")
 
 # %% [markdown]
 # ## Why a cotangent of ones hides bugs
 #
-# It is tempting to test with $L = \sum o$, that is, $do = 1$ everywhere (`out.sum().backward()`, as one often sees). Take the softmax alone,
-# with $dP = 1$ everywhere: the rows of $P$ sum to 1 whatever the scores are, so $ds = 0$, and a backward that returns zeros, or has any wrong
-# factor or sign, passes. For attention as a whole, here are six wrong versions, each measured with both cotangents. A bug that only mixes up
-# *which* entry of $do$ goes where, or forgets a factor $do$, cannot be seen if they are all 1.
+# It is tempting to test with $L = \sum o$, that is, $do = 1$ everywhere
+# (`out.sum().backward()`, as one often sees). Take the softmax alone, with $dP = 1$
+# everywhere: the rows of $P$ sum to 1 whatever the scores are, so $ds = 0$, and a
+# backward that returns zeros, or has any wrong factor or sign, passes. For attention as
+# a whole, here are six wrong versions, each measured with both cotangents. A bug that
+# only mixes up *which* entry of $do$ goes where, or forgets a factor $do$, cannot be
+# seen if they are all 1.
 
 # %%
 def broken(bug):
     """backward with one line written wrongly."""
     def f(dout, q, k, v, P):
         root = np.sqrt(q.shape[1])
-        seen = dout[::-1] if "order" in bug else dout[:, ::-1] if "channels" in bug else dout
-        dv = np.repeat(P.sum(axis=0)[:, None], v.shape[1], axis=1) if "column" in bug else P.T @ seen
-        dP = seen @ v.T
-        mean = 0 if "dropped" in bug else (P @ v).sum(axis=1, keepdims=True) if "rowsum(out)" in bug else (P * dP).sum(axis=1, keepdims=True)
+        if bug == "dout's rows in the wrong order":
+            dout = dout[::-1]
+        if bug == "dout's channels reversed":
+            dout = dout[:, ::-1]
+        dv = P.T @ dout
+        if bug == "dv = column sums of P":
+            dv = np.repeat(P.sum(axis=0)[:, None], v.shape[1], axis=1)
+        dP = dout @ v.T
+        mean = (P * dP).sum(axis=1, keepdims=True)
+        if bug == "mean dropped from ds":
+            mean = 0
+        if bug == "rowsum(out) for rowsum(dout out)":
+            mean = (P @ v).sum(axis=1, keepdims=True)
         ds = P * (dP - mean)
-        return ds @ k / root, (ds if "transpose" in bug else ds.T) @ q / root, dv
+        dk = ds.T @ q / root
+        if bug == "dk without the transpose":
+            dk = ds @ q / root
+        return ds @ k / root, dk, dv
     return f
 
-bugs = ["none: right", "dout's rows in the wrong order", "dout's channels reversed", "dv = column sums of P",
-        "rowsum(out) for rowsum(dout out)", "mean dropped from ds", "dk without the transpose"]
+bugs = ["none: right", "dout's rows in the wrong order", "dout's channels reversed",
+        "dv = column sums of P", "rowsum(out) for rowsum(dout out)",
+        "mean dropped from ds", "dk without the transpose"]
 ones, found = np.ones_like(P), {}
-print(f"softmax alone, dP = 1: largest |ds| {np.abs(P * (ones - (P * ones).sum(axis=1, keepdims=True))).max():.0e}")
+of_ones = P * (ones - (P * ones).sum(axis=1, keepdims=True))
+print(f"softmax alone, dP = 1: largest |ds| {np.abs(of_ones).max():.0e}")
 for kind, cotangent in (("ones", np.ones_like(dout)), ("random", dout)):
-    gradients = [dict(zip("qkv", broken(bug)(cotangent, q, k, v, P))) for bug in bugs]
-    found[kind] = [max(x.error for x in directional(f, arrays, g, cotangent)) for g in gradients]
+    found[kind] = []
+    for bug in bugs:
+        gradients = dict(zip("qkv", broken(bug)(cotangent, q, k, v, P)))
+        lines = directional(f, arrays, gradients, cotangent)
+        found[kind].append(max(line.error for line in lines))
 
 fig, ax = plots.figure(8.6, 3.6)
 for n, (kind, marker) in enumerate((("ones", "s"), ("random", "o"))):
-    ax.semilogx(found[kind], np.arange(len(bugs)) + 0.12 - 0.24 * n, marker, color=plots.COLOURS[1 - n], label=f"cotangent: {kind}")
+    ax.semilogx(found[kind], np.arange(len(bugs)) + 0.12 - 0.24 * n, marker,
+                color=plots.COLOURS[1 - n], label=f"cotangent: {kind}")
 ax.axvline(1e-7, color="gray", ls="--", lw=1)
 ax.text(1.5e-7, 0, "found if to the right of this", color="gray", va="center")
 ax.set_yticks(range(len(bugs)), bugs)
 ax.invert_yaxis()
-ax.set(xlabel="largest relative error of dq, dk, dv along a random direction", title="Four of six bugs hide behind ones")
+ax.set(xlabel="largest relative error of dq, dk, dv along a random direction",
+       title="Four of six bugs hide behind ones")
 ax.legend(frameon=False, loc="center")
-print("caught:", {kind: f"{sum(e > 1e-7 for e in errors[1:])} of {len(bugs) - 1}" for kind, errors in found.items()})
+print("caught:", {kind: f"{sum(e > 1e-7 for e in errors[1:])} of {len(bugs) - 1}"
+                  for kind, errors in found.items()})
 
 # %% [markdown]
 # ## Saturation, and why the scores are divided by $\sqrt D$
 #
-# If one weight of a row is nearly 1, the softmax hardly answers any more. Use the formula of exercise 1. Let $w$ be the key with the largest
-# weight and $R$ the range (largest minus smallest) of the row's $dP$. Another key has $|ds_k| \le P_k R$ with $P_k \le 1 - P_w$, and
-# $|ds_w| = P_w\, |\sum_{j \ne w} P_j (dP_w - dP_j)| \le (1 - P_w) R$. **Where the choice is made, no gradient flows.**
+# If one weight of a row is nearly 1, the softmax hardly responds any more. Use the
+# formula of exercise 1. Let $w$ be the key with the largest weight and $R$ the range
+# (largest minus smallest) of the row's $dP$. Another key has $|ds_k| \le P_k R$ with
+# $P_k \le 1 - P_w$, and
+# $|ds_w| = P_w\, |\sum_{j \ne w} P_j (dP_w - dP_j)| \le (1 - P_w) R$. **Where the
+# choice is made, no gradient flows.**
 #
-# If the numbers in $q_i$ and $k_j$ are independent with mean 0 and variance 1, then $q_i \cdot k_j$ is a sum of $D$ terms of variance 1: its
-# standard deviation is $\sqrt D$. Undivided, scores grow with $D$ and rows saturate. This is the reason that the paper gives (section 3.2.1).
+# If the numbers in $q_i$ and $k_j$ are independent with mean 0 and variance 1, then
+# $q_i \cdot k_j$ is a sum of $D$ terms of variance 1: its standard deviation is
+# $\sqrt D$. Undivided, scores grow with $D$ and rows saturate. This is the reason that
+# the paper gives (section 3.2.1).
 
 # %%
-sizes = 2 ** np.arange(2, 11)                                        # D from 4 to 1024
+sizes = 2 ** np.arange(2, 11)              # D from 4 to 1024
 answer = {"undivided": [], "divided by $\\sqrt{D}$": []}
 for D in sizes:
-    q1, k1 = rng.standard_normal((100, 1, D)), rng.standard_normal((100, 64, D))         # 100 rows, each with 64 keys of its own
-    dots = (q1 @ k1.swapaxes(1, 2))[:, 0]                            # (100, 1, D), (100, D, 64) -> (100, 64)
+    q1 = rng.standard_normal((100, 1, D))    # 100 rows ...
+    k1 = rng.standard_normal((100, 64, D))   # ... each with 64 keys of its own
+    dots = (q1 @ k1.swapaxes(1, 2))[:, 0]  # (100, 1, D), (100, D, 64) -> (100, 64)
     dP = rng.standard_normal(dots.shape)
     for how, s in zip(answer, (dots, dots / np.sqrt(D))):
         P1 = weights(s)
         ds = P1 * (dP - (P1 * dP).sum(axis=1, keepdims=True))
-        assert (np.abs(ds).max(axis=1) <= (1 - P1.max(axis=1)) * np.ptp(dP, axis=1) + 1e-12).all()       # the bound above
+        bound = (1 - P1.max(axis=1)) * np.ptp(dP, axis=1)                 # see above
+        assert (np.abs(ds).max(axis=1) <= bound + 1e-12).all()
         answer[how].append(np.percentile(np.abs(ds).max(axis=1), (25, 50, 75)))
 
 fig, ax = plots.figure(6.4, 3.6)
@@ -291,28 +372,36 @@ for (how, rows), colour in zip(answer.items(), (plots.COLOURS[1], plots.COLOURS[
     low, middle, high = np.transpose(rows)
     ax.loglog(sizes, middle, "o-", ms=4, label=how, color=colour)
     ax.fill_between(sizes, low, high, alpha=0.2, color=colour, lw=0)
-ax.set(xlabel="channels $D$", ylabel="largest $|ds|$ of a row", title="Undivided scores saturate (median and quartiles of 100 rows)")
+ax.set(xlabel="channels $D$", ylabel="largest $|ds|$ of a row",
+       title="Undivided scores saturate (median and quartiles of 100 rows)")
 ax.set_xticks(sizes[::2], [str(D) for D in sizes[::2]], minor=False)
 ax.legend(frameon=False);
 
 # %% [markdown]
 # ## Masks, and exercise 4: weights that survive
 #
-# In the backward a hidden key always meets $P_{ij} = 0$, so what it gets from row $i$ is *exactly* 0. That holds if it was hidden with
-# $-\infty$. Much software has used a "large" negative number instead:
+# In the backward a hidden key always meets $P_{ij} = 0$, so what it gets from row $i$
+# is *exactly* 0. That holds if it was hidden with $-\infty$. Much software has used a
+# "large" negative number instead:
 
 # %%
-s = np.array([[-2e4, -2e4, -3.0]])                                   # (1, 3)  the third key is the future
+s = np.array([[-2e4, -2e4, -3.0]])  # (1, 3)  the third key is the future
 for fill in (-1e4, -np.inf):
-    print(f"hidden with {fill:g}: weights", weights(np.where([False, False, True], fill, s))[0])
+    filled = np.where([False, False, True], fill, s)
+    print(f"hidden with {fill:g}: weights", weights(filled)[0])
 
 # %% [markdown]
-# With a finite number the future gets all the weight, as soon as the other scores fall below it. Write weights that survive everything:
-# scores of $10^4$, scores far below 0, a hidden score above all visible ones, and a row that sees nothing (its weights are 0).
+# With a finite number the future gets all the weight as soon as the other scores fall
+# below it. Write weights that survive everything: scores of $10^4$, scores far below 0,
+# a hidden score above all visible ones, and a row that sees nothing (its weights are
+# 0).
 
 # %% tags=["exercise"]
 def safe_weights(s, visible):
-    """s (Tq, Tk) finite, visible (Tq, Tk) of bool -> P (Tq, Tk): 0 where hidden; a row that sees nothing is all 0"""
+    """s (Tq, Tk) finite, visible (Tq, Tk) of bool -> P (Tq, Tk)
+
+    0 where hidden; a row that sees nothing is all 0
+    """
     ...
 
 grader_01.check_weights(safe_weights);
@@ -321,7 +410,7 @@ grader_01.check_weights(safe_weights);
 def safe_weights(s, visible):
     s = np.where(visible, s, -np.inf)
     m = s.max(axis=1, keepdims=True)
-    P = np.exp(s - np.where(m == -np.inf, 0, m))                     # in an empty row exp(-inf - 0) = 0
+    P = np.exp(s - np.where(m == -np.inf, 0, m))  # in an empty row exp(-inf - 0) = 0
     total = P.sum(axis=1, keepdims=True)
     return P / np.where(total == 0, 1, total)
 
@@ -330,71 +419,88 @@ grader_01.check_weights(safe_weights);
 # %% [markdown]
 # ## On real text: does the loss notice a wrong gradient?
 #
-# Now let attention learn. Each of the text's $V$ different characters gets a row in three tables: a query and a key of 16 numbers, and a value
-# of $V$ numbers. We read the output $o_i$, $V$ numbers, as one score for each possible *next* character, and turn it into probabilities $p$ by
-# one more softmax. The loss is the mean of $-\ln p_y$, where $y$ is the character that really came (in *nats*; guessing evenly costs $\ln V$).
-# Its gradient is exercise 1 again: $dp$ is $-1/p_y$ at $y$ and 0 elsewhere, so $do = p \cdot (dp + 1) = p - [\,\cdot = y]$, the probabilities
-# with 1 taken off the right one.
+# Now let attention learn. Each of the text's $V$ different characters gets a row in
+# three tables: a query and a key of 16 numbers, and a value of $V$ numbers. We read the
+# output $o_i$, $V$ numbers, as one score for each possible *next* character, and turn
+# it into probabilities $p$ by one more softmax. The loss is the mean of $-\ln p_y$,
+# where $y$ is the character that really came (in *nats*; guessing evenly costs
+# $\ln V$). Its gradient is exercise 1 again: $dp$ is $-1/p_y$ at $y$ and 0 elsewhere,
+# so $do = p \cdot (dp + 1) = p - [\,\cdot = y]$, the probabilities with 1 taken off the
+# right one.
 #
-# Learning means: subtract `rate` times the gradient from each table. We do it with our backward, with two wrong ones, and with one that never
-# moves queries and keys.
+# Learning means: subtract `rate` times the gradient from each table. We do it with our
+# backward, with two wrong ones, and with one that never moves queries and keys.
 
 # %%
 text, T = lessons.text().text, 32
 vocabulary = data.Vocabulary(text)
-ids, V = vocabulary.encode(text), len(vocabulary)                    # every character as a number below V
+ids, V = vocabulary.encode(text), len(vocabulary)  # every character as a number below V
 
 def train(backward, steps=300, rate=30.0):
     """-> the loss of every step, and the tables of queries, keys and values"""
     rng, losses = np.random.default_rng(0), []
-    tables = [0.5 * rng.standard_normal((V, 16)), 0.5 * rng.standard_normal((V, 16)), 0.1 * rng.standard_normal((V, V))]
+    tables = [0.5 * rng.standard_normal((V, 16)), 0.5 * rng.standard_normal((V, 16)),
+              0.1 * rng.standard_normal((V, V))]
     for step in range(steps):
         moves, loss = [np.zeros_like(table) for table in tables], 0.0
-        texts, nexts = data.batch(ids, batch_size=16, block_size=T, seed=0, step=step)             # (16, T), (16, T)
+        texts, nexts = data.batch(ids, 16, T, seed=0, step=step)    # (16, T), (16, T)
         for x, y in zip(texts, nexts):
-            q, k, v = (table[x] for table in tables)                                               # (T, 16), (T, 16), (T, V)
+            q, k, v = (table[x] for table in tables)  # (T, 16), (T, 16), (T, V)
             out, P = attention(q, k, v, np.tri(T, dtype=bool))
-            p = weights(out)                                                                       # (T, V)
+            p = weights(out)                          # (T, V)
             loss -= np.log(p[np.arange(T), y]).sum()
-            p[np.arange(T), y] -= 1                                                                # now it is dout
+            p[np.arange(T), y] -= 1                   # now it is dout
             for move, gradient in zip(moves, backward(p, q, k, v, P)):
-                np.add.at(move, x, gradient)                                                       # a character may occur twice: add up
-        tables = [table - rate * move / texts.size for table, move in zip(tables, moves)]
+                np.add.at(move, x, gradient)       # a character may occur twice: add up
+        tables = [table - rate * move / texts.size
+                  for table, move in zip(tables, moves)]
         losses.append(loss / texts.size)
     return np.array(losses), tables
 
-results = {"right": train(backward), **{bug: train(broken(bug)) for bug in ("dk without the transpose", "mean dropped from ds")},
-           "values only": train(lambda dout, q, k, v, P: (0 * q, 0 * k, P.T @ dout))}
+results = {"right": train(backward)}
+for bug in ("dk without the transpose", "mean dropped from ds"):
+    results[bug] = train(broken(bug))
+results["values only"] = train(lambda dout, q, k, v, P: (0 * q, 0 * k, P.T @ dout))
 _, (wq, wk, _) = results["right"]
-x = vocabulary.encode("".join(c for c in "to be, or not to be: that is" if c in vocabulary.characters))
+line = "to be, or not to be: that is"
+x = vocabulary.encode("".join(c for c in line if c in vocabulary.characters))
 _, P = attention(wq[x], wk[x], np.zeros((len(x), 1)), np.tri(len(x), dtype=bool))
 
 fig, (left, right) = plots.figure(11.4, 5.2, ncols=2)
 for (name, (losses, _)), n in zip(results.items(), (0, 1, 3, 6)):
     smooth = np.convolve(losses, np.ones(25) / 25, "valid")
-    left.plot(np.arange(25, len(losses) + 1), smooth, label=f"{name}: {smooth[-1]:.2f} at last", color=plots.COLOURS[n])
+    left.plot(np.arange(25, len(losses) + 1), smooth, color=plots.COLOURS[n],
+              label=f"{name}: {smooth[-1]:.2f} at last")
 left.axhline(np.log(V), color="gray", ls="--", lw=1, label=f"guessing evenly: ln {V}")
-left.set(xlabel="step", ylabel="loss (nats per character), mean of 25 steps", title="All of them learn something")
+left.set(xlabel="step", ylabel="loss (nats per character), mean of 25 steps",
+         title="All of them learn something")
 left.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.95))
 letters = list(vocabulary.decode(x).replace(" ", "␣"))
 image = right.imshow(P, cmap="cividis", vmin=0, vmax=1)
 right.grid(False)
 right.set_xticks(range(len(x)), letters, fontsize=8)
 right.set_yticks(range(len(x)), letters, fontsize=8)
-right.set(xlabel="key: looked at", ylabel="query: looks", title="Whom the right one looks at")
+right.set(xlabel="key: looked at", ylabel="query: looks",
+          title="Whom the right one looks at")
 fig.colorbar(image, label="weight", shrink=0.85);
 
 # %% [markdown]
-# Every curve falls, if only at first. Had you seen just one of them, would you have suspected it? A falling loss proves that *something* is
-# learned, by the values at least, and not that the gradient is right; a wrong one may fall as fast as the right one, or faster. Only a
-# measurement tells.
+# Every curve falls, if only at first. Had you seen just one of them, would you have
+# suspected it? A falling loss proves that *something* is learned, by the values at
+# least, and not that the gradient is right; a wrong one may fall as fast as the right
+# one, or faster. Only a measurement tells.
 #
-# **What we now know.** The gradient of attention is two matrix products, a softmax that takes out the weighted mean, and two more products:
-# `dv = P.T @ dout`, `dP = dout @ v.T`, `ds = P * (dP - rowsum(dout * out))`, `dq = ds @ k / sqrt(D)`, `dk = ds.T @ q / sqrt(D)`. It can be
-# measured to ten digits; ones hide bugs that random cotangents show; where a weight is nearly 1 no gradient flows; hidden means $-\infty$.
+# **What we now know.** The gradient of attention is two matrix products, a softmax that
+# takes out the weighted mean, and two more products: `dv = P.T @ dout`,
+# `dP = dout @ v.T`, `ds = P * (dP - rowsum(dout * out))`, `dq = ds @ k / sqrt(D)`,
+# `dk = ds.T @ q / sqrt(D)`. It can be measured to ten digits; ones hide bugs that
+# random cotangents show; where a weight is nearly 1 no gradient flows; hidden means
+# $-\infty$.
 #
-# **What remains unknown.** The attention that we trained cannot tell near from far (lesson 03). A model has more than attention: how its other
-# layers learn, and how well the whole then writes, is [lesson 02](02_character_model.ipynb). How to be sure of a *faster* attention is lesson
-# 10.
+# **What remains unknown.** The attention that we trained cannot tell near from far
+# (lesson 03). A model has more than attention: how its other layers learn, and how well
+# the whole then writes, is [lesson 02](02_character_model.ipynb). How to be sure of a
+# *faster* attention is lesson 10.
 #
-# **Source.** Vaswani et al., *Attention is all you need*, arXiv 1706.03762, eq. 1 and section 3.2.1. The gradient is derived here.
+# **Source.** Vaswani et al., *Attention is all you need*, arXiv 1706.03762, eq. 1 and
+# section 3.2.1. The gradient is derived here.

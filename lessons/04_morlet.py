@@ -1,11 +1,13 @@
 # %% [markdown]
 # # 04 · Morlet positions: a wave that fades
 #
-# **The question.** Sinusoidal positions are clocks that turn for ever. What if each clock were heard only near the start of the text, and the
-# model learned how fast it turns and how soon it fades? **Time:** thirty minutes. **You need:** lesson 03 (sinusoidal positions and their
-# kernel), the chain rule.
+# **The question.** Sinusoidal positions are clocks that turn for ever. What if each
+# clock faded away after the start of the text, and the model learned how fast it turns
+# and how soon it fades? **Time:** thirty minutes. **You need:** lesson 03 (sinusoidal
+# positions and their kernel), the chain rule.
 #
-# The idea is called Morlet positional encoding, MoPE (arXiv 2606.01258). The formulas below are those of the code published with it.
+# The idea is called Morlet positional encoding, MoPE (arXiv 2606.01258). The formulas
+# below are those of the code published with it.
 
 # %%
 import numpy as np
@@ -17,64 +19,80 @@ from minattn.positions import morlet, sinusoidal
 # %% [markdown]
 # ## The picture: a wave under a bell
 #
-# A **wavelet** is a wave that begins and ends. Take a wave of frequency $\omega$ (radians per token) and multiply it by a Gaussian bell of
-# width $\sigma$ (tokens), centred at position $p = 0$:
+# A **wavelet** is a wave that begins and ends. Take a wave of frequency $\omega$
+# (radians per token) and multiply it by a Gaussian bell of width $\sigma$ (tokens),
+# centred at position $p = 0$:
 #
 # $$ \cos(\omega p)\, e^{-p^2/(2\sigma^2)} $$
 #
-# How many turns fit under the bell depends on the product $\omega\sigma$ alone. If it is small the bell is over before the wave has turned
-# once, and what is left is a lump. A wavelet should be a wave, that is, average out to zero. How far it is from that is a known integral:
+# How many turns fit under the bell depends on the product $\omega\sigma$ alone. If it
+# is small the bell is over before the wave has turned once, and what is left is a lump.
+# A wavelet should be a wave, that is, average out to zero. How far it is from that is a
+# known integral:
 #
-# $$ \frac{\int \cos(\omega p)\, e^{-p^2/(2\sigma^2)}\,dp}{\int e^{-p^2/(2\sigma^2)}\,dp} = e^{-(\omega\sigma)^2/2} $$
+# $$ \frac{\int \cos(\omega p)\, e^{-p^2/(2\sigma^2)}\,dp}
+#         {\int e^{-p^2/(2\sigma^2)}\,dp} = e^{-(\omega\sigma)^2/2} $$
 #
-# From $\omega\sigma = 5$ on this is below $4 \cdot 10^{-6}$: zero for most purposes. The rule $\omega\sigma \ge 5$ is called *admissibility*.
+# From $\omega\sigma = 5$ on this is below $4 \cdot 10^{-6}$: zero for most purposes.
+# The rule $\omega\sigma \ge 5$ is called *admissibility*.
 
 # %%
 fig, axes = plots.figure(10, 3.2, ncols=3, sharey=True)
-fine = np.linspace(-60, 60, 24_001)                                  # the real axis, finely
+fine = np.linspace(-60, 60, 24_001)  # the real axis, finely
 for ax, product in zip(axes, (1, 5, 15)):
     sigma, omega = 6, product / 6
     bell = np.exp(-fine**2 / (2 * sigma**2))
     wave = bell * np.cos(omega * fine)
-    mean = wave.sum() / bell.sum()                                   # the two integrals, as sums over a fine grid
-    print(f"omega sigma = {product:2d}:  mean {mean: .2e}   formula {np.exp(-product**2 / 2): .2e}")
+    mean = wave.sum() / bell.sum()   # the two integrals, as sums over a fine grid
+    formula = np.exp(-product**2 / 2)
+    print(f"omega sigma = {product:2d}:  mean {mean: .2e}   formula {formula: .2e}")
     tokens = np.arange(19)
     ax.axvspan(-18, 0, color="0.93")
     ax.plot(fine, bell, color="gray", ls="--", lw=1, label="bell")
     ax.plot(fine, wave, color=plots.COLOURS[0], label="cosine under it")
-    ax.plot(tokens, np.cos(omega * tokens) * np.exp(-tokens**2 / (2 * sigma**2)), "o", ms=3.5, color=plots.COLOURS[1], label="at tokens")
-    ax.set(xlim=(-18, 18), ylim=(-1.05, 1.05), xlabel="position $p$ (tokens)", title=rf"$\omega\sigma = {product}$")
+    ax.plot(tokens, np.cos(omega * tokens) * np.exp(-tokens**2 / (2 * sigma**2)), "o",
+            ms=3.5, color=plots.COLOURS[1], label="at tokens")
+    ax.set(xlim=(-18, 18), ylim=(-1.05, 1.05), xlabel="position $p$ (tokens)",
+           title=rf"$\omega\sigma = {product}$")
 axes[0].set_ylabel("amplitude")
 axes[1].text(-17, -0.95, "before the text", color="gray")
 axes[0].legend(frameon=False, fontsize=8, loc="lower right");
 
 # %% [markdown]
-# (The last mean is rounding: a sum of numbers near 1 is known to 16 digits only.) The grey half has no tokens: positions start at 0, the *top*
-# of the bell. So the encoding uses half a wavelet, at whole $p$. The argument for 5 is about the whole one; half a sine, for example, does not
-# average to zero. Keep that in mind when admissibility is given as a reason.
+# (The last mean is rounding: a sum of numbers near 1 is known to 16 digits only.) The
+# grey half has no tokens: positions start at 0, the *top* of the bell. So the encoding
+# uses half a wavelet, at whole $p$. The argument for 5 is about the whole one; half a
+# sine, for example, does not average to zero. Keep that in mind when admissibility is
+# given as a reason.
 #
 # ## The formula, and the code
 #
-# A text has $T$ tokens. With $C$ channels there are $n = C/2$ pairs $k$, each with its own $\omega_k$ and $\sigma_k$. Pair $k$ gives two
-# channels:
+# A text has $T$ tokens. With $C$ channels there are $n = C/2$ pairs $k$, each with its
+# own $\omega_k$ and $\sigma_k$. Pair $k$ gives two channels:
 #
 # $$ \mathrm{PE}(p)_{2k} = \cos(\omega_k p)\, e^{-p^2/(2\sigma_k^2)}, \qquad
-#    \mathrm{PE}(p)_{2k+1} = \sin(\omega_k p)\, e^{-p^2/(2\sigma_k^2)}, \qquad p = 0 \dots T-1 $$
+#    \mathrm{PE}(p)_{2k+1} = \sin(\omega_k p)\, e^{-p^2/(2\sigma_k^2)}, \qquad
+#    p = 0 \dots T-1 $$
 #
-# Learned are the (natural) logarithms, so that $\omega_k$ and $\sigma_k$ stay positive. Then, in this order:
+# The learned parameters are the natural logarithms, which keeps $\omega_k$ and
+# $\sigma_k$ positive. Then, in this order:
 #
-# 1. **cap**: $\omega = \min(e^{\log\omega},\ 0.95\,\pi)$. At whole positions no wave can be seen to turn faster than $\pi$ per token;
+# 1. **cap**: $\omega = \min(e^{\log\omega},\ 0.95\,\pi)$. At whole positions no wave
+#    can be seen to turn faster than $\pi$ per token;
 # 2. **floor**: $\sigma = \max(e^{\log\sigma},\ 10^{-3})$;
 # 3. **projection**: where $\omega\sigma < 5$, replace $\omega$ by $5/\sigma$.
 #
 # ## Exercise 1: the three clamps
 #
-# Write them. Return also the product $\omega\sigma$ *before* the projection: afterwards it is at least 5 by force, so it tells nothing about
-# what was learned.
+# Write them. Return also the product $\omega\sigma$ *before* the projection: afterwards
+# it is at least 5 by force, so it tells nothing about what was learned.
 
 # %% tags=["exercise"]
 def effective(log_omega, log_sigma):
-    """log_omega (n,), log_sigma (n,) -> omega (n,), sigma (n,) as used, and the product (n,) before the projection"""
+    """log_omega, log_sigma (n,) -> omega, sigma (n,) as used, and the product (n,)
+
+    the product is the one before the projection
+    """
     ...
 
 grader_04.check_effective(effective);
@@ -91,52 +109,68 @@ grader_04.check_effective(effective);
 # %%
 def morlet_positions(T, log_omega, log_sigma):
     """log_omega (n,), log_sigma (n,) -> pe (T, 2n)"""
-    omega, sigma, _ = morlet.effective(log_omega, log_sigma)         # (n,), (n,)   the package's solution of exercise 1
-    p = np.arange(T)[:, None]                                        # (T, 1)
-    bell = np.exp(-p**2 / (2 * sigma**2))                            # (T, 1), (n,) -> (T, n)
+    omega, sigma, _ = morlet.effective(log_omega, log_sigma)    # exercise 1; (n,), (n,)
+    p = np.arange(T)[:, None]               # (T, 1)
+    bell = np.exp(-p**2 / (2 * sigma**2))   # (T, 1), (n,) -> (T, n)
     pe = np.empty((T, 2 * len(omega)))
-    pe[:, 0::2] = bell * np.cos(omega * p)                           # (T, n)  even channels
-    pe[:, 1::2] = bell * np.sin(omega * p)                           # (T, n)  odd channels
+    pe[:, 0::2] = bell * np.cos(omega * p)  # (T, n)  even channels
+    pe[:, 1::2] = bell * np.sin(omega * p)  # (T, n)  odd channels
     return pe
 
 C, T = 64, 64
-log_omega, log_sigma = morlet.initial(C // 2)                        # the published start: omega from 1 to 0.99 pi, sigma = 5 / omega
+# the published start: omega from 1 to 0.99 pi, sigma = 5 / omega
+log_omega, log_sigma = morlet.initial(C // 2)
 pe = morlet_positions(T, log_omega, log_sigma)
 theirs, cache = morlet.forward(T, log_omega, log_sigma)
-print("pe", pe.shape, "  largest difference from minattn:", f"{np.abs(pe - theirs).max():.0e}")
+far = np.abs(pe - theirs).max()
+print("pe", pe.shape, "  largest difference from minattn:", f"{far:.0e}")
 
 # %% [markdown]
 # ## How far does it reach?
 #
-# The published start has $\sigma = 5/\omega$ with $\omega$ between 1 and $0.99\,\pi$: no bell is wider than 5 tokens. The *amplitude* of a
-# pair at $p$, the length of its two numbers, is the bell itself, because $\cos^2 + \sin^2 = 1$. Look at what is left of it.
+# The published start has $\sigma = 5/\omega$ with $\omega$ between 1 and $0.99\,\pi$:
+# no bell is wider than 5 tokens. The *amplitude* of a pair at $p$, the length of its
+# two numbers, is the bell itself, because $\cos^2 + \sin^2 = 1$. Look at what is left
+# of it.
 
 # %%
 amplitude = np.hypot(pe[:, 0::2], pe[:, 1::2])                       # (T, n)
-print("mean amplitude:", *(f"p = {p}: {amplitude[p].mean():.5f}" for p in (1, 5, 10, 20)), sep="   ")
+means = [f"p = {p}: {amplitude[p].mean():.5f}" for p in (1, 5, 10, 20)]
+print("mean amplitude:", *means, sep="   ")
 fig, (left, right) = plots.figure(10, 3.8, ncols=2)
-image = left.imshow(pe[:32, 0::2].T, cmap="cividis", vmin=-1, vmax=1, aspect="auto", origin="lower")
+image = left.imshow(pe[:32, 0::2].T, cmap="cividis", vmin=-1, vmax=1, aspect="auto",
+                    origin="lower")
 left.grid(False)
-left.set(xlabel="position $p$ (tokens)", ylabel="pair $k$", title="The cosine channels, at the published start")
+left.set(xlabel="position $p$ (tokens)", ylabel="pair $k$",
+         title="The cosine channels, at the published start")
 fig.colorbar(image, ax=left, label="value")
-for k, colour, name in ((0, 0, "slowest pair"), (C // 4, 2, "middle pair"), (C // 2 - 1, 1, "fastest pair")):
-    right.plot(amplitude[:32, k], color=plots.COLOURS[colour], label=rf"{name}, $\sigma$ = {np.exp(log_sigma[k]):.1f} tokens")
+for k, n, name in ((0, 0, "slowest pair"), (C // 4, 2, "middle pair"),
+                   (C // 2 - 1, 1, "fastest pair")):
+    right.plot(amplitude[:32, k], color=plots.COLOURS[n],
+               label=rf"{name}, $\sigma$ = {np.exp(log_sigma[k]):.1f} tokens")
 right.axhline(0.02, color="gray", ls="--", lw=1)
-right.text(31, 0.023, "0.02: a token embedding", color="gray", ha="right", va="bottom", fontsize=9)
-right.set(yscale="log", ylim=(1e-6, 1.5), xlabel="position $p$ (tokens)", ylabel="amplitude", title="How loud each pair still is")
+right.text(31, 0.023, "0.02: a token embedding", color="gray", ha="right", va="bottom",
+           fontsize=9)
+right.set(yscale="log", ylim=(1e-6, 1.5), xlabel="position $p$ (tokens)",
+          ylabel="amplitude", title="How loud each pair still is")
 right.legend(frameon=False, fontsize=9, loc="upper right");
 
 # %% [markdown]
-# The first tokens get waves of amplitude 1 on top of embeddings fifty times smaller; after some fifteen tokens the position can hardly be
-# heard. Both facts come back in the experiment.
+# The first tokens get waves of amplitude 1 on top of embeddings fifty times smaller;
+# after some fifteen tokens hardly anything of the position is left. Both facts come
+# back in the experiment.
 #
 # ## Exercise 2: the horizon
 #
-# At which distance from the origin has a bell of width $\sigma$ fallen to a given height, say 0.02?
+# At which distance from the origin has a bell of width $\sigma$ fallen to a given
+# height, say 0.02?
 
 # %% tags=["exercise"]
 def horizon(sigma, height):
-    """sigma (n,), a height between 0 and 1 -> (n,): the p > 0 (not rounded) at which the bell of each width has that height"""
+    """sigma (n,), a height between 0 and 1 -> (n,), not rounded
+
+    the p > 0 at which the bell of each width has that height
+    """
     ...
 
 grader_04.check_horizon(horizon);
@@ -150,48 +184,60 @@ grader_04.check_horizon(horizon);
 # %% [markdown]
 # ## The limit: wide bells are plain clocks
 #
-# For $\sigma \to \infty$ the bell is 1 everywhere and sinusoidal positions are left. How fast? Since $1 - e^{-u} \le u$, no entry is further
-# off than $T^2/(2\sigma^2)$: ten times the width, a hundredth of the difference. (The sinusoidal encoding has the sine first; we swap the
-# channels.)
+# For $\sigma \to \infty$ the bell is 1 everywhere and sinusoidal positions are left.
+# How fast? Since $1 - e^{-u} \le u$, no entry is further off than $T^2/(2\sigma^2)$:
+# ten times the width, a hundredth of the difference. (The sinusoidal encoding has the
+# sine first; we swap the channels.)
 
 # %%
 sin_first, _ = sinusoidal.forward(T, C)
 plain = np.empty_like(sin_first)
-plain[:, 0::2], plain[:, 1::2] = sin_first[:, 1::2], sin_first[:, 0::2]          # (T, C)  cosine first, as Morlet has it
-frequency = 10000.0 ** (-np.arange(0, C, 2) / C)                                 # (n,)    of the sinusoidal encoding
+# cosine first, as Morlet has it
+plain[:, 0::2], plain[:, 1::2] = sin_first[:, 1::2], sin_first[:, 0::2]  # (T, C)
+frequency = 10000.0 ** (-np.arange(0, C, 2) / C)  # (n,)    of the sinusoidal encoding
 for width in (1e2, 1e3, 1e4, 1e5):
-    wide, _ = morlet.forward(T, np.log(frequency), np.full(C // 2, np.log(width)), admissible=False)
-    print(f"sigma = {width:8.0f}:  largest difference {np.abs(wide - plain).max():.1e}   bound {T**2 / (2 * width**2):.1e}")
+    log_width = np.full(C // 2, np.log(width))
+    wide, _ = morlet.forward(T, np.log(frequency), log_width, admissible=False)
+    print(f"sigma = {width:8.0f}:  largest difference {np.abs(wide - plain).max():.1e}"
+          f"   bound {T**2 / (2 * width**2):.1e}")
 
 # %% [markdown]
 # ## The kernel, and the origin that does not go away
 #
-# What does attention see of two positions $p$ and $p'$, projections apart? Their dot product. With
-# $\cos a \cos b + \sin a \sin b = \cos(a - b)$,
+# What does attention see of two positions $p$ and $p'$, projections apart? Their dot
+# product. With $\cos a \cos b + \sin a \sin b = \cos(a - b)$,
 #
-# $$ \langle \mathrm{PE}(p), \mathrm{PE}(p')\rangle = \sum_k \cos\big(\omega_k (p - p')\big)\; e^{-(p^2 + p'^2)/(2\sigma_k^2)} $$
+# $$ \langle \mathrm{PE}(p), \mathrm{PE}(p')\rangle
+#    = \sum_k \cos\big(\omega_k (p - p')\big)\; e^{-(p^2 + p'^2)/(2\sigma_k^2)} $$
 #
-# and because $p^2 + p'^2 = \tfrac12 (p-p')^2 + \tfrac12 (p+p')^2$, the bells split in two:
+# and because $p^2 + p'^2 = \tfrac12 (p-p')^2 + \tfrac12 (p+p')^2$, the bells split in
+# two:
 #
-# $$ e^{-(p^2+p'^2)/(2\sigma^2)} = \underbrace{e^{-(p-p')^2/(4\sigma^2)}}_{\text{relative}} \;
+# $$ e^{-(p^2+p'^2)/(2\sigma^2)}
+#    = \underbrace{e^{-(p-p')^2/(4\sigma^2)}}_{\text{relative}} \;
 #    \underbrace{e^{-(p+p')^2/(4\sigma^2)}}_{\text{anchored at the origin}} $$
 #
-# The wave and the first bell know the distance only, as in lesson 03. The second bell knows how far the *pair* is from the start of the text.
-# For wide bells it is 1 and the kernel is relative; for narrow ones the same distance means less and less as the text goes on.
+# The wave and the first bell know the distance only, as in lesson 03. The second bell
+# knows how far the *pair* is from the start of the text. For wide bells it is 1 and the
+# kernel is relative; for narrow ones the same distance means less and less as the text
+# goes on.
 
 # %%
 fig, axes = plots.figure(10, 3.7, ncols=3)
-widths = {r"$\sigma = 10^4$: relative": 1e4, r"$\sigma = 20$": 20, r"$\sigma = 5/\omega$: the published start": np.exp(log_sigma)}
+widths = {r"$\sigma = 10^4$: relative": 1e4, r"$\sigma = 20$": 20,
+          r"$\sigma = 5/\omega$: the published start": np.exp(log_sigma)}
 for ax, (name, width) in zip(axes, widths.items()):
     vectors, _ = morlet.forward(T, log_omega, np.log(np.broadcast_to(width, C // 2)))
-    image = ax.imshow(vectors @ vectors.T / (C // 2), cmap="cividis", vmin=-0.4, vmax=1, origin="lower")       # (T, C), (C, T) -> (T, T)
+    K = vectors @ vectors.T / (C // 2)                 # (T, C), (C, T) -> (T, T)
+    image = ax.imshow(K, cmap="cividis", vmin=-0.4, vmax=1, origin="lower")
     ax.grid(False)
     ax.set(xlabel="position $p'$ (tokens)", title=name)
 axes[0].set_ylabel("position $p$ (tokens)")
 fig.colorbar(image, ax=axes, label="dot product / n", shrink=0.85);
 
 # %% [markdown]
-# Left: stripes along the diagonal, the same everywhere. Right: a bright corner and nothing else.
+# Left: stripes along the diagonal, the same everywhere. Right: a bright corner and
+# nothing else.
 #
 # ## Exercise 3: the kernel without the vectors
 #
@@ -206,9 +252,10 @@ grader_04.check_kernel(kernel);
 
 # %% tags=["solution"]
 def kernel(T, omega, sigma):
-    p = np.arange(T)[:, None, None]                                  # (T, 1, 1)
-    other = np.arange(T)[:, None]                                    # (T, 1)
-    waves = np.cos(omega * (p - other)) * np.exp(-(p**2 + other**2) / (2 * sigma**2))                  # (T, T, n)
+    p = np.arange(T)[:, None, None]  # (T, 1, 1)
+    other = np.arange(T)[:, None]    # (T, 1)
+    bells = np.exp(-(p**2 + other**2) / (2 * sigma**2))                # (T, T, n)
+    waves = np.cos(omega * (p - other)) * bells
     return waves.sum(axis=2)
 
 grader_04.check_kernel(kernel);
@@ -216,12 +263,15 @@ grader_04.check_kernel(kernel);
 # %% [markdown]
 # ## The gradient, by hand
 #
-# From above comes $d\mathrm{PE}$, shape $(T, 2n)$: how the loss changes with every entry. Write $c_{pk}$, $s_{pk}$ for the cosine and sine
-# channel *with* their bell, and $dc_{pk}$, $ds_{pk}$ for their gradients. The frequency sits in the angle $\omega_k p$ only, and the
-# derivative of a damped cosine is a damped sine:
+# The next layer hands us $d\mathrm{PE}$, of shape $(T, 2n)$: the derivative of the loss
+# with respect to every entry. Write $c_{pk}$, $s_{pk}$ for the cosine and sine channel
+# *with* their bell, and $dc_{pk}$, $ds_{pk}$ for their gradients. The frequency sits in
+# the angle $\omega_k p$ only, and the derivative of a damped cosine is a damped sine:
 #
-# $$ \frac{\partial c_{pk}}{\partial \omega_k} = -p\, s_{pk}, \qquad \frac{\partial s_{pk}}{\partial \omega_k} = p\, c_{pk}
-#    \qquad\Rightarrow\qquad d\log\omega_k = \omega_k \sum_p p\,\big(ds_{pk}\, c_{pk} - dc_{pk}\, s_{pk}\big) $$
+# $$ \frac{\partial c_{pk}}{\partial \omega_k} = -p\, s_{pk}, \qquad
+#    \frac{\partial s_{pk}}{\partial \omega_k} = p\, c_{pk}
+#    \qquad\Rightarrow\qquad
+#    d\log\omega_k = \omega_k \sum_p p\,\big(ds_{pk}\, c_{pk} - dc_{pk}\, s_{pk}\big) $$
 #
 # (the factor $\omega_k$ because $\partial\omega/\partial\log\omega = \omega$).
 
@@ -230,66 +280,81 @@ def gradient_log_omega(dpe, log_omega, log_sigma):
     """dpe (T, 2n) -> (n,), where no clamp is at work"""
     T, omega = len(dpe), np.exp(log_omega)
     pe, _ = morlet.forward(T, log_omega, log_sigma, admissible=False)
-    c, s, dc, ds = pe[:, 0::2], pe[:, 1::2], dpe[:, 0::2], dpe[:, 1::2]          # (T, n) each
-    p = np.arange(T)[:, None]                                        # (T, 1)
-    return omega * (p * (ds * c - dc * s)).sum(axis=0)               # (n,)
+    c, s, dc, ds = pe[:, 0::2], pe[:, 1::2], dpe[:, 0::2], dpe[:, 1::2]  # (T, n) each
+    p = np.arange(T)[:, None]                                            # (T, 1)
+    return omega * (p * (ds * c - dc * s)).sum(axis=0)                   # (n,)
 
 rng = np.random.default_rng(0)
-some_omega, some_sigma = np.log([0.4, 0.9, 2.0]), np.log([15.0, 8.0, 4.0])       # products 6, 7.2 and 8: nothing is clamped
-dpe = rng.standard_normal((7, 6))                                    # a random cotangent: one of ones would hide bugs
+# products 6, 7.2 and 8: nothing is clamped
+some_omega, some_sigma = np.log([0.4, 0.9, 2.0]), np.log([15.0, 8.0, 4.0])
+dpe = rng.standard_normal((7, 6))  # a random cotangent: one of ones would hide bugs
 by_hand = gradient_log_omega(dpe, some_omega, some_sigma)
 for k, step in enumerate(1e-5 * np.eye(3)):
-    up, down = (np.sum(dpe * morlet_positions(7, some_omega + sign * step, some_sigma)) for sign in (1, -1))
-    print(f"d log omega_{k}:  by hand {by_hand[k]: .8f}   central difference {(up - down) / 2e-5: .8f}")
+    up, down = (np.sum(dpe * morlet_positions(7, some_omega + way, some_sigma))
+                for way in (step, -step))
+    print(f"d log omega_{k}:  by hand {by_hand[k]: .8f}   "
+          f"central difference {(up - down) / 2e-5: .8f}")
 
 # %% [markdown]
 # ## Exercise 4: the gradient for the widths
 #
-# $\sigma_k$ sits in the bell only. Derive $d\log\sigma_k$. (The derivative of a bell is the bell times something; you need no new cosine.)
+# $\sigma_k$ sits in the bell only. Derive $d\log\sigma_k$. (The derivative of a bell is
+# the bell times something; you need no new cosine.)
 
 # %% tags=["exercise"]
 def gradient_log_sigma(dpe, pe, sigma):
-    """dpe (T, 2n), pe (T, 2n) as the forward made it, sigma (n,) -> d log_sigma (n,), where no clamp is at work"""
+    """dpe (T, 2n), pe (T, 2n) from the forward, sigma (n,) -> d log_sigma (n,)
+
+    where no clamp is at work
+    """
     ...
 
 grader_04.check_gradient_log_sigma(gradient_log_sigma);
 
 # %% tags=["solution"]
 def gradient_log_sigma(dpe, pe, sigma):
-    p = np.arange(len(pe))[:, None]                                  # (T, 1)
-    dlog_bell = dpe[:, 0::2] * pe[:, 0::2] + dpe[:, 1::2] * pe[:, 1::2]          # (T, n)
-    return ((p / sigma)**2 * dlog_bell).sum(axis=0)                  # (n,)  log bell = -p^2 / (2 sigma^2)
+    p = np.arange(len(pe))[:, None]                                      # (T, 1)
+    dlog_bell = dpe[:, 0::2] * pe[:, 0::2] + dpe[:, 1::2] * pe[:, 1::2]  # (T, n)
+    # log bell = -p^2 / (2 sigma^2)
+    return ((p / sigma)**2 * dlog_bell).sum(axis=0)  # (n,)
 
 grader_04.check_gradient_log_sigma(gradient_log_sigma);
 
 # %% [markdown]
 # ### What the clamps do to it
 #
-# A capped $\omega$ does not move with its parameter, which gets gradient 0; the same for a floored $\sigma$. Where the projection put
-# $\omega = 5/\sigma$, its logarithm is $\log 5 - \log\sigma$: what was meant for $\log\omega$ goes to $\log\sigma$ with a minus sign, and the
-# parameter $\log\omega$ gets *nothing*.
+# A capped $\omega$ does not move with its parameter, which gets gradient 0; the same
+# for a floored $\sigma$. Where the projection put $\omega = 5/\sigma$, its logarithm is
+# $\log 5 - \log\sigma$: what was meant for $\log\omega$ goes to $\log\sigma$ with a
+# minus sign, and the parameter $\log\omega$ gets *nothing*.
 #
-# The published start has $\omega\sigma = 5$ for every pair (the cap puts the last two a little below). Which side of the edge is that?
-# Rounding decides.
+# The published start has $\omega\sigma = 5$ for every pair (the cap puts the last two a
+# little below). Which side of the edge is that? Rounding decides.
 
 # %%
 for dtype in (np.float64, np.float32):
     start_omega, start_sigma = (a.astype(dtype) for a in morlet.initial(C // 2))
     _, _, product = morlet.effective(start_omega, start_sigma)
-    grads = morlet.backward(rng.standard_normal((T, C)).astype(dtype), morlet.forward(T, start_omega, start_sigma)[1])
-    print(f"{np.dtype(dtype).name}: {(product < 5).sum()} of {C // 2} pairs are projected at the start, "
+    cotangent = rng.standard_normal((T, C)).astype(dtype)
+    cache = morlet.forward(T, start_omega, start_sigma)[1]
+    grads = morlet.backward(cotangent, cache)
+    print(f"{np.dtype(dtype).name}: {(product < 5).sum()} of {C // 2} pairs "
+          "are projected at the start, "
           f"{(grads['log_omega'] == 0).sum()} get no gradient for log omega")
 
 # %% [markdown]
-# As long as a pair is below the edge its frequency is not trained, and the product *in use* reads exactly 5. So when the authors observe that
-# all pairs end on the boundary, a good part of it is built in. Look at the raw product instead.
+# As long as a pair is below the edge, its frequency is not trained, and the product *in
+# use* reads exactly 5. So when the authors observe that every pair ends on the
+# boundary, much of that is built in. Look at the raw product instead.
 #
 # ## The experiment
 #
-# Two questions to a small model on real text. **Next**: the usual one, which character follows? **Back**: which character stood two places
-# ago? The second is easy for a model that knows where it is and hard for one that does not, so it measures positions and little else. `train`
-# returns the loss at each position of the block, on text that was not trained on (`lessons.train`: lesson 02's training, and gradients whose
-# norm is above 1 are scaled back to 1).
+# Two questions to a small model on real text. **Next**: the usual one, which character
+# follows? **Back**: which character stood two places ago? The second is easy for a
+# model that knows where it is and hard for one that does not, so it measures positions
+# and little else. `train` returns the loss at each position of the block, on text that
+# was not trained on (`lessons.train`: lesson 02's training, and gradients whose norm is
+# above 1 are scaled back to 1).
 
 # %%
 corpus = lessons.text()
@@ -298,60 +363,96 @@ train_ids, val_ids = data.split(vocabulary.encode(corpus.text))
 val_x, val_y = (a[:200] for a in data.blocks(val_ids, T))
 
 def targets(x, y, question):
-    """What to predict at each place: the next character, or the one two places back (the first two places: their own)."""
-    return y if question == "next" else np.concatenate([x[:, :2], x[:, :-2]], axis=1)                  # (B, T)
+    """What to predict: the next character, or the one two places back
+
+    (the first two places: their own)
+    """
+    if question == "next":
+        return y
+    return np.concatenate([x[:, :2], x[:, :-2]], axis=1)  # (B, T)
 
 def train(question, position, *, steps=500, seed=0, token_scale=1, start=None):
-    """-> params, loss at each position (T,). token_scale enlarges the token embeddings at the start; start sets parameters."""
-    config = model.Config(vocab_size=len(vocabulary), block_size=T, n_layer=1, n_head=4, n_embd=C, position=position)
+    """-> params, loss at each position (T,)
+
+    token_scale enlarges the token embeddings at the start; start sets parameters
+    """
+    config = model.Config(vocab_size=len(vocabulary), block_size=T, n_layer=1, n_head=4,
+                          n_embd=C, position=position)
     params, _ = model.init(config, seed)
     params["wte.weight"] *= token_scale
     params.update(start or {})
     with parallel.workers(2) as pool:
-        params, _ = lessons.train(pool, config, train_ids, steps=steps, batch=8, lr=5e-3, seed=seed, params=params,
+        params, _ = lessons.train(pool, config, train_ids, steps=steps, batch=8,
+                                  lr=5e-3, seed=seed, params=params,
                                   targets=lambda x, y: targets(x, y, question))
-        logits = np.concatenate([model.forward(params, val_x[i:i + 20], config)[0] for i in range(0, len(val_x), 20)])    # (N, T, V)
+        logits = [model.forward(params, val_x[i:i + 20], config)[0]
+                  for i in range(0, len(val_x), 20)]
+    logits = np.concatenate(logits)                                   # (N, T, V)
     logits -= logits.max(axis=2, keepdims=True)
-    right = np.take_along_axis(logits, targets(val_x, val_y, question)[:, :, None], axis=2)[:, :, 0]                    # (N, T)
-    return params, (np.log(np.exp(logits).sum(axis=2)) - right).mean(axis=0)                                             # (T,)
+    right = targets(val_x, val_y, question)[:, :, None]               # (N, T, 1)
+    right = np.take_along_axis(logits, right, axis=2)[:, :, 0]        # (N, T)
+    loss = np.log(np.exp(logits).sum(axis=2)) - right
+    return params, loss.mean(axis=0)                                  # (T,)
 
-wide_start = {"position.morlet.log_omega": np.log(np.geomspace(5 / T, 0.9 * np.pi, C // 2)).astype(np.float32),
-              "position.morlet.log_sigma": np.full(C // 2, np.log(T), np.float32)}          # bells as wide as the block
-runs = {"none": dict(position="none"), "learned": dict(position="learned"), "sinusoidal": dict(position="sinusoidal"),
-        "sinusoidal, tokens x 10": dict(position="sinusoidal", token_scale=10), "morlet": dict(position="morlet"),
-        "morlet, wide, tokens x 10": dict(position="morlet", start=wide_start, token_scale=10)}
+wide_omega = np.geomspace(5 / T, 0.9 * np.pi, C // 2)
+wide_start = {"position.morlet.log_omega": np.log(wide_omega).astype(np.float32),
+              "position.morlet.log_sigma": np.full(C // 2, np.log(T), np.float32)}
+# bells as wide as the block
+runs = {"none": dict(position="none"),
+        "learned": dict(position="learned"),
+        "sinusoidal": dict(position="sinusoidal"),
+        "sinusoidal, tokens x 10": dict(position="sinusoidal", token_scale=10),
+        "morlet": dict(position="morlet"),
+        "morlet, wide, tokens x 10":
+            dict(position="morlet", start=wide_start, token_scale=10)}
 back = {name: train("back", **options) for name, options in runs.items()}
 for name, (_, loss) in back.items():
-    print(f"two places back, {name:26s} loss at tokens 2-11: {loss[2:12].mean():.2f}   at tokens 48-63: {loss[48:].mean():.2f}")
+    print(f"two places back, {name:26s} loss at tokens 2-11: {loss[2:12].mean():.2f}"
+          f"   at tokens 48-63: {loss[48:].mean():.2f}")
 fig, ax = plots.figure(7.6, 4.2)
-for (name, (_, loss)), colour, style in zip(back.items(), (6, 2, 4, 3, 1, 0), ("--", (0, (6, 4)), "-", "-", "-", "-")):
-    ax.plot(np.arange(2, T), loss[2:], color=plots.COLOURS[colour], ls=style, label=name, zorder=3 if name == "learned" else 2)
-ax.set(xlabel="position in the block (tokens)", ylabel="loss (nats per character)", yscale="log", ylim=(1e-4, 6),
+styles = ("--", (0, (6, 4)), "-", "-", "-", "-")
+for (name, (_, loss)), n, style in zip(back.items(), (6, 2, 4, 3, 1, 0), styles):
+    ax.plot(np.arange(2, T), loss[2:], color=plots.COLOURS[n], ls=style, label=name,
+            zorder=3 if name == "learned" else 2)
+ax.set(xlabel="position in the block (tokens)", ylabel="loss (nats per character)",
+       yscale="log", ylim=(1e-4, 6),
        title="Which character stood two places back?")
 ax.legend(frameon=False, fontsize=9, ncols=2, loc="lower left");
 
 # %% [markdown]
-# - **The horizon.** Morlet with its published start answers in the first part of the block; in the rest its loss climbs towards that of a
-#   model without positions. (`none` is not hopeless: through the causal mask a model can find out a little about places.)
-# - **The volume.** The sinusoidal encoding never fades and should do well. It does badly everywhere: its waves have amplitude 1, the token
-#   embeddings start at 0.02, and after the layer norm the tokens can hardly be heard. With tokens ten times louder it does far better.
-# - **Both together.** So does Morlet with wide bells and louder tokens. (Wide bells without the louder tokens? Try `token_scale=1`.)
+# - **The horizon.** Morlet with its published start answers in the first part of the
+#   block; in the rest its loss climbs towards that of a model without positions.
+#   (`none` is not hopeless: through the causal mask a model can find out a little about
+#   places.)
+# - **The volume.** The sinusoidal encoding never fades and should do well. It does
+#   badly everywhere: its waves have amplitude 1, the token embeddings start at 0.02,
+#   and after the layer norm little of the tokens is left. With tokens ten times louder
+#   it does far better.
+# - **Both together.** So does Morlet with wide bells and louder tokens. (Wide bells
+#   without the louder tokens? Try `token_scale=1`.)
 #
-# Fading thus limits the published start and rescues it too: waves that are gone drown nobody. And it says how to read the published
-# comparison (validation loss on TinyShakespeare: learned positions 1.474, Morlet 1.506, sinusoidal 1.586; arXiv 2605.26355 and 2606.01258):
-# there the sinusoidal waves, too, are added at amplitude 1 to embeddings of 0.02, so it cannot tell a better shape from a better volume.
+# Fading both limits the published start and rescues it: a wave that has died out cannot
+# drown the tokens. And it says how to read the published comparison (validation loss on
+# TinyShakespeare: learned positions 1.474, Morlet 1.506, sinusoidal 1.586; arXiv
+# 2605.26355 and 2606.01258): there the sinusoidal waves, too, are added at amplitude 1
+# to embeddings of 0.02, so it cannot tell a better shape from a better volume.
 #
 # And the usual question, the next character, two seeds each:
 
 # %%
 for name in ("none", "learned", "morlet"):
-    near, far = np.transpose([(loss[:12].mean(), loss[20:].mean()) for _, loss in (train("next", name, seed=n, steps=200) for n in (0, 1))])
-    print(f"next character, {name:8s}  tokens 0-11:  {near[0]:.3f}  {near[1]:.3f}    tokens 20-63:  {far[0]:.3f}  {far[1]:.3f}")
+    losses = [train("next", name, seed=n, steps=200)[1] for n in (0, 1)]
+    near, far = ([loss[part].mean() for loss in losses]
+                 for part in (slice(12), slice(20, None)))
+    print(f"next character, {name:8s}  tokens 0-11:  {near[0]:.3f}  {near[1]:.3f}"
+          f"    tokens 20-63:  {far[0]:.3f}  {far[1]:.3f}")
 
 # %% [markdown]
-# Compare seed with seed, column by column. After so few steps a model has learned which character follows which, and for that it need not know
-# where it is: an encoding that is added can hardly help, only hurt: the learned table at every place, Morlet where it is loud, in the first
-# dozen tokens. Whoever compares encodings by this loss needs long training and several seeds.
+# Compare seed with seed, column by column. After so few steps a model has learned which
+# character follows which, and for that it does not need positions. An added encoding
+# can therefore hardly help, only hurt: the learned table everywhere, Morlet in the
+# first dozen tokens, where it is loud. Whoever compares encodings by this loss needs
+# long training and several seeds.
 #
 # ## What is learned
 #
@@ -359,17 +460,22 @@ for name in ("none", "learned", "morlet"):
 
 # %%
 fig, axes = plots.figure(10, 3.8, ncols=2)
-for ax, name, start in ((axes[0], "morlet", morlet.initial(C // 2)), (axes[1], "morlet, wide, tokens x 10", wide_start.values())):
-    learned = [back[name][0][f"position.morlet.{array}"] for array in ("log_omega", "log_sigma")]
+starts = {"morlet": morlet.initial(C // 2),
+          "morlet, wide, tokens x 10": wide_start.values()}
+for ax, (name, start) in zip(axes, starts.items()):
+    learned = [back[name][0][f"position.morlet.{array}"]
+               for array in ("log_omega", "log_sigma")]
     _, sigma_before, before = morlet.effective(*start)
     omega, sigma, product = morlet.effective(*learned)               # (n,) each
     ax.plot(before, color="gray", lw=1, label="raw, at the start")
-    ax.plot(omega * sigma, "o", ms=7, mfc="none", color=plots.COLOURS[0], label="in use, after training")
+    ax.plot(omega * sigma, "o", ms=7, mfc="none", color=plots.COLOURS[0],
+            label="in use, after training")
     ax.plot(product, ".", ms=6, color=plots.COLOURS[1], label="raw, after training")
     ax.axhline(5, color="black", ls=":", lw=1)
     ax.set(xlabel="pair $k$, slow to fast", title=name)
     reach = sigma.max() * np.sqrt(-2 * np.log(0.02))                 # exercise 2
-    print(f"{name}: widest bell {sigma_before.max():.1f} tokens at the start, {sigma.max():.1f} after, at 0.02 after {reach:.0f} tokens; "
+    print(f"{name}: widest bell {sigma_before.max():.1f} tokens at the start, "
+          f"{sigma.max():.1f} after, at 0.02 after {reach:.0f} tokens; "
           f"{(product < 5).sum()} of {C // 2} raw products below 5")
 axes[0].set_ylabel(r"product $\omega\sigma$ (radians)")
 axes[1].set(yscale="log")
@@ -378,18 +484,23 @@ axes[1].minorticks_off()
 axes[0].legend(frameon=False, fontsize=9);
 
 # %% [markdown]
-# Left: on a question that needs positions some slow pairs widen their bells several times over and leave the edge far behind, which is why
-# Morlet reached further above than at its start; the others hover about the edge, and those that went below are *shown* at exactly 5. Right:
-# pairs that start elsewhere do not come to it. Nothing here draws all pairs to the boundary; many simply start there.
+# Left: on a question that needs positions some slow pairs widen their bells several
+# times over and leave the edge far behind, which is why Morlet reached further above
+# than at its start; the others hover about the edge, and those that went below are
+# *shown* at exactly 5. Right: pairs that start elsewhere do not come to it. Nothing
+# here draws all pairs to the boundary; many simply start there.
 #
-# **What we now know.** A Morlet pair is a clock under a bell. Its kernel is a relative kernel times a factor anchored at the origin; wide
-# bells give back sinusoidal positions. As published it starts with a reach of about fifteen tokens, fifty times as loud as the tokens, on the
-# edge of its own constraint, where rounding decides whether a frequency gets a gradient. Training can widen the bells where the task asks for
-# it.
+# **What we now know.** A Morlet pair is a clock under a bell. Its kernel is a relative
+# kernel times a factor anchored at the origin; wide bells give back sinusoidal
+# positions. As published it starts with a reach of about fifteen tokens, fifty times as
+# loud as the tokens, on the edge of its own constraint, where rounding decides whether
+# a frequency gets a gradient. Training can widen the bells where the task asks for it.
 #
-# **What remains unknown.** Whether wide bells at the volume of the tokens beat learned positions in long training; whether a learned centre
-# (an option of the package: the bell moves to $\mu_k$, the wave stays) helps; whether any of it matters beside rotary positions, which act on
-# queries and keys and leave the tokens alone (lesson 03).
+# **What remains unknown.** Whether wide bells at the volume of the tokens beat learned
+# positions in long training; whether a learned centre (an option of the package: the
+# bell moves to $\mu_k$, the wave stays) helps; whether any of it matters beside rotary
+# positions, which act on queries and keys and leave the tokens alone (lesson 03).
 #
-# **Source.** arXiv 2606.01258 and the code published with it, whose clamps, order and start these are; the experiments: arXiv 2605.26355. The
-# package's version, with its gradient: `minattn/positions/morlet.py`.
+# **Source.** arXiv 2606.01258 and the code published with it, whose clamps, order and
+# start these are; the experiments: arXiv 2605.26355. The package's version, with its
+# gradient: `minattn/positions/morlet.py`.

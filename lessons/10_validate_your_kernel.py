@@ -1,16 +1,20 @@
 # %% [markdown]
 # # 10 · Is a faster implementation right?
 #
-# **The question.** Attention over $T$ tokens makes $T^2$ weights. A fast implementation, a *kernel*, never holds them all: it works through
-# tiles. Its code is no longer the formula, so how do we know that it still computes it: in every corner, forward and backward, in 32 bits?
-# **Time:** fifty minutes. **You need:** lessons 00 and 01. The validation kit used here also checks kernels in PyTorch and JAX from the command
-# line: [validate your kernel in five minutes](../docs/validate_your_kernel.md).
+# **The question.** Attention over $T$ tokens makes $T^2$ weights. A fast
+# implementation, a *kernel*, never holds them all: it works through tiles. Its code is
+# no longer the formula, so how do we know that it still computes it: in every corner,
+# forward and backward, in 32 bits? **Time:** fifty minutes. **You need:** lessons 00
+# and 01. The validation kit used here also checks kernels in PyTorch and JAX from the
+# command line: [validate your kernel in five minutes](../docs/validate_your_kernel.md).
 #
 # ## The picture
 #
-# Cut the scores into tiles of 32 queries and 32 keys. Under a causal mask nearly half of the tiles lie in the future and need no work at all;
-# those on the diagonal need the mask, and the others are whole. Now take one row of queries through its tiles from left to right. What must it
-# remember? Only the largest score so far, $m$, the sum of the exponentials, and the weighted sum of values.
+# Cut the scores into tiles of 32 queries and 32 keys. Under a causal mask nearly half
+# of the tiles lie in the future and need no work at all; those on the diagonal need the
+# mask, and the others are whole. Now take one row of queries through its tiles from
+# left to right. What must it remember? Only the largest score so far, $m$, the sum of
+# the exponentials, and the weighted sum of values.
 
 # %%
 import inspect
@@ -27,52 +31,68 @@ from minattn.validate.causality import causality
 
 TILE = 32
 text, rng = lessons.text().text, np.random.default_rng(0)
-codes = rng.standard_normal((256, 16))                               # a random vector for every character
-late = max(text[:224], key=text.index)                               # the character that first comes last
-s = 0.4 * codes[[ord(c) % 256 for c in text[:224]]] @ codes[ord(late) % 256]          # (T,)  scores of 224 characters
+codes = rng.standard_normal((256, 16))  # a random vector for every character
+late = max(text[:224], key=text.index)  # the character that first comes last
+# the scores of 224 characters: (T,)
+s = 0.4 * codes[[ord(c) % 256 for c in text[:224]]] @ codes[ord(late) % 256]
 start = np.arange(0, 224, TILE)
-m = np.maximum.accumulate(np.maximum.reduceat(s, start))             # (7,)  the running maximum after each tile
-lse = np.logaddexp.accumulate(np.logaddexp.reduceat(s, start))       # (7,)  the log of the running sum of exp(s)
+# the running maximum, and the log of the running sum of exp(s), after each tile: (7,)
+m = np.maximum.accumulate(np.maximum.reduceat(s, start))
+lse = np.logaddexp.accumulate(np.logaddexp.reduceat(s, start))
 
 fig, (left, right) = plots.figure(11, 4.2, ncols=2, width_ratios=(1, 1.5))
-kind = np.tri(7) + np.tri(7, k=-1)                                   # 0 the future, 1 on the diagonal, 2 the past
+kind = np.tri(7) + np.tri(7, k=-1)  # 0 the future, 1 on the diagonal, 2 the past
 left.imshow(kind, cmap="cividis", vmin=0, vmax=2)
 left.grid(False)
 for (i, j), n in np.ndenumerate(kind):
-    left.text(j, i, ("skip", "mask", "whole")[int(n)], ha="center", va="center", fontsize=8, color="black" if n > 1 else "white")
+    left.text(j, i, ("skip", "mask", "whole")[int(n)], ha="center", va="center",
+              fontsize=8, color="black" if n > 1 else "white")
 left.set_xticks(range(7), start)
 left.set_yticks(range(7), start)
-left.set(xlabel="first key of the tile", ylabel="first query of the tile", title="Tiles under a causal mask")
-right.plot(s, ".", color=plots.COLOURS[5], label=f"scores of one query, on real text: it looks for {late!r}")
+left.set(xlabel="first key of the tile", ylabel="first query of the tile",
+         title="Tiles under a causal mask")
+right.plot(s, ".", color=plots.COLOURS[5],
+           label=f"scores of one query, on real text: it looks for {late!r}")
 ends = np.append(start, len(s))
-right.step(ends, np.append(m, m[-1]), where="post", color=plots.COLOURS[0], label="$m$: the largest so far")
-right.step(ends, np.append(lse, lse[-1]), where="post", color=plots.COLOURS[1], label="log of the sum of exponentials so far")
+right.step(ends, np.append(m, m[-1]), where="post", color=plots.COLOURS[0],
+           label="$m$: the largest so far")
+right.step(ends, np.append(lse, lse[-1]), where="post", color=plots.COLOURS[1],
+           label="log of the sum of exponentials so far")
 for x in start:
     right.axvline(x - 0.5, color="gray", lw=0.6, ls=":")
-right.set(xlabel="key", ylabel="score", title="What one row remembers from tile to tile", ylim=(None, 1.6 * lse[-1]))
+right.set(xlabel="key", ylabel="score", ylim=(None, 1.6 * lse[-1]),
+          title="What one row remembers from tile to tile")
 right.legend(frameon=False, loc="upper left");
 
 # %% [markdown]
 # ## The formula: a softmax that changes its mind
 #
-# Exponentials overflow unless the row's maximum is subtracted, but the maximum is known only at the end. So subtract the largest score *so
-# far*, and when a larger one comes, rescale what was summed before. For one row let $\text{total} = \sum_j e^{s_j - m}$ and
-# $\text{acc} = \sum_j e^{s_j - m} v_j$ over the keys that were seen. With the scores of the next tile:
+# Exponentials overflow unless the row's maximum is subtracted, but the maximum is known
+# only at the end. So subtract the largest score *so far*, and when a larger one comes,
+# rescale what was summed before. For one row let $\text{total} = \sum_j e^{s_j - m}$
+# and $\text{acc} = \sum_j e^{s_j - m} v_j$ over the keys that were seen. With the
+# scores of the next tile:
 #
-# $$ m' = \max(m, \max_j s_j), \quad \text{total}' = e^{m - m'}\, \text{total} + \sum_j e^{s_j - m'}, \quad
+# $$ m' = \max(m, \max_j s_j), \quad
+#    \text{total}' = e^{m - m'}\, \text{total} + \sum_j e^{s_j - m'}, \quad
 # \text{acc}' = e^{m - m'}\, \text{acc} + \sum_j e^{s_j - m'} v_j $$
 #
-# (arXiv 1805.02867, algorithm 3; with values, arXiv 2205.14135, algorithm 1.) At the end $o = \text{acc} / \text{total}$. At the start
-# $m = -\infty$ and the sums are 0. The same rule joins any two sets of keys, whoever summed them:
+# (arXiv 1805.02867, algorithm 3; with values, arXiv 2205.14135, algorithm 1.) At the
+# end $o = \text{acc} / \text{total}$. At the start $m = -\infty$ and the sums are 0.
+# The same rule joins any two sets of keys, whoever summed them:
 #
 # ## Exercise 1: merge two parts
 #
-# Two machines have each seen some keys of the same $R$ queries. Merge what they found. Beware of rows for which a part, or both, has seen no
-# key at all: there $m = -\infty$ and the sums are 0, and so it should stay if both are empty.
+# Two machines have each seen some keys of the same $R$ queries. Merge what they found.
+# Beware of rows for which a part, or both, has seen no key at all: there $m = -\infty$
+# and the sums are 0, and so it should stay if both are empty.
 
 # %% tags=["exercise"]
 def merge(m1, total1, acc1, m2, total2, acc2):
-    """m (R, 1), total (R, 1), acc (R, Dv) of two parts -> m, total, acc of both together; m the larger of the two"""
+    """m (R, 1), total (R, 1), acc (R, Dv) of two parts -> those of both together
+
+    m: the larger of the two
+    """
     ...
 
 grader_10.check_merge(merge);
@@ -80,7 +100,7 @@ grader_10.check_merge(merge);
 # %% tags=["solution"]
 def merge(m1, total1, acc1, m2, total2, acc2):
     m = np.maximum(m1, m2)
-    safe = np.where(m == -np.inf, 0, m)                              # -inf - -inf is nan, and -inf - 0 is -inf
+    safe = np.where(m == -np.inf, 0, m)  # -inf - -inf is nan, and -inf - 0 is -inf
     a, b = np.exp(m1 - safe), np.exp(m2 - safe)
     return m, a * total1 + b * total2, a * acc1 + b * acc2
 
@@ -89,16 +109,22 @@ grader_10.check_merge(merge);
 # %% [markdown]
 # ## The forward, tile by tile
 #
-# For $B$ texts and $H$ heads at once. `align` says where query $i$ sits when $T_k \ne T_q$: at key $i + T_k - T_q$ (`"end"`) or at
-# key $i$ (`"start"`).
+# For $B$ texts and $H$ heads at once. `align` says where query $i$ sits when
+# $T_k \ne T_q$: at key $i + T_k - T_q$ (`"end"`) or at key $i$ (`"start"`).
 
 
 # %%
 def scores(q, k, rows, keys, scale, causal, shift):
-    """The scores of one tile, R queries and K keys: (B, H, R, K), -inf where the key is in the future."""
-    s = scale * (q[:, :, rows] @ k[:, :, keys].swapaxes(2, 3))       # (B, H, R, D), (B, H, D, K) -> (B, H, R, K)
-    position = np.arange(q.shape[2])[rows, None] + shift             # (R, 1)  the key at which each query sits
-    return np.where(np.arange(k.shape[2])[keys] <= position, s, -np.inf).astype(q.dtype) if causal else s
+    """The scores of one tile, R queries and K keys: (B, H, R, K)
+
+    -inf where the key is in the future
+    """
+    s = scale * (q[:, :, rows] @ k[:, :, keys].swapaxes(2, 3))  # (R, D), (D, K)
+    if not causal:
+        return s
+    position = np.arange(q.shape[2])[rows, None] + shift    # (R, 1)  where queries sit
+    visible = np.arange(k.shape[2])[keys] <= position       # (R, K)
+    return np.where(visible, s, -np.inf).astype(q.dtype)
 
 
 def tiles(Tq, Tk, causal, shift):
@@ -110,54 +136,64 @@ def tiles(Tq, Tk, causal, shift):
 
 
 def forward(q, k, v, *, scale=None, causal=False, align="end"):
-    """q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv) -> out (B, H, Tq, Dv), cache"""
+    """q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv) -> out, cache"""
     (B, H, Tq, D), (Tk, Dv) = q.shape, v.shape[2:]
     scale = D ** -0.5 if scale is None else scale
     shift = Tk - Tq if align == "end" else 0
-    out, m, log_total = np.empty((B, H, Tq, Dv), q.dtype), np.empty((B, H, Tq, 1), q.dtype), np.empty((B, H, Tq, 1), q.dtype)
+    out = np.empty((B, H, Tq, Dv), q.dtype)
+    m, log_total = np.empty((2, B, H, Tq, 1), q.dtype)
     for rows, blocks in tiles(Tq, Tk, causal, shift):
         so_far = np.full((B, H, rows.stop - rows.start, 1), -np.inf, q.dtype)
         total, acc = np.zeros_like(so_far), np.zeros_like(out[:, :, rows])
         for keys in blocks:
             s = scores(q, k, rows, keys, scale, causal, shift)
-            new = np.maximum(so_far, s.max(axis=3, keepdims=True))   # (B, H, R, 1)
+            new = np.maximum(so_far, s.max(axis=3, keepdims=True))  # (B, H, R, 1)
             safe = np.where(new == -np.inf, 0, new).astype(q.dtype)
-            e, old = np.exp(s - safe), np.exp(so_far - safe)         # (B, H, R, K), (B, H, R, 1)
+            e, old = np.exp(s - safe), np.exp(so_far - safe)  # (R, K), (R, 1)
             total = total * old + e.sum(axis=3, keepdims=True)
-            acc = acc * old + e @ v[:, :, keys]                      # (B, H, R, K), (B, H, K, Dv) -> (B, H, R, Dv)
+            acc = acc * old + e @ v[:, :, keys]  # (R, K), (K, Dv) -> (R, Dv)
             so_far = new
-        total[total == 0] = 1                                        # a row that sees nothing: 0 / 1
+        total[total == 0] = 1                           # a row that sees nothing: 0 / 1
         out[:, :, rows] = acc / total
-        m[:, :, rows], log_total[:, :, rows] = np.where(so_far == -np.inf, 0, so_far), np.log(total)
+        m[:, :, rows] = np.where(so_far == -np.inf, 0, so_far)
+        log_total[:, :, rows] = np.log(total)
     return out, (q, k, v, out, m, log_total, scale, causal, shift)
 
 
 # %% [markdown]
 # ## The backward, from the log of the sum
 #
-# The weights are gone. But one number per row brings any tile of them back: the *log-sum-exp*, $\text{lse}_i = m_i + \ln \text{total}_i$,
-# because $P_{ij} = e^{s_{ij}} / e^{\text{lse}_i}$. And the mean that the softmax takes out of $dP$ (lesson 01) needs no weights:
+# The weights are gone. But one number per row brings any tile of them back: the
+# *log-sum-exp*, $\text{lse}_i = m_i + \ln \text{total}_i$, because
+# $P_{ij} = e^{s_{ij}} / e^{\text{lse}_i}$. And the mean that the softmax takes out of
+# $dP$ (lesson 01) needs no weights:
 #
-# $$ P_{ij} = e^{s_{ij} - \text{lse}_i}, \qquad \delta_i = do_i \cdot o_i, \qquad ds_{ij} = P_{ij}\, (do_i \cdot v_j - \delta_i) $$
+# $$ P_{ij} = e^{s_{ij} - \text{lse}_i}, \qquad \delta_i = do_i \cdot o_i, \qquad
+#    ds_{ij} = P_{ij}\, (do_i \cdot v_j - \delta_i) $$
 #
 # (arXiv 2307.08691, algorithm 2.) Each tile adds its part to $dq$, $dk$ and $dv$.
 #
 # ## Exercise 2: one tile backward
 #
-# Write the part of one tile. A row that sees no key at all has lse $= -\infty$, and all its weights are 0. (Our `forward`
-# keeps $m = \ln \text{total} = 0$ for such a row: $e^{-\infty - 0} = 0$ needs no special case.)
+# Write the part of one tile. A row that sees no key at all has lse $= -\infty$, and all
+# its weights are 0. (Our `forward` keeps $m = \ln \text{total} = 0$ for such a row:
+# $e^{-\infty - 0} = 0$ needs no special case.)
 
 # %% tags=["exercise"]
 def tile_backward(dout, q, k, v, lse, delta, visible, scale):
-    """dout (R, Dv), q (R, D), k (K, D), v (K, Dv), lse (R, 1), delta (R, 1), visible (R, K) of bool, scale a number
-    -> the part of this tile in dq (R, D), dk (K, D), dv (K, Dv)"""
+    """One tile: dout (R, Dv), q (R, D), k (K, D), v (K, Dv), lse (R, 1), delta (R, 1)
+
+    visible (R, K) of bool, scale a number
+    -> the part of this tile in dq (R, D), dk (K, D), dv (K, Dv)
+    """
     ...
 
 grader_10.check_tile_backward(tile_backward);
 
 # %% tags=["solution"]
 def tile_backward(dout, q, k, v, lse, delta, visible, scale):
-    P = np.where(visible, np.exp(scale * (q @ k.T) - lse), 0)        # hidden and empty rows: whatever it was, 0
+    P = np.exp(scale * (q @ k.T) - lse)
+    P = np.where(visible, P, 0)  # hidden and empty rows: whatever it was, 0
     ds = scale * P * (dout @ v.T - delta)
     return ds @ k, ds.T @ q, P.T @ dout
 
@@ -169,30 +205,33 @@ def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"q", "k", "v"}"""
     q, k, v, out, m, log_total, scale, causal, shift = cache
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
-    lse = m + log_total                                              # (B, H, Tq, 1)
-    delta = (dout * out).sum(axis=3, keepdims=True)                  # (B, H, Tq, 1)
+    lse = m + log_total                              # (B, H, Tq, 1)
+    delta = (dout * out).sum(axis=3, keepdims=True)  # (B, H, Tq, 1)
     for rows, blocks in tiles(q.shape[2], k.shape[2], causal, shift):
         for keys in blocks:
             s = scores(q, k, rows, keys, scale, causal, shift)
-            P = np.exp(s - lse[:, :, rows])                          # (B, H, R, K)
-            dv[:, :, keys] += P.swapaxes(2, 3) @ dout[:, :, rows]    # (K, R), (R, Dv) -> (K, Dv)
-            dP = dout[:, :, rows] @ v[:, :, keys].swapaxes(2, 3)     # (R, Dv), (Dv, K) -> (R, K)
+            P = np.exp(s - lse[:, :, rows])                         # (R, K)
+            dv[:, :, keys] += P.swapaxes(2, 3) @ dout[:, :, rows]   # (K, R), (R, Dv)
+            dP = dout[:, :, rows] @ v[:, :, keys].swapaxes(2, 3)    # (R, Dv), (Dv, K)
             ds = scale * P * (dP - delta[:, :, rows])
-            dq[:, :, rows] += ds @ k[:, :, keys]                     # (R, K), (K, D) -> (R, D)
-            dk[:, :, keys] += ds.swapaxes(2, 3) @ q[:, :, rows]      # (K, R), (R, D) -> (K, D)
+            dq[:, :, rows] += ds @ k[:, :, keys]                    # (R, K), (K, D)
+            dk[:, :, keys] += ds.swapaxes(2, 3) @ q[:, :, rows]     # (K, R), (R, D)
     return {"q": dq, "k": dk, "v": dv}
 
 
 q, k, v, dout = rng.standard_normal((4, 1, 2, 100, 16))
-(out, cache), (right, theirs) = forward(q, k, v, causal=True), softmax.forward(q, k, v, causal=True)
+out, cache = forward(q, k, v, causal=True)
+right, theirs = softmax.forward(q, k, v, causal=True)
 print(f"out: largest difference from minattn {np.abs(out - right).max():.0e}")
 grads, expected = backward(dout, cache), softmax.backward(dout, theirs)
 print({name: f"{np.abs(grads[name] - expected[name]).max():.0e}" for name in grads})
 
 # %% [markdown]
-# Agreement to the last digits, over tiles, with gradients. Most people stop here. Let us ask the kit: it runs the kernel through every
-# *family* of cases, each a corner in which some attention has gone wrong, in float32, with random cotangents. Our kernel knows no windows,
-# prefixes, padding or biases, so those are excluded: "not covered" is not "passed".
+# Agreement to the last digits, over tiles, with gradients. Most people stop here. Let
+# us ask the kit: it runs the kernel through every *family* of cases, each a corner in
+# which some attention has gone wrong, in float32, with random cotangents. Our kernel
+# knows no windows, prefixes, padding or biases, so those are excluded: "not covered" is
+# not "passed".
 
 # %%
 CANNOT = ("window", "prefix", "allowed", "bias")
@@ -201,33 +240,38 @@ report = check("softmax", (forward, backward), exclude=CANNOT)
 # %% [markdown]
 # ## Reading the report
 #
-# A line is a family; the tensor named is the one that came nearest to its bound (`ratio` is error / bound), and `RMS` is the size of all its
-# errors beside the size of the truth. What is the bound? Truth is computed in float64, and a plain literal implementation in *your* precision,
-# every operation rounded, says what rounding alone must cost. With eps, the distance from 1 to the next number ($1.2 \cdot 10^{-7}$ in
-# float32):
+# A line is a family; the tensor named is the one that came nearest to its bound
+# (`ratio` is error / bound), and `RMS` is the size of all its errors beside the size of
+# the truth. What is the bound? Truth is computed in float64, and a plain literal
+# implementation in *your* precision, every operation rounded, says what rounding alone
+# must cost. With eps for the distance from 1 to the next number ($1.2 \cdot 10^{-7}$ in
+# float32), the bound is
 #
-# $$ \text{error} \le 2\,(\text{error of plain arithmetic} + \text{eps} \cdot \max |\text{truth}|) $$
+# $$ \text{error} \le
+#    2\,(\text{error of plain arithmetic} + \text{eps} \cdot \max |\text{truth}|) $$
 #
-# The kernel is **wrong** in one case, which nobody tries by hand: all visible scores of a row equal, near $-1.7 \cdot 10^{10}$. Then
-# $\text{lse} = m + \ln \text{total}$, and numbers of that size lie more than 1000 apart in float32: $\ln \text{total}$ is lost. The weights of
-# $n$ equal keys come back as 1 each, instead of $1/n$. The formula of the backward is right, and the *number of digits* that it passes through
-# is not.
+# The kernel is **wrong** in one case, that nobody tries by hand: all visible scores of
+# a row equal, near $-1.7 \cdot 10^{10}$. Then $\text{lse} = m + \ln \text{total}$, and
+# numbers of that size lie more than 1000 apart in float32: $\ln \text{total}$ is lost.
+# The weights of $n$ equal keys come back as 1 each, instead of $1/n$. The formula of
+# the backward is right; the *number of digits* it passes through is not.
 
 # %%
-x, n = np.float32(-2.0**34), np.float32(5)                           # the maximum of a row, and the number of its keys
+x, n = np.float32(-2.0**34), np.float32(5)  # a row's maximum, the number of its keys
 print("one number, exp(s - (m + ln total)):", np.exp(x - (x + np.log(n))))
 print("two numbers, exp(s - m - ln total): ", np.exp(x - x - np.log(n)))
 
 # %% [markdown]
 # This is not ours alone: kernels that keep one number per row in float32 share it, as
-# [other people's kernels](../docs/third_party_kernels.md) shows.
-# Whether such scores matter to you is for you to say, but now you know. The cure is to keep both numbers and subtract the large one first. A
-# function that changes one line of our source lets us try it, and will serve again in a moment:
+# [other people's kernels](../docs/third_party_kernels.md) shows. Whether such scores
+# matter to you is your decision, but now you know. The cure is to keep both numbers and
+# subtract the large one first. A function that changes one line of our source lets us
+# try it, and will serve again in a moment:
 
 
 # %%
 def changed(*pairs):
-    """(forward, backward) of this lesson with (old, new) pieces of its source exchanged."""
+    """(forward, backward) of this lesson with (old, new) pieces of source exchanged."""
     source = "\n".join(inspect.getsource(f) for f in (scores, tiles, forward, backward))
     for old, new in pairs:
         assert source.count(old) == 1, old
@@ -237,100 +281,154 @@ def changed(*pairs):
     return names["forward"], names["backward"]
 
 
-CURE = ("np.exp(s - lse[:, :, rows])", "np.exp(s - m[:, :, rows] - log_total[:, :, rows])")
+CURE = ("np.exp(s - lse[:, :, rows])",
+        "np.exp(s - m[:, :, rows] - log_total[:, :, rows])")
 report = check("softmax", changed(CURE), exclude=CANNOT, show=False)
-print("all good:", report.ok, "|", report.count("passed"), "passed,", len(report.failed), "failed")
+print("all good:", report.ok, "|", report.count("passed"), "passed,",
+      len(report.failed), "failed")
 
 # %% [markdown]
 # ## Plant bugs
 #
-# A report that says "all good" is worth something only if it says otherwise when something is wrong. So we break the cured kernel on purpose,
-# one line at a time, ten times. Several of these have been seen in released software (`python -m minattn validate-self --list` says where), and
-# most leave every ordinary small example right.
+# A report that says "all good" is worth something only if it says otherwise when
+# something is wrong. So we break the cured kernel on purpose, one line at a time, in
+# ten ways. Several of these have been seen in released software
+# (`python -m minattn validate-self --list` says where), and most leave every ordinary
+# small example right.
 
 # %%
+CALL = "            s = scores(q, k, rows, keys, scale, causal, shift)\n            P"
 BUGS = {
     "nothing": None,
-    "acc not rescaled to the new maximum": ("acc = acc * old + e @ v", "acc = acc + e @ v"),
+    "acc not rescaled to the new maximum":
+        ("acc = acc * old + e @ v", "acc = acc + e @ v"),
     "maximum starts at -1e4": ("1), -np.inf, q.dtype)", "1), -1e4, q.dtype)"),
-    "hidden with -1e4, not -inf": ("<= position, s, -np.inf)", "<= position, s, -1e4)"),
-    "no guard for empty rows": ("safe = np.where(new == -np.inf, 0, new)", "safe = new"),
-    "last, shorter tile of keys dropped": ("for j in range(0, end, TILE)]", "for j in range(0, end - end % TILE or end, TILE)]"),
-    "query i always sits at key i": ('shift = Tk - Tq if align == "end" else 0', "shift = 0"),
-    "weights times values in float16": ("+ e @ v[:, :, keys]  ", "+ (e.astype('f2') @ v[:, :, keys].astype('f2')).astype(e.dtype)  "),
+    "hidden with -1e4, not -inf": ("(visible, s, -np.inf)", "(visible, s, -1e4)"),
+    "no guard for empty rows":
+        ("safe = np.where(new == -np.inf, 0, new)", "safe = new"),
+    "last, shorter tile of keys dropped":
+        ("for j in range(0, end, TILE)]",
+         "for j in range(0, end - end % TILE or end, TILE)]"),
+    "query i always sits at key i":
+        ('shift = Tk - Tq if align == "end" else 0', "shift = 0"),
+    "weights times values in float16":
+        ("+ e @ v[:, :, keys]",
+         "+ (e.astype('f2') @ v[:, :, keys].astype('f2')).astype(e.dtype)"),
     "dk overwritten by each tile": ("dk[:, :, keys] += ds", "dk[:, :, keys] = ds"),
     "rowsum(out) for rowsum(dout out)": ("(dout * out).sum", "out.sum"),
-    "mask forgotten in the backward": ("            s = scores(q, k, rows, keys, scale, causal, shift)\n            P",
-                                       "            s = scores(q, k, rows, keys, scale, False, shift)\n            P"),
+    "mask forgotten in the backward": (CALL, CALL.replace("causal", "False")),
 }
-reports = {bug: check("softmax", changed(CURE, *([change] if change else [])), exclude=CANNOT, show=False) for bug, change in BUGS.items()}
-families = [name for name, results in reports["nothing"].families().items() if any(r.status == "passed" for r in results)]
-found = np.array([[any(r.status == "failed" for r in reports[bug].families()[name]) for name in families] for bug in BUGS])
+
+
+def report_of(bug):
+    """What the kit says of the cured kernel with one of the bugs"""
+    change = [] if bug == "nothing" else [BUGS[bug]]
+    return check("softmax", changed(CURE, *change), exclude=CANNOT, show=False)
+
+
+def verdicts(bug, family):
+    """How the cases of a family went: passed, failed, ..."""
+    return [result.status for result in reports[bug].families()[family]]
+
+
+reports = {bug: report_of(bug) for bug in BUGS}
+families = [family for family in reports["nothing"].families()
+            if "passed" in verdicts("nothing", family)]
+found = np.array([["failed" in verdicts(bug, family) for family in families]
+                  for bug in BUGS])
 
 fig, ax = plots.figure(10.5, 4.6)
 ax.pcolormesh(found, cmap="cividis", edgecolors="white", lw=1)
 ax.grid(False)
 ax.set_xticks(np.arange(len(families)) + 0.5, families, rotation=45, ha="right")
-ax.set_yticks(np.arange(len(BUGS)) + 0.5, [f"{bug}  ({n})" for bug, n in zip(BUGS, found.sum(axis=1))])
+ax.set_yticks(np.arange(len(BUGS)) + 0.5,
+              [f"{bug}  ({n})" for bug, n in zip(BUGS, found.sum(axis=1))])
 ax.invert_yaxis()
-ax.set(xlabel="family of cases", ylabel="what is wrong (families that find it)", title="Yellow: this family finds this bug");
+ax.set(xlabel="family of cases", ylabel="what is wrong (families that find it)",
+       title="Yellow: this family finds this bug");
 
 # %% [markdown]
-# Read it by columns: no family finds all of them. `long` alone sees what happens *between* tiles; among the families that we run, only
-# `tq_ne_tk` tells where queries sit and meets rows that see nothing; scores far from 0 betray a finite number in the place of $-\infty$. By
-# rows: three bugs fall to almost any test, and each of the others to one, two or three families only. Here is what the report says of one of
+# Read it by columns: no family finds all of them. `long` alone sees what happens
+# *between* tiles; among the families that we run, only `tq_ne_tk` tells where queries
+# sit and meets rows that see nothing; scores far from 0 betray a finite number in the
+# place of $-\infty$. By rows: three bugs fall to almost any test, and each of the
+# others to one, two or three families only. Here is what the report says of one of
 # them:
 
 # %%
-print(*[line for line in str(reports["dk overwritten by each tile"]).splitlines() if "WRONG" in line or "is off" in line], sep="\n")
+for line in str(reports["dk overwritten by each tile"]).splitlines():
+    if "WRONG" in line or "is off" in line:
+        print(line)
 
 # %% [markdown]
-# What is *not* listed tells you the line: `out`, `dq` and `dv` are right, so weights, $\delta$ and $ds$ are; `dk` alone is off, and only where
-# there is more than one block of queries.
+# What is *not* listed tells you the line: `out`, `dq` and `dv` are right, so weights,
+# $\delta$ and $ds$ are; `dk` alone is off, and only where there is more than one block
+# of queries.
 #
-# How near to its bound does a kernel come? If bounds were generous, half precision could hide behind them.
+# How near to its bound does a kernel come? If bounds were generous, half precision
+# could hide behind them.
 
 # %%
 fig, ax = plots.figure(8.6, 3.8)
-for bug, label, marker, colour in (("nothing", "float32, cured", "o", 0), ("weights times values in float16", "products in float16", "s", 1)):
-    worst = [max((t.ratio for r in reports[bug].families()[name] for t in r.tensors), default=np.nan) for name in families]
-    ax.semilogy(np.arange(len(families)), np.maximum(worst, 1e-2), marker, label=label, color=plots.COLOURS[colour])
+for bug, label, marker, n in (
+        ("nothing", "float32, cured", "o", 0),
+        ("weights times values in float16", "products in float16", "s", 1)):
+    worst = []
+    for family in families:
+        ratios = [tensor.ratio for result in reports[bug].families()[family]
+                  for tensor in result.tensors]
+        worst.append(max(ratios, default=np.nan))
+    ax.semilogy(np.arange(len(families)), np.maximum(worst, 1e-2), marker, label=label,
+                color=plots.COLOURS[n])
 ax.axhline(1, color="gray", ls="--", lw=1)
 ax.text(len(families) - 0.6, 1.3, "bound", color="gray", ha="right")
 ax.set_xticks(range(len(families)), families, rotation=45, ha="right")
-ax.set(ylabel="error / bound, worst tensor", title="The right kernel comes near the bound, half precision goes far past it")
+ax.set(ylabel="error / bound, worst tensor",
+       title="The right kernel comes near the bound, half precision goes far past it")
 ax.legend(frameon=False);
 
 # %% [markdown]
-# Two families cannot tell: with one token, or with equal ones, half precision loses nothing, as the numbers of the cases have 8 bits each.
+# Two families cannot tell: with one token, or with equal ones, half precision loses
+# nothing, as the numbers of the cases have 8 bits each.
 #
 # ## Causality, without any truth to compare with
 #
-# A mask can be wrong in ways that no number beside it reveals. The *certificate* asks the kernel alone: (1) change the future: does the past
-# stay, bit for bit? (2) does the gradient of an early output reach later inputs? (3) does a prefix alone give the same as within a longer
-# text? (Form 4, the loss of a trained model, is in lesson 07.)
+# A mask can be wrong in ways that no comparison reveals. The *certificate* needs the
+# kernel alone: (1) change the future: does the past stay, bit for bit? (2) does the
+# gradient of an early output reach later inputs? (3) does a prefix alone give the same
+# as within a longer text? (Form 4, the loss of a trained model, is in lesson 07.)
 
 # %%
-kernels = {"cured": [], "hidden with -1e4, not -inf": [BUGS["hidden with -1e4, not -inf"]],
+kernels = {"cured": [],
+           "hidden with -1e4, not -inf": [BUGS["hidden with -1e4, not -inf"]],
            "mask forgotten in the backward": [BUGS["mask forgotten in the backward"]],
-           "scale times log(number of keys)": [("scale = D ** -0.5 if scale is None else scale", "scale = D ** -0.5 * math.log(Tk + 1)")]}
+           "scale times log(number of keys)":
+               [("scale = D ** -0.5 if scale is None else scale",
+                 "scale = D ** -0.5 * math.log(Tk + 1)")]}
 print(f"{'':34}{'suffix':>10}{'gradient':>10}{'prefix':>10}")
 for name, change in kernels.items():
     forms = causality(changed(CURE, *change), mechanism="softmax").forms
     print(f"{name:34}{forms['suffix']:>10}{forms['gradient']:>10}{forms['prefix']:>10}")
 
 # %% [markdown]
-# Each form finds what the others miss. The last kernel never looks at a later token; yet what it says about a prefix depends on how *long* the
-# whole text is: a model trained on whole texts would meet another attention when it writes token by token.
+# Each form finds what the others miss. The last kernel never looks at a later token;
+# yet what it says about a prefix depends on how *long* the whole text is: a model
+# trained on whole texts would get a different attention when it writes token by token.
 #
 # ## Exercise 3: find ten bugs
 #
-# Write a function that is handed an implementation, `forward` and `backward` as ours, and says whether something is wrong. It is tried on two
-# right ones and ten wrong ones, which take all options of the package's `softmax`. Use what you like: `softmax` as the truth, or the kit.
+# Write a function that is handed an implementation, `forward` and `backward` as ours,
+# and says whether something is wrong. It is tried on two right ones and ten wrong ones,
+# which take all options of the package's `softmax`. Use what you like: `softmax` as the
+# truth, or the kit.
 
 # %% tags=["exercise"]
 def is_wrong(forward, backward):
-    """forward(q, k, v, scale=, causal=, align=, ...) -> out, cache; backward(dout, cache) -> {"q", "k", "v"}. -> bool"""
+    """Is one of these wrong? -> bool
+
+    forward(q, k, v, scale=, causal=, align=, ...) -> out, cache
+    backward(dout, cache) -> {"q", "k", "v"}
+    """
     ...
 
 grader_10.check_is_wrong(is_wrong);
@@ -344,16 +442,20 @@ grader_10.check_is_wrong(is_wrong);
 # %% [markdown]
 # ## On real text: what was gained
 #
-# The first characters of the text, a random vector for each: first that the cured kernel and the package agree, then the memory that forward
-# and backward take beyond their inputs, beside lesson 01's way with all weights at once.
+# The first characters of the text, a random vector for each: first that the cured
+# kernel and the package agree, then the memory that forward and backward take beyond
+# their inputs, compared with lesson 01's way, all weights at once.
 
 
 # %%
 def dense(q, k, v, dout):
-    s = np.where(np.tri(q.shape[2], dtype=bool), q @ k.swapaxes(2, 3) / np.float32(math.sqrt(q.shape[3])), np.float32(-np.inf))
+    root = np.float32(math.sqrt(q.shape[3]))
+    s = q @ k.swapaxes(2, 3) / root                                  # (B, H, T, T)
+    s = np.where(np.tri(q.shape[2], dtype=bool), s, np.float32(-np.inf))
     P = np.exp(s - s.max(axis=3, keepdims=True))                     # (B, H, T, T)
     P /= P.sum(axis=3, keepdims=True)
-    ds = P * (dout @ v.swapaxes(2, 3) - (dout * (P @ v)).sum(axis=3, keepdims=True)) / np.float32(math.sqrt(q.shape[3]))
+    delta = (dout * (P @ v)).sum(axis=3, keepdims=True)              # (B, H, T, 1)
+    ds = P * (dout @ v.swapaxes(2, 3) - delta) / root
     return ds @ k, ds.swapaxes(2, 3) @ q, P.swapaxes(2, 3) @ dout
 
 
@@ -362,9 +464,11 @@ def tiled(q, k, v, dout):
 
 
 cured = changed(CURE)
-lengths, peak = (128, 256, 512, 1024, 2048), {"all weights at once": [], "tiles of 32 x 32": []}
+lengths = (128, 256, 512, 1024, 2048)
+peak = {"all weights at once": [], "tiles of 32 x 32": []}
 for T in lengths:
-    x = codes[[ord(c) % 256 for c in text[:T]]].astype(np.float32)[None, None]             # (1, 1, T, 16)
+    x = codes[[ord(c) % 256 for c in text[:T]]].astype(np.float32)   # (T, 16)
+    x = x[None, None]
     dout = rng.standard_normal(x.shape, np.float32)
     results = []
     for name, function in zip(peak, (dense, tiled)):
@@ -372,29 +476,40 @@ for T in lengths:
         results.append(function(x, x, x, dout))
         peak[name].append(tracemalloc.get_traced_memory()[1] / 1e6)
         tracemalloc.stop()
-grads = softmax.backward(dout.astype(float), softmax.forward(*[x.astype(float)] * 3, causal=True)[1])
+_, cache = softmax.forward(*[x.astype(float)] * 3, causal=True)
+grads = softmax.backward(dout.astype(float), cache)
 for name, result in zip(peak, results):
-    print(f"{name}: off by {max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(result, grads.values())):.0e} of the largest, at T = {T}")
+    far = max(np.abs(a - b).max() / np.abs(b).max()
+              for a, b in zip(result, grads.values()))
+    print(f"{name}: off by {far:.0e} of the largest, at T = {T}")
 
 fig, ax = plots.figure(6.4, 3.8)
-for (name, megabytes), colour in zip(peak.items(), (plots.COLOURS[1], plots.COLOURS[0])):
+for (name, megabytes), n in zip(peak.items(), (1, 0)):
+    colour = plots.COLOURS[n]
     ax.loglog(lengths, megabytes, "o-", ms=4, label=name, color=colour)
 ax.set_xticks(lengths, [str(T) for T in lengths])
 ax.minorticks_off()
-ax.set(xlabel="characters of the text, $T$", ylabel="MB beyond the inputs", title="Memory: $T^2$ against $T$")
+ax.set(xlabel="characters of the text, $T$", ylabel="MB beyond the inputs",
+       title="Memory: $T^2$ against $T$")
 ax.legend(frameon=False);
 
 # %% [markdown]
-# Twice the text takes four times the memory with all weights at once, and in the end about twice with tiles.
+# Twice the text takes four times the memory with all weights at once, and in the end
+# about twice with tiles.
 #
-# **What we now know.** A softmax can be summed in any number of parts, each with the maximum it knows, and its backward needs two numbers a
-# row. Agreement on ordinary inputs proves little: our first version was right to the last digit there, and wrong in a corner. A check is as
-# good as the bugs that it has been seen to find; a tolerance has to come from the rounding of the same arithmetic, and causality can be asked
-# apart.
+# **What we now know.** A softmax can be summed in any number of parts, each with the
+# maximum it knows, and its backward needs two numbers a row. Agreement on ordinary
+# inputs proves little: our first version was right to the last digit there, and wrong
+# in a corner. A check is as good as the bugs that it has been seen to find; a tolerance
+# has to come from the rounding of the same arithmetic, and causality can be tested
+# separately.
 #
-# **What remains unknown.** Which corner nobody has thought of: the kit's own list of wrong implementations, and which family finds which, is
-# in [mutation_score.md](../docs/mutation_score.md). Speed is another question: [where the time goes](../docs/where_the_time_goes.md).
+# **What remains unknown.** Which corner nobody has thought of: the kit's own list of
+# wrong implementations, and which family finds which, is in
+# [mutation_score.md](../docs/mutation_score.md). Speed is another question:
+# [where the time goes](../docs/where_the_time_goes.md).
 #
-# **Source.** Milakov and Gimelshein, arXiv 1805.02867, algorithm 3 (the online sum); Dao et al., arXiv 2205.14135, algorithm 1 (tiles); Dao,
-# arXiv 2307.08691, algorithm 2 (the backward from the log-sum-exp). The bound has the form that attention-gym's tests use; the cases are this
-# project's.
+# **Source.** Milakov and Gimelshein, arXiv 1805.02867, algorithm 3 (the online sum);
+# Dao et al., arXiv 2205.14135, algorithm 1 (tiles); Dao, arXiv 2307.08691, algorithm 2
+# (the backward from the log-sum-exp). The bound has the form that attention-gym's tests
+# use; the cases are this project's.

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SECONDS, LINES, BYTES = 90, 400, 1_500_000
+SECONDS, LINES, BYTES = 90, 600, 1_500_000
 # an absolute path, or a time
 LEAKS = re.compile(r"(?<![\w./:])/[\w.-]+/[\w.-]|\b[A-Z]:\\|\b20\d\d-\d\d-\d\d[T ]\d\d:")
 

@@ -42,13 +42,13 @@ def check_softmax_backward():
             ),
             (
                 lambda dP, P: P * (dP - dP.mean(axis=1, keepdims=True)),
-                "The mean of dP that is taken out is weighted by P.",
+                "The mean of dP that is subtracted is weighted by P.",
             ),
             (
                 lambda dP, P: P * (dP - (P * dP).sum(axis=0)),
                 "The sum runs over the keys of one query, a row: axis 1.",
             ),
-            (lambda dP, P: P * (dP - (P * dP).sum()), "Each row has a sum of its own."),
+            (lambda dP, P: P * (dP - (P * dP).sum()), "Each row has its own sum."),
             (
                 lambda dP, P: P * ((P * dP).sum(axis=1, keepdims=True) - dP),
                 "The sign is the wrong way round.",
@@ -71,19 +71,20 @@ def check_attention_backward():
     def variant(wrong):
         def f(dout, q, k, v, P):
             root, dP = np.sqrt(q.shape[1]), dout @ v.T
-            means = {
-                "no mean": 0,
-                "plain mean": dP.mean(axis=1, keepdims=True),
-                "rowsum of out": (P @ v).sum(axis=1, keepdims=True),
-            }
-            ds = P * (dP - means.get(wrong, (P * dP).sum(axis=1, keepdims=True)))
+            mean = (P * dP).sum(axis=1, keepdims=True)
+            if wrong == "no mean":
+                mean = 0
+            if wrong == "plain mean":
+                mean = dP.mean(axis=1, keepdims=True)
+            if wrong == "rowsum of out":
+                mean = (P @ v).sum(axis=1, keepdims=True)
+            ds = P * (dP - mean)
             dq, dk, dv = ds @ k / root, ds.T @ q / root, P.T @ dout
-            return {
-                "no scale": (dq * root, dk * root, dv),
-                "dq": (dq * root, dk, dv),
-                "dk": (dq, dk * root, dv),
-                "dv": (dq, dk, dv.T),
-            }.get(wrong, (dq, dk, dv))
+            if wrong in ("no scale", "dq"):
+                dq = dq * root
+            if wrong in ("no scale", "dk"):
+                dk = dk * root
+            return dq, dk, dv.T if wrong == "dv" else dv
 
         return f
 
@@ -95,11 +96,11 @@ def check_attention_backward():
             (variant("no scale"), "The scores were divided by sqrt(D): so are dq and dk."),
             (variant("dq"), "dq lacks the division by sqrt(D)."),
             (variant("dk"), "dk lacks the division by sqrt(D)."),
-            (variant("no mean"), "ds lacks the mean that is taken out of every row."),
-            (variant("plain mean"), "The mean that is taken out of dP is weighted by P."),
+            (variant("no mean"), "ds lacks the mean that is subtracted from every row."),
+            (variant("plain mean"), "The mean that is subtracted from dP is weighted by P."),
             (
                 variant("rowsum of out"),
-                "The mean that is taken out is the row sum of dout * out, not of out.",
+                "The mean that is subtracted is the row sum of dout * out, not of out.",
             ),
             (variant("dv"), "Right numbers, but this is dv transposed."),
         ],
@@ -181,9 +182,8 @@ def check_weights():
 
     def filled(fill):
         def f(s, visible):
-            P = np.exp(
-                np.where(visible, s, fill) - np.where(visible, s, fill).max(axis=1, keepdims=True)
-            )
+            s = np.where(visible, s, fill)
+            P = np.exp(s - s.max(axis=1, keepdims=True))
             return P / P.sum(axis=1, keepdims=True)
 
         return f

@@ -92,7 +92,7 @@ def check_rms_norm_backward():
             (
                 layer_norm,
                 "The shift belongs to layer norm; without a subtracted mean nothing of it is "
-                "taken out.",
+                "subtracted.",
             ),
             (
                 lambda dy, x, eps=1e-6: reference(dy, x, eps) * scaled(x, eps),

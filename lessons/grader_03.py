@@ -45,7 +45,7 @@ def check_move():
                 lambda pe, r: reference(pe, r, back=-1),
                 "That moves back: look at the signs in sin(a + b) and cos(a + b).",
             ),
-            (same_angle, "All clocks turned by the same angle; clock k turns by r base^(-2k/C)."),
+            (same_angle, "All clocks moved by the same angle; clock k turns by r base^(-2k/C)."),
             (
                 lambda pe, r: same_angle(pe, r, power=1.0),
                 "The speeds are base^(-2k/C): a factor 2 is missing in the exponent.",
@@ -81,15 +81,15 @@ def check_rope_half_backward():
         hints=[
             (
                 lambda dy, start=0: rotary.forward(dy, start=start)[0],
-                "That is the forward: the gradient is turned back.",
+                "That is the forward: the gradient rotates back.",
             ),
             (
                 lambda dy, start=0: reference(dy, start, "interleaved"),
-                "Neighbours were paired: not k and k + D/2.",
+                "Neighbours were paired, not k and k + D/2.",
             ),
             (
                 lambda dy, start=0: rotary.forward(dy, start=start, pairs="interleaved")[0],
-                "Neighbours, and turned forward.",
+                "Neighbours were paired, and rotated forward.",
             ),
             (lambda dy, start=0: reference(dy, 0), "The positions begin at `start`."),
             (
@@ -116,7 +116,11 @@ def check_slope_gradient():
         T = P.shape[2]
         dP = do @ v.swapaxes(2, 3)
         row_sum = np.sum(P * dP, axis=3, keepdims=True)
-        ds = {"no weights": dP, "no row sum": P * dP}.get(how, P * (dP - row_sum))
+        ds = P * (dP - row_sum)
+        if how == "no weights":
+            ds = dP
+        if how == "no row sum":
+            ds = P * dP
         dm = -np.einsum("bhij,ij->bh", ds, np.arange(T)[:, None] - np.arange(T))
         return dm.mean(axis=0) if how == "mean" else dm.sum(axis=0)
 

@@ -57,7 +57,7 @@ def check_effective():
             (widths_moved, "The projection changes omega and leaves sigma."),
             (
                 product_after,
-                "That is the product after the projection; asked for is the one before.",
+                "That is the product after the projection; give the one before it.",
             ),
             (lambda a, b: morlet.effective(a, b, admissible=False), "The projection is missing."),
         ],
@@ -83,7 +83,7 @@ def check_horizon():
             ),
             (
                 lambda sigma, height: np.floor(sigma * np.sqrt(-2 * np.log(height))),
-                "Asked for is the exact place, not rounded.",
+                "Give the exact place, not rounded.",
             ),
         ],
     )

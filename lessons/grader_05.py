@@ -17,7 +17,7 @@ def check_add_sink():
         hints=[
             (
                 lambda out, lse, z: out - half(out, lse, z),
-                "That is what the sink took: the sign inside the sigmoid is turned.",
+                "That is what the sink took: the sign inside the sigmoid is wrong.",
             ),
             (
                 lambda out, lse, z: out * (1 / (1 + np.exp(-lse)))[:, None],
@@ -101,7 +101,7 @@ def check_gate_backward():
             ),
             (
                 wrong(lambda gate: gate * (1 - gate), np.mean),
-                "One gate for all channels hears the sum of them, not the mean.",
+                "One gate for all channels collects the sum of them, not the mean.",
             ),
         ],
     )

@@ -62,7 +62,7 @@ def check_affine_from_kernel():
                 lambda Pv, v, alpha, ma, N: (
                     alpha[:, None] * Pv + ((alpha - ma) / N)[:, None] * np.cumsum(v, axis=0)
                 ),
-                "The sign of beta is turned.",
+                "The sign of beta is wrong.",
             ),
             (
                 lambda Pv, v, alpha, ma, N: (
@@ -104,7 +104,7 @@ def check_alpha_gradient():
             ),
             (
                 lambda *given: gradient(*given, spread=np.sum),
-                "A sum over all values hears from keys that the query does not see.",
+                "A sum over all values includes keys that the query does not see.",
             ),
         ],
     )
@@ -123,17 +123,11 @@ def _heads():
         Pv = softmax.forward(q, k, v, causal=True)[0]
         alpha, _ = affine.phi_forward(logits, "linear_clip")
         T = v.shape[2]
-        N = {"visible": np.arange(1.0, T + 1), "total": np.full(T, float(T))}.get(
-            length := case.options.get("length", "total")
-        )
-        N = np.full(T, float(length)) if N is None else N
+        length = case.options.get("length", "total")
+        length = T if length == "total" else length
+        N = np.arange(1.0, T + 1) if length == "visible" else np.full(T, float(length))
         for h in range(v.shape[1]):
-            yield (
-                Pv[0, h].copy(),
-                v[0, h].copy(),
-                alpha[0, h].copy(),
-                float(alpha_ma[h]),
-                N,
-                case.cotangent[0, h].copy(),
-                logits[0, h].copy(),
+            Pv_h, v_h, alpha_h, dout, logits_h = (
+                x[0, h].copy() for x in (Pv, v, alpha, case.cotangent, logits)
             )
+            yield Pv_h, v_h, alpha_h, float(alpha_ma[h]), N, dout, logits_h

@@ -21,9 +21,8 @@ def check_gated_weights():
         for factor in (1, 20):
             u = factor * arrays["alpha"][:, None] * (arrays["energy"] - arrays["tau"][:, None])
             inputs += [(P[0, h].copy(), u[0, h].copy()) for h in range(P.shape[1])]
-    u = np.array(
-        [-800.0, -790, -810, -795, 3]
-    )  # the one open gate is hidden from all rows but the last
+    # the one open gate is hidden from all rows but the last
+    u = np.array([-800.0, -790, -810, -795, 3])
     inputs.append((np.tri(5) / np.arange(1, 6)[:, None], u))
     floor = lambda P, g: P * g / np.maximum((P * g).sum(axis=1, keepdims=True), 1e-8)
     g = lambda u: 1 / (1 + np.exp(-u))
@@ -64,37 +63,15 @@ def check_normalise_causally():
         (rng.standard_normal(T) + offset,) for T, offset in ((7, 0), (1, 0), (13, 3), (5, -2))
     ]
 
-    def reference(e):
-        z = [
-            (e[j] - e[: j + 1].mean()) / np.sqrt(e[: j + 1].var() + energy.EPS)
-            for j in range(len(e))
-        ]
-        return np.array([0.0, *z[1:]])
-
-    def before(e):
-        return np.array(
-            [
-                0.0,
-                *(
-                    (e[j] - e[:j].mean()) / np.sqrt(e[:j].var() + energy.EPS)
-                    for j in range(1, len(e))
-                ),
-            ]
-        )
-
-    def sample(e):
-        return np.array(
-            [
-                0.0,
-                *(
-                    (e[j] - e[: j + 1].mean()) / np.sqrt(e[: j + 1].var(ddof=1) + energy.EPS)
-                    for j in range(1, len(e))
-                ),
-            ]
-        )
+    def normalised(e, own=1, ddof=0):
+        z = [0.0]
+        for j in range(1, len(e)):
+            past = e[: j + own]
+            z.append((e[j] - past.mean()) / np.sqrt(past.var(ddof=ddof) + energy.EPS))
+        return np.array(z)
 
     return Exercise(
-        reference,
+        normalised,
         inputs,
         returns=("z",),
         hints=[
@@ -106,8 +83,14 @@ def check_normalise_causally():
                 lambda e: (e - e.mean()) / max(e.std(), energy.EPS),
                 "That is the mean of everything, later energies too.",
             ),
-            (before, "The energy's own value counts too: keys 1 to j, with j."),
-            (sample, "The population variance: divide by j, not by j - 1."),
+            (
+                lambda e: normalised(e, own=0),
+                "The energy's own value counts too: keys 1 to j, with j.",
+            ),
+            (
+                lambda e: normalised(e, ddof=1),
+                "The population variance: divide by j, not by j - 1.",
+            ),
             (
                 lambda e: e - np.cumsum(e) / np.arange(1, len(e) + 1),
                 "Divide by the deviation as well.",

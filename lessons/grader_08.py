@@ -162,7 +162,7 @@ def check_gradient_log_sigma():
                 lambda *a: reference(*a) / a[3],
                 "That is the gradient for sigma; for log_sigma it is multiplied by sigma.",
             ),
-            (row_sum_missing, "The softmax: the row sum of W dW is to be taken out of dW."),
+            (row_sum_missing, "The softmax: subtract the row sum of W dW from dW."),
             (at_dW, "That is dW; the scores lie on the other side of the softmax."),
             (
                 shortened,

@@ -40,7 +40,7 @@ def check_is_center():
                 lambda M: reached(M).all(axis=1),
                 "That is who can be reached by everybody: rows are queries.",
             ),
-            (lambda M: ~reached(M).all(axis=0), "That is turned round: True means a center."),
+            (lambda M: ~reached(M).all(axis=0), "That is the opposite: True means a center."),
         ],
     )
 
@@ -62,7 +62,7 @@ def check_one_more_layer():
         hints=[
             (
                 lambda P, A, residual: P @ step(A, residual),
-                "The order is turned: the new layer takes means of what P holds.",
+                "The order is wrong: the new layer takes means of what P holds.",
             ),
             (
                 lambda P, A, residual: A @ P,

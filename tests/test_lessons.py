@@ -127,11 +127,11 @@ def test_a_solution_is_folded_and_nothing_changes_from_run_to_run():
 
 def test_limits(tmp_path):
     source = tmp_path / "00_x.py"
-    source.write_text("# %%\n" * 401)
+    source.write_text("# %%\n" * 601)
     content = json.dumps({"cells": [{"outputs": [{"text": ["saved to /home/me/x\n"]}]}]})
     problems = build().limits(source, content, 91)
     assert len(problems) == 3
-    assert "401 lines" in problems[0] and "91 s" in problems[1] and "path" in problems[2]
+    assert "601 lines" in problems[0] and "91 s" in problems[1] and "path" in problems[2]
     source.write_text("# %%\n")
     content = json.dumps({"cells": [{"outputs": [{"text": "3 / 4 of it"}]}]})
     assert build().limits(source, content, 1) == []

@@ -57,9 +57,8 @@ def open_copy(number="00", *options):
     print(f"your copy: {copy} (kept as you leave it; delete it to start afresh)", flush=True)
     if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in options:
         options = ("--allow-root", *options)
-    package = str(Path(__file__).parents[2])
-    environment = {
-        "MINATTN_DATA": os.path.abspath("data"), **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+    environment = {"MINATTN_DATA": os.path.abspath("data"), **os.environ}
+    path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     command = [sys.executable, "-m", jupyter.name, str(copy), *options]
     return subprocess.run(command, env=environment).returncode

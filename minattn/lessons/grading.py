@@ -3,7 +3,9 @@
 Any correct solution passes, however it is written: only the numbers it returns count. Inputs are
 random arrays of prime sizes or the validation kit's cases, so plausible wrong solutions fail.
 """
+import copy
 from collections.abc import Callable
+from functools import wraps
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ class Exercise(NamedTuple):
     """
     reference: Callable
     inputs: list
-    returns: tuple | None = None
+    returns: tuple = ("the result",)
     hints: tuple = ()
     tolerance: float = TOLERANCE
     judged_as: Callable | None = None
@@ -31,9 +33,10 @@ class Exercise(NamedTuple):
 
 def exercise(describe):
     """Decorator: describe() -> Exercise becomes check(candidate) -> bool, see grade()."""
+    @wraps(describe)
     def check(candidate):
         return grade(candidate, describe())
-    check.__name__, check.__doc__, check.describe = describe.__name__, describe.__doc__, describe
+    check.describe = describe
     return check
 
 
@@ -42,54 +45,42 @@ def grade(candidate, exercise):
 
     Prints one sentence: right, not yet (None, dots or an error), or what is wrong and where.
     """
-    if candidate is None or candidate is ...:
-        return _say(False, OPEN)
-    if not callable(candidate):
-        return _say(False, f"not yet: expected a function; got {type(candidate).__name__}.")
-    if exercise.judged_as:
-        candidate = exercise.judged_as(candidate)
+    wrong = _what_is_wrong(candidate, exercise)
     count = len(exercise.inputs)
+    print(wrong or ("right: 1 input agrees." if count == 1 else f"right: {count} inputs agree."))
+    return not wrong
+
+
+def _what_is_wrong(candidate, exercise):
+    """One sentence; an empty one if the answer is right."""
+    if candidate is None or candidate is ...:
+        return OPEN
+    if not callable(candidate):
+        return f"not yet: expected a function; got {type(candidate).__name__}."
+    judged_as = exercise.judged_as or (lambda function: function)
     for n, given in enumerate(exercise.inputs, 1):
-        where = f"on input {n} of {count} ({_shapes(given)})"
+        where = f"on input {n} of {len(exercise.inputs)} ({_shapes(given)})"
         try:
-            answer = _call(candidate, given)
+            answer = _call(judged_as(candidate), given)
         except NotImplementedError:
-            return _say(False, OPEN)
+            return OPEN
         except Exception as error:                       # whatever a student's code may raise
-            return _say(False, f"not yet: {where} your function raised "
-                               f"{type(error).__name__}: {error}")
+            return f"not yet: {where} your function raised {type(error).__name__}: {error}"
         if answer is None or answer is ...:
-            return _say(False, "not yet: your function returns nothing; "
-                               "write your solution in place of the dots.")
+            return ("not yet: your function returns nothing; write your solution in place of the "
+                    "dots.")
         why = _difference(answer, _call(exercise.reference, given), exercise)
         if why:
-            return _say(False, f"not right yet, {where}: {why}{_hint(answer, given, exercise)}")
-    return _say(True, "right: 1 input agrees." if count == 1 else f"right: {count} inputs agree.")
-
-
-def _say(right, sentence):
-    print(sentence)
-    return right
-
-
-def _hint(answer, given, exercise):
-    for wrong, what in exercise.hints:
-        if exercise.judged_as:
-            wrong = exercise.judged_as(wrong)
-        if not _difference(answer, _call(wrong, given), exercise):
-            return f" {what}"
+            hint = next((f" {what}" for wrong, what in exercise.hints if not
+                         _difference(answer, _call(judged_as(wrong), given), exercise)), "")
+            return f"not right yet, {where}: {why}{hint}"
     return ""
 
 
 def _call(function, given):
+    given = copy.deepcopy(given)
     with np.errstate(all="ignore"):
-        if isinstance(given, dict):
-            return function(**{name: _copy(x) for name, x in given.items()})
-        return function(*[_copy(x) for x in given])
-
-
-def _copy(x):
-    return x.copy() if isinstance(x, np.ndarray) else x
+        return function(**given) if isinstance(given, dict) else function(*given)
 
 
 def _shapes(given):
@@ -106,17 +97,13 @@ def _shapes(given):
 def _difference(answer, expected, exercise):
     """Why these are not the same answer; an empty string if they are."""
     if not isinstance(expected, tuple):
-        name = exercise.returns[0] if exercise.returns else "the result"
-        return _difference_of_one(answer, expected, name, exercise.tolerance)
-    if not isinstance(answer, (tuple, list)) or len(answer) != len(expected):
-        names = f" ({', '.join(exercise.returns)})" if exercise.returns else ""
-        return f"expected {len(expected)} results{names}; got {_kind(answer)}."
-    names = exercise.returns or [f"result {i}" for i in range(1, len(expected) + 1)]
-    for a, e, name in zip(answer, expected, names):
-        why = _difference_of_one(a, e, name, exercise.tolerance)
-        if why:
-            return why
-    return ""
+        answer, expected = (answer,), (expected,)
+    elif not isinstance(answer, (tuple, list)) or len(answer) != len(expected):
+        return (f"expected {len(expected)} results ({', '.join(exercise.returns)}); "
+                f"got {_kind(answer)}.")
+    reasons = (_difference_of_one(*one, exercise.tolerance)
+               for one in zip(answer, expected, exercise.returns))
+    return next(filter(None, reasons), "")
 
 
 def _difference_of_one(answer, expected, name, tolerance):
@@ -131,11 +118,9 @@ def _difference_of_one(answer, expected, name, tolerance):
     if floats and np.isnan(answer).any() and not np.isnan(expected).any():
         return f"{name} contains nan."
     same = answer == expected
-    if floats:
+    if floats:                           # a known mistake may give nan: equal to the same mistake
         scale = np.abs(expected[np.isfinite(expected)]).max(initial=1e-30)
-        with np.errstate(invalid="ignore"):                          # inf - inf
-            same |= np.abs(answer - expected) <= tolerance * scale
-        same |= np.isnan(answer) & np.isnan(expected)                # a known mistake gives nan too
+        same = np.isclose(answer, expected, rtol=0, atol=tolerance * scale, equal_nan=True)
     if np.all(same):
         return ""
     i = tuple(int(n) for n in np.argwhere(~same)[0])

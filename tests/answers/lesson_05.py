@@ -41,7 +41,7 @@ RIGHT = {
 WRONG = {
     "add_sink": [
         (lambda out, lse, z: out, ""),
-        (lambda out, lse, z: out * sigmoid(z - lse)[:, None], "turned"),
+        (lambda out, lse, z: out * sigmoid(z - lse)[:, None], "the sign inside the sigmoid"),
         (lambda out, lse, z: out * sigmoid(lse)[:, None], "sink = 0"),
         (lambda out, lse, z: out * (lse - z)[:, None], ""),
         (lambda out, lse, z: out * (np.exp(lse) / (np.exp(lse) + np.exp(z)))[:, None], "nan"),

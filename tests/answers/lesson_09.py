@@ -71,7 +71,7 @@ WRONG = {
         (lambda M: M.all(axis=0), "one step"),
         (lambda M: reached(M, len(M)).all(axis=1), "rows are queries"),
         (lambda M: reached(M, 2).all(axis=0), "Two steps"),
-        (lambda M: ~reached(M, len(M)).all(axis=0), "turned round"),
+        (lambda M: ~reached(M, len(M)).all(axis=0), "the opposite"),
         (lambda M: np.arange(len(M)) == 0, ""),
         (lambda M: reached(M, len(M)).any(axis=0), ""),
         (lambda M: np.flatnonzero(reached(M, len(M)).all(axis=0)), ""),
