@@ -75,7 +75,7 @@ def options(what, owner, given, known):
     for name, value in given.items():
         if name not in known:
             listed = ", ".join(known) or "no options"
-            raise InputError(f"{what} {name!r} is unknown to {owner}, which takes {listed}."
+            raise InputError(f"{owner} has no {what} {name!r}; it takes {listed}."
                              f"{nearest(name, known)}")
         known[name].check(f"{what} {name}", value)
 

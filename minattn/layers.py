@@ -68,14 +68,14 @@ def positions(config):
     """The encodings of a config, in order: ((row, {option: value}), ...)"""
     (parts, *more) = spec.parse("position", config.position)
     if more:
-        raise InputError(f"position {config.position!r}: all layers share it; only attention can "
-                         "alternate with '/'.")
+        raise InputError(f"position {config.position!r} cannot alternate with "
+                         "'/': all layers share one position encoding.")
     found = []
     for part in parts:
         row = position(part.name)
         checks.options("position option", row.name, part.options, row.options)
         if row.name in (other.name for other, _ in found):
-            raise InputError(f"position {row.name!r} is there twice in {config.position!r}.")
+            raise InputError(f"position {row.name!r} is given twice in {config.position!r}.")
         found.append((row, {**checks.defaults(row.options), **part.options}))
         C, H = config.n_embd, config.n_head
         if row.even == "n_embd" and C % 2:

@@ -163,7 +163,7 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
     B, T = tokens.shape
     start = kv_cache.length if kv_cache else 0
     if start + T > config.block_size:
-        raise InputError(f"tokens: at most block_size = {config.block_size} positions; "
+        raise InputError(f"at most block_size = {config.block_size} tokens are allowed; "
                          f"got {start + T}.")
     C, V = config.n_embd, config.vocab_size
     drop = (config.dropout, rng if training else None)

@@ -30,7 +30,7 @@ def parse(what, text):
     too. Raises InputError for text that is not of this form.
     """
     if not isinstance(text, str):
-        raise InputError(f"{what} must be a text such as energy[norm=key]; got {text!r}.")
+        raise InputError(f"{what} must be a string such as energy[norm=key]; got {text!r}.")
     return [[_part(what, part, text) for part in _split(layer, "+")]
             for layer in _split(text, "/,")]
 
@@ -43,7 +43,7 @@ def show(layers):
 def variants(what, text):
     """"softmax, energy[norm=key,eps=0]" -> ["softmax", "energy[norm=key,eps=0]"]"""
     if "" in (variant.strip() for variant in _split(text, ",")):
-        raise InputError(f"{what} {text!r} has an empty name in its list.")
+        raise InputError(f"{what} {text!r} contains an empty name.")
     return [show(parse(what, variant)) for variant in _split(text, ",")]
 
 
@@ -57,7 +57,7 @@ def with_options(what, layers, options, known):
     for name in options:
         if not any(name in known(part.name) for part in parts):
             takes = ", ".join(dict.fromkeys(n for part in parts for n in known(part.name)))
-            raise InputError(f"{what} option {name!r} is unknown to {show(layers)}, which takes "
+            raise InputError(f"{show(layers)} has no {what} option {name!r}; it takes "
                              f"{takes or 'no options'}.{checks.nearest(name, takes.split(', '))}")
     return [[_extended(what, part, options, known(part.name)) for part in layer]
             for layer in layers]
@@ -78,9 +78,9 @@ def _split(text, separators):
 
 def _part(what, text, whole):
     if whole.count("[") != whole.count("]"):
-        raise InputError(f"{what} {whole!r}: every [ needs a ], as in energy[norm=key].")
+        raise InputError(f"{what} {whole!r}: unbalanced brackets; write energy[norm=key].")
     if not text.strip():
-        raise InputError(f"{what} {whole!r} has an empty name in its list.")
+        raise InputError(f"{what} {whole!r} contains an empty name.")
     if ":" in text:
         name, *inside = text.strip().split(":")
         raise InputError(f"{what} {whole!r}: write {name}[{','.join(inside)}].")
@@ -93,7 +93,7 @@ def _part(what, text, whole):
     for word in inside.split(",") if inside else ():
         key, value = option(word)
         if key in options:
-            raise InputError(f"{what} {whole!r}: option {key} is there twice.")
+            raise InputError(f"{what} {whole!r}: option {key} is given twice.")
         options[key] = value
     return Part(name, options)
 
@@ -102,7 +102,7 @@ def _extended(what, part, options, known):
     own = {name: value for name, value in options.items() if name in known}
     for name, value in own.items():
         if part.options.get(name, value) != value:
-            raise InputError(f"{what} option {name} is there twice, as {part.options[name]!r} "
+            raise InputError(f"{what} option {name} is given twice, as {part.options[name]!r} "
                              f"and {value!r}.")
     return Part(part.name, {**part.options, **own})
 

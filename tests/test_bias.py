@@ -1,4 +1,5 @@
 """In-context recall and the networks that reveal position bias (arXiv 2502.01951): data, gradients, training, the command."""
+import dataclasses
 import itertools
 import json
 from fractions import Fraction
@@ -361,8 +362,9 @@ def test_a_step_is_adamw_on_the_mean_loss():
 def test_the_benchmarks_sides_do_the_same(position, residual):
     pytest.importorskip("torch")
     from minattn.bench import numpy_jobs, torch_jobs
-    spec = {"config": {"layers": 3, "position": position, "residual": residual}, "batch": 13, "length": 7, "lr": 1e-3, "weight_decay": 1e-6,
-            "compile": False}
+    settings = dataclasses.asdict(recall_training.Training(lr=1e-3).settings(1)) | {"batch_size": 13}
+    spec = {"config": {"layers": 3, "position": position, "residual": residual},
+            "settings": settings, "length": 7, "compile": False}
     ours, theirs = ([work() for _ in range(3)] for work in (module.recall(spec, None)[0] for module in (numpy_jobs, torch_jobs)))
     assert ours == pytest.approx(theirs, rel=1e-5) and ours[0] != ours[2]
 

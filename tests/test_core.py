@@ -749,7 +749,7 @@ BAD = {
     "sink-nan": ({"sink": np.array([0, np.nan, 0])}, "sink must be finite; entry (1,) is nan"),
     "bias-shape": ({"bias": np.zeros((TQ, TK + 1))}, "bias must broadcast to (B, H, Tq, Tk) = (2, 3, 5, 7); got"),
     "bias-axes": ({"bias": np.zeros((1,) * 5)}, "bias must broadcast"),
-    "bias-float32": ({"bias": np.zeros((TQ, TK), F32)}, "bias must be float64 as q; got float32"),
+    "bias-float32": ({"bias": np.zeros((TQ, TK), F32)}, "bias must have q's dtype, float64; got float32"),
     "bias-number": ({"bias": 0.5}, "bias must be an array or have a tile method; got float"),
     "allowed-floats": ({"allowed": np.ones((TQ, TK))}, "allowed must be a boolean array, True = may attend; got float"),
     "allowed-shape": ({"allowed": np.ones((TK, TQ), bool)}, "allowed must broadcast to"),

@@ -222,7 +222,7 @@ def test_key_value_cache_gives_the_same_logits(case):
 def test_too_many_positions():
     config = config_of("softmax")
     params, _, x, _ = inputs(config)
-    with pytest.raises(InputError, match="at most block_size = 11 positions; got 12"):
+    with pytest.raises(InputError, match="at most block_size = 11 tokens are allowed; got 12"):
         model.forward(params, np.zeros((1, 12), int), config)
     past = KVCache(11)
     model.forward(params, x, config, kv_cache=past)
@@ -312,14 +312,14 @@ def test_initial_parameters():
     (dict(attention="sofmax"), "Did you mean 'softmax'"),
     (dict(attention="affine+sink"), r"only '\+gated' can be put on top"),
     (dict(attention="energy", attention_options={"nrom": "key"}),
-     "'nrom' is unknown to energy, which takes norm. Did you"),
+     "energy has no attention option 'nrom'; it takes norm. Did you"),
     (dict(attention="energy", attention_options={"norm": "batch"}),
      "norm must be one of key, prefix, sequence, none"),
     (dict(attention="affine", attention_options={"length": 0}), "length .* at least 1"),
     (dict(attention="gaussian", attention_options={"sigma_init": -1}),
      "sigma_init must be above 0"),
     (dict(position="ropes"), "Did you mean 'rope'"),
-    (dict(position="learned+learned"), "position 'learned' is there twice"),
+    (dict(position="learned+learned"), "position 'learned' is given twice"),
     (dict(position="rope", position_options={"base": 0}), "base must be above 0"),
     (dict(position="rope", position_options={"pairs": "quarter"}),
      "pairs must be one of half, interleaved"),

@@ -37,10 +37,10 @@ def test_variants_are_separated_by_commas_outside_of_brackets():
 
 
 @pytest.mark.parametrize("text, message", [
-    ("energy[norm=key", "every \\[ needs a \\]"), ("energy[norm]", "'norm' is not NAME=VALUE"),
-    ("energy[norm=]", "'norm=' is not NAME=VALUE"), ("energy[norm=key,norm=key]", "norm is there twice"),
-    ("energy[norm=key]x", "expected NAME or NAME"), ("", "has an empty name"), ("a//b", "has an empty name"),
-    ("a+", "has an empty name"), (None, "must be a text"), (["a"], "must be a text"),
+    ("energy[norm=key", "unbalanced brackets"), ("energy[norm]", "'norm' is not NAME=VALUE"),
+    ("energy[norm=]", "'norm=' is not NAME=VALUE"), ("energy[norm=key,norm=key]", "norm is given twice"),
+    ("energy[norm=key]x", "expected NAME or NAME"), ("", "contains an empty name"), ("a//b", "contains an empty name"),
+    ("a+", "contains an empty name"), (None, "must be a string"), (["a"], "must be a string"),
 ])
 def test_what_cannot_be_read(text, message):
     with pytest.raises(InputError, match=message):
@@ -59,7 +59,7 @@ def test_options_given_apart_are_the_same_model():
 
 
 @pytest.mark.parametrize("fields, message", [
-    (dict(attention="energy[norm=key]", attention_options={"norm": "prefix"}), "norm is there twice"),
+    (dict(attention="energy[norm=key]", attention_options={"norm": "prefix"}), "norm is given twice"),
     (dict(attention="energy", attention_options={"nrom": "key"}), "Did you mean 'norm'"),
     (dict(attention="energy", attention_options=["norm"]), "must be a dict"),
     (dict(attention="softmax+gated+gated"), "'\\+gated'"), (dict(attention="gated[gate=half]"), "Did you mean 'head'|one of"),

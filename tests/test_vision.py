@@ -331,7 +331,7 @@ def test_narrow_softmax():
     (["--attention", "softmax[size=14]"], "softmax[size=14]: an option must be one of width, heads"),
     (["--attention", "softmax[width=50]"], "width must be divisible by heads"),
     (["--attention", "softmax,softmax[width=48]"], "variants 'softmax' and 'softmax[width=48]' are the same"),
-    (["--attention", "softmax,,gaussian"], "has an empty name"),
+    (["--attention", "softmax,,gaussian"], "contains an empty name"),
     (["--seeds", "2-1"], "--seeds must be numbers and ranges"),
     (["--steps", "0"], "--steps must be at least 1"),
     (["--lr", "-1"], "--lr must be above 0"),

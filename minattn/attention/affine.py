@@ -20,7 +20,7 @@ from minattn.attention.core import attend, attend_backward
 from minattn.ops import sigmoid
 
 ARXIV = "2602.23057"
-SUMMARY = "scales the weights by alpha(x), spreads the rest evenly over the visible keys"
+SUMMARY = "scales the weights by alpha(x) and spreads the rest evenly over the visible keys"
 ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv",
              "alpha_logits": "B H Tq", "alpha_ma": "H"}
 OPTIONS = {"phi": checks.Option("linear_clip", ("linear_clip", "sigmoid")),

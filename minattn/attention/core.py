@@ -324,7 +324,7 @@ def _check(q, k, v, scale, biases, allowed, dropout, sink, unknown):
     for bias in biases:
         if isinstance(bias, np.ndarray):
             if bias.dtype != q.dtype:
-                raise InputError(f"bias must be {q.dtype} as q; got {bias.dtype}.")
+                raise InputError(f"bias must have q's dtype, {q.dtype}; got {bias.dtype}.")
             _check_broadcast("bias", bias.shape, full)
         elif not hasattr(bias, "tile"):
             kind = type(bias).__name__

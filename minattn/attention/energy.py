@@ -25,7 +25,7 @@ from minattn.attention.energy_prefix import PrefixGate
 from minattn.ops import log_sigmoid, sigmoid
 
 ARXIV = "2605.26355"
-SUMMARY = "a gate on each key, opened by its energy, as a bias log sigmoid(alpha (z - tau))"
+SUMMARY = "gates each key by its energy: a bias of log sigmoid(alpha (z - tau))"
 ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv",
              "energy": "B H Tk", "alpha": "H", "tau": "H"}
 OPTIONS = {"norm": checks.Option("key", ("key", "prefix", "sequence", "none"))}

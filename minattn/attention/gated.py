@@ -1,6 +1,6 @@
 """Gated attention: a sigmoid gate, computed from the query's own token, scales the output.
 
-    out = (P v) * sigmoid(gate_logits)    gate_logits = x W_g    (arXiv 2505.06708; 2602.23057, eq. 4-5)
+    out = (P v) * sigmoid(gate_logits)    gate_logits = x W_g    (arXiv 2505.06708; 2602.23057)
 
 One gate per head and channel, or one per head. "affine+gated" puts the gate on another mechanism.
 """
@@ -13,7 +13,7 @@ from minattn.attention.core import attend, attend_backward, attend_last
 from minattn.ops import sigmoid
 
 ARXIV = "2505.06708"
-SUMMARY = "a sigmoid gate on the output, per head and channel"
+SUMMARY = "multiplies the output by a sigmoid gate, per head and channel"
 ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv", "gate_logits": "B H Tq Dv|1"}
 PROJECTIONS = {"gate_logits": False}        # x W_g, without a bias
 LAYER_OPTIONS = {"gate": checks.Option("channel", ("channel", "head"))}    # one gate per ...

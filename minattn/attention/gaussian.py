@@ -17,7 +17,7 @@ from minattn import checks
 from minattn.attention import core
 
 ARXIV = "2605.02144"
-SUMMARY = "a Gaussian kernel of the distance between tokens; no q, k, v projections"
+SUMMARY = "scores by a Gaussian kernel of the distance between tokens, without q, k, v projections"
 ARGUMENTS = {"x": "B H T D", "log_sigma": "H"}
 OPTIONAL = {"keys": "B H Tk D", "values": "B H Tk Dv"}
 LAYER_OPTIONS = {"qk_norm": checks.Option(True, (True, False)),          # RMS-norm the features

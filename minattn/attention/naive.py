@@ -203,8 +203,7 @@ def energy_forward(q, k, v, energy, alpha, tau, *, norm="key", **options):
     """A bias log sigmoid(alpha (z_j - tau)) on key j        energy (B, H, Tk), alpha (H,), tau (H,)
 
     z is the energy less its mean, over its deviation, both taken over the keys 1..last: up to the
-    key itself (norm="key"), up to the query ("prefix"), or all keys ("sequence"); "none": z =
-    energy.
+    key itself (norm="key"), up to the query ("prefix"), all keys ("sequence"); "none": z = energy.
     """
     Tq, Tk = q.shape[-2], k.shape[-2]
     p = np.arange(Tq) + (Tk - Tq if options.get("align", "end") == "end" else 0)
@@ -285,7 +284,7 @@ def gaussian_backward(dout, c):
 
 
 def by_role(dx, dk, dv, c):
-    """x is query, key and value at once, unless keys or values were given: its gradient is the sum."""
+    """x is query, key and value at once unless keys or values are given: gradients add up."""
     grads = {}
     if c.values is None:
         dk = dk + dv

@@ -8,7 +8,7 @@ from minattn.attention import sink
 from minattn.attention.core import attend_last
 
 ARXIV = "2602.23057"
-SUMMARY = "softmax with 1 added to the denominator"
+SUMMARY = "adds 1 to the softmax denominator"
 ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv"}
 
 

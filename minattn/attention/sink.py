@@ -9,7 +9,7 @@ from minattn import checks
 from minattn.attention.core import attend, attend_backward, attend_last
 
 ARXIV = "2602.23057"
-SUMMARY = "a learned logit without a value: a head may attend to nothing"
+SUMMARY = "adds a learned logit without a value, which lets a head attend to nothing"
 ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv", "sink": "H"}
 PARAMETERS = {"sink": 0.0}      # initial value; the paper is silent, 0 starts as off-by-one softmax
 

@@ -7,7 +7,7 @@
 from minattn.attention.core import attend, attend_backward, attend_last
 
 ARXIV = "1706.03762"
-SUMMARY = "a softmax average of the values"
+SUMMARY = "the baseline: a softmax-weighted average of the values"
 ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv"}
 
 

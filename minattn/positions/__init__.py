@@ -39,7 +39,7 @@ def describe(name, module):
 
 POSITIONS = {
     "none": Position("none", None, "none", {}, {}, "", None,
-                     "No encoding: only a causal mask tells order."),
+                     "No encoding: only a causal mask reveals the order."),
     **{name: describe(name, module) for name, module in {
         "learned": learned,
         "sinusoidal": sinusoidal,
