@@ -365,7 +365,8 @@ def test_the_benchmarks_sides_do_the_same(position, residual):
     settings = dataclasses.asdict(recall_training.Training(lr=1e-3).settings(1)) | {"batch_size": 13}
     spec = {"config": {"layers": 3, "position": position, "residual": residual},
             "settings": settings, "length": 7, "compile": False}
-    ours, theirs = ([work() for _ in range(3)] for work in (module.recall(spec, None)[0] for module in (numpy_jobs, torch_jobs)))
+    ours, theirs = ([work()[0] for _ in range(3)]
+                    for work in (module.recall(spec, None)[0] for module in (numpy_jobs, torch_jobs)))
     assert ours == pytest.approx(theirs, rel=1e-5) and ours[0] != ours[2]
 
 
