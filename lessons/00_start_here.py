@@ -64,7 +64,7 @@ fig.colorbar(image, label="weight $P_{ij}$", shrink=0.8);
 # not see.
 
 # %% [markdown]
-# ## The formula, and ten lines that compute it
+# ## The formula, and six lines that compute it
 #
 # $$ s_{ij} = \frac{q_i \cdot k_j}{\sqrt D}, \qquad
 #    P_{ij} = \frac{e^{s_{ij}}}{\sum_{l \le i} e^{s_{il}}},

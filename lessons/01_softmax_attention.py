@@ -167,7 +167,7 @@ def attention_backward(dout, q, k, v, P):
 grader_01.check_attention_backward(attention_backward);
 
 # %% [markdown]
-# Here is ours, each line below the line that it undoes, and beside it the package. One
+# Here is ours, each line below the line that it undoes, compared with the package. One
 # identity saves work there: the mean that is subtracted is
 # $\sum_j P_{ij}\,(do_i \cdot v_j) = do_i \cdot o_i$, in code
 # `(dout * out).sum(axis=1)`. It needs no $T_q \times T_k$ array.
@@ -345,7 +345,7 @@ print("caught:", {kind: f"{sum(e > 1e-7 for e in errors[1:])} of {len(bugs) - 1}
 # (largest minus smallest) of the row's $dP$. Another key has $|ds_k| \le P_k R$ with
 # $P_k \le 1 - P_w$, and
 # $|ds_w| = P_w\, |\sum_{j \ne w} P_j (dP_w - dP_j)| \le (1 - P_w) R$. **Where the
-# choice is made, no gradient flows.**
+# choice is made, no gradient reaches the scores.**
 #
 # If the numbers in $q_i$ and $k_j$ are independent with mean 0 and variance 1, then
 # $q_i \cdot k_j$ is a sum of $D$ terms of variance 1: its standard deviation is
@@ -380,8 +380,8 @@ ax.legend(frameon=False);
 # %% [markdown]
 # ## Masks, and exercise 4: weights that survive
 #
-# In the backward a hidden key always meets $P_{ij} = 0$, so what it gets from row $i$
-# is *exactly* 0. That holds if it was hidden with $-\infty$. Much software has used a
+# In the backward a hidden key always has $P_{ij} = 0$, so what it gets from row $i$ is
+# *exactly* 0. That holds if it was hidden with $-\infty$. Much software has used a
 # "large" negative number instead:
 
 # %%
@@ -491,11 +491,11 @@ fig.colorbar(image, label="weight", shrink=0.85);
 # one, or faster. Only a measurement tells.
 #
 # **What we now know.** The gradient of attention is two matrix products, a softmax that
-# takes out the weighted mean, and two more products: `dv = P.T @ dout`,
+# subtracts the weighted mean, and two more products: `dv = P.T @ dout`,
 # `dP = dout @ v.T`, `ds = P * (dP - rowsum(dout * out))`, `dq = ds @ k / sqrt(D)`,
 # `dk = ds.T @ q / sqrt(D)`. It can be measured to ten digits; ones hide bugs that
-# random cotangents show; where a weight is nearly 1 no gradient flows; hidden means
-# $-\infty$.
+# random cotangents show; where a weight is nearly 1 the scores get no gradient; hidden
+# means $-\infty$.
 #
 # **What remains unknown.** The attention that we trained cannot tell near from far
 # (lesson 03). A model has more than attention: how its other layers learn, and how well

@@ -326,7 +326,7 @@ for seed in range(3):
 #    p \leftarrow p - \eta\,
 #    \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} $$
 #
-# (arXiv 1412.6980, algorithm 1; the divisions make up for means that start at 0).
+# (arXiv 1412.6980, algorithm 1; the divisions correct for means that start at 0).
 # $\eta$ first rises, then falls: `optim.learning_rate`.
 
 # %%

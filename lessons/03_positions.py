@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 03 · Where am I?
 #
-# **The question.** Attention is a weighted mean, and a mean does not know in which
-# order things came. How is a model told where a character stands, and what does it lose
-# if it is not? **Time:** forty minutes. **You need:** lessons 01 and 02, sine and
+# **The question.** Attention is a weighted mean, and a mean does not depend on the
+# order of its terms. How is a model told where a character stands, and what does it
+# lose if it is not? **Time:** forty minutes. **You need:** lessons 01 and 02, sine and
 # cosine, a little of complex numbers.
 
 # %%
@@ -277,8 +277,8 @@ grader_03.check_slope_gradient(slope_gradient);
 # variance below the diagonal is explained by the mean of each diagonal, in per cent.
 # The third panel puts the waves through random projections $W_Q, W_K$, as a model does:
 # $K = (\mathrm{pe}\,W_Q)(\mathrm{pe}\,W_K)^\top$. For RoPE we take one random query and
-# one random key, the same at every place. Each picture has colours of its own: bright
-# is large. (Above the diagonal lies the future, which a causal model never sees.)
+# one random key, the same at every place. Each picture has its own colours: bright is
+# large. (Above the diagonal lies the future, which a causal model never sees.)
 
 
 # %%
@@ -312,8 +312,8 @@ axes[0].set_ylabel("query $i$");
 
 # %% [markdown]
 # Striped: the bare waves, RoPE, decay. But the waves lose most of it as soon as there
-# are projections between them, which a model always has. It *can* learn projections
-# that keep the clocks apart; RoPE need not learn it.
+# are projections between them, as in every model. It *can* learn projections that keep
+# the clocks apart; RoPE need not learn them.
 #
 # ## The experiment: what is lost
 #
@@ -399,20 +399,20 @@ right.legend(frameon=False, fontsize=8, loc="upper left");
 # - **none** is only a little better than counting pairs. It knows the last character,
 #   which flows past attention in the stream, and a bag of the others. A second layer
 #   could count, but has hardly begun to.
-# - **learned** and **small waves** gain little over that in so few steps, if anything.
-#   Absolute places say nothing about distance until the projections have been trained
-#   to compare them, at every pair of places.
+# - **learned** and **small waves** gain little over that in such a short run, if
+#   anything. Absolute places say nothing about distance until the projections have been
+#   trained to compare them, at every pair of places.
 # - **sinusoidal** at full size shows what happens if the waves are twenty or more times
 #   as large as what they are added to. (The original model multiplies its token
 #   embeddings by $\sqrt C$ before it adds: 1706.03762, section 3.4.)
 # - **decay** and **rope** say "one back" from the first step, and win. Neither adds a
 #   single parameter.
 #
-# On the right, nobody wins everything. Past the length of training the learned table
-# gives rows that were never trained, and RoPE meets angles that it never saw. Even
-# "none" gets worse, because a mean over more keys is a different mean from the one it
-# was trained with. Decay goes on as before: what is far away has no weight in its sharp
-# heads.
+# On the right, no encoding wins everything. Past the length of training the learned
+# table gives rows that were never trained, and RoPE meets angles that it never saw.
+# Even "none" gets worse, because a mean over more keys is a different mean from the one
+# it was trained with. Decay goes on as before: what is far away has no weight in its
+# sharp heads.
 #
 # Where do the heads look? The mean weight by distance, in four of these models (queries
 # from the second half of a short window):

@@ -426,10 +426,10 @@ ax.legend(frameon=False, fontsize=9, ncols=2, loc="lower left");
 #   places.)
 # - **The volume.** The sinusoidal encoding never fades and should do well. It does
 #   badly everywhere: its waves have amplitude 1, the token embeddings start at 0.02,
-#   and after the layer norm little of the tokens is left. With tokens ten times louder
-#   it does far better.
-# - **Both together.** So does Morlet with wide bells and louder tokens. (Wide bells
-#   without the louder tokens? Try `token_scale=1`.)
+#   and after the layer norm little of the tokens is left. With token embeddings ten
+#   times larger it does far better.
+# - **Both together.** So does Morlet with wide bells and larger token embeddings. (Wide
+#   bells alone? Try `token_scale=1`.)
 #
 # Fading both limits the published start and rescues it: a wave that has died out cannot
 # drown the tokens. And it says how to read the published comparison (validation loss on
@@ -451,8 +451,8 @@ for name in ("none", "learned", "morlet"):
 # Compare seed with seed, column by column. After so few steps a model has learned which
 # character follows which, and for that it does not need positions. An added encoding
 # can therefore hardly help, only hurt: the learned table everywhere, Morlet in the
-# first dozen tokens, where it is loud. Whoever compares encodings by this loss needs
-# long training and several seeds.
+# first dozen tokens, where its amplitude is large. To compare encodings by this loss
+# takes long training and several seeds.
 #
 # ## What is learned
 #
@@ -493,12 +493,12 @@ axes[0].legend(frameon=False, fontsize=9);
 # **What we now know.** A Morlet pair is a clock under a bell. Its kernel is a relative
 # kernel times a factor anchored at the origin; wide bells give back sinusoidal
 # positions. As published it starts with a reach of about fifteen tokens, fifty times as
-# loud as the tokens, on the edge of its own constraint, where rounding decides whether
-# a frequency gets a gradient. Training can widen the bells where the task asks for it.
+# loud as the tokens, on the edge of its constraint, where rounding decides whether a
+# frequency gets a gradient. Training can widen the bells where the task asks for it.
 #
 # **What remains unknown.** Whether wide bells at the volume of the tokens beat learned
 # positions in long training; whether a learned centre (an option of the package: the
-# bell moves to $\mu_k$, the wave stays) helps; whether any of it matters beside rotary
+# bell moves to $\mu_k$, the wave stays) helps; whether any of it matters with rotary
 # positions, which act on queries and keys and leave the tokens alone (lesson 03).
 #
 # **Source.** arXiv 2606.01258 and the code published with it, whose clamps, order and

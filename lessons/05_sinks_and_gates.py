@@ -104,10 +104,10 @@ print("weights and sink sum to 1:", np.allclose(P.sum(axis=1) + P_sink, 1))
 # %% [markdown]
 # ## Exercise 1: a sink for a kernel that has none
 #
-# A fast softmax *kernel* (a program for attention that somebody else has tuned) gives
-# you `out` $(T, D_v)$ and `lse` $(T,)$ of *plain* attention, and you cannot change it.
-# Compute the output with a sink from them. (Mind the extremes: `lse - sink` may be a
-# thousand, or minus a thousand.)
+# A fast softmax *kernel* (a tuned program for attention) gives you `out` $(T, D_v)$ and
+# `lse` $(T,)$ of *plain* attention, and you cannot change it. Compute the output with a
+# sink from them. (Mind the extremes: `lse - sink` may be a thousand, or minus a
+# thousand.)
 
 
 # %% tags=["exercise"]
@@ -364,8 +364,8 @@ ax.legend(frameon=False);
 # Softmax cannot be silent: where it should say nothing, its best is to *spread* its
 # unit so that the codes average out, and the average of finitely many codes is not
 # zero. A gate ends that for tokens that do not ask; but whether there **is** an answer
-# is written in the keys, which it does not see, so at a capital it half opens: too loud
-# for the one kind and too quiet for the other. A sink, learned or fixed at 0, sees the
+# is written in the keys, which it does not see, so at a capital it half opens: too much
+# for one kind and too little for the other. A sink, learned or fixed at 0, sees the
 # scores, and serves both.
 #
 # And the start token? Look at where its weights go:
@@ -465,7 +465,8 @@ for ax, what in ((left, "first-token mass"), (right, "sum of the weights of a ro
 # **What we now know.** Softmax is blind to a common shift of the scores, so a row
 # cannot be silent. A sink is a switch $\sigma(\ell - \text{sink})$ made from the
 # scores; off-by-one fixes it at 0; a gate is a switch made from the query's token, and
-# cannot see that nobody answers. Given a start token, softmax builds the sink itself.
+# cannot see that there is no answer. Given a start token, softmax builds the sink
+# itself.
 #
 # **What remains unknown.** Why large models with a learned sink did worse; and whether
 # a row can do something better than give *less*: can it also have weights below zero?

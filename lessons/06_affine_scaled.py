@@ -133,7 +133,7 @@ grader_06.check_row_sums(row_sums);
 # So with `"visible"` **every row spends exactly** $\alpha_\text{ma}$, whatever its
 # $\alpha$: the query chooses only how sharp it is. With `"total"` early rows spend
 # about $\alpha_i$ and late rows about $\alpha_\text{ma}$: what a row spends depends on
-# where it stands.
+# its position.
 #
 # ## No $T \times T$ array is needed
 #

@@ -293,10 +293,10 @@ grader_08.check_weights_in_float32(weights_in_float32);
 #
 # The language variant: RMS norm per head, rotary positions on the features that are
 # compared (not on the values), $\sigma$ starting at $D^{1/4}$ (our choice, since the
-# paper does not say: then $x_i \cdot x_j/\sigma^2$ has the usual scale $1/\sqrt D$).
-# Beside softmax of the same width stands a softmax so narrow that it has about as few
-# parameters. Two seeds each (`lessons.train`: lesson 02's training, and gradients whose
-# norm is above 1 are scaled back to 1).
+# paper does not say: then $x_i \cdot x_j/\sigma^2$ has the usual scale $1/\sqrt D$). We
+# compare it with softmax of the same width, and with a softmax so narrow that it has
+# about as few parameters. Two seeds each (`lessons.train`: lesson 02's training, and
+# gradients whose norm is above 1 are scaled back to 1).
 
 # %%
 corpus = lessons.text()

@@ -281,8 +281,8 @@ print("lower bound holds:", bool((A >= C_min * np.exp(-m * x) * causal).all()))
 # *More walks lead further back; each of them weighs less.* From $x$ to $x + 1$ the
 # binomial grows by the factor $(t + x + 1)/(x + 1)$. That is more than $e^{m}$ as long
 # as $x + 1$ is less than the **critical distance** $x^* = t / (e^{m} - 1)$. So a token
-# listens most to what is about $x^*$ back: further with depth, nearer with decay. (If
-# that is before the beginning, the beginning wins.)
+# receives most from about $x^*$ back: further with depth, nearer with decay. (If that
+# is before the beginning, the beginning wins.)
 # ## Exercise 3: where is the peak?
 # Distances are whole numbers, and $L$ layers mean $t = L - 1$.
 
@@ -357,11 +357,12 @@ axes[0].legend(frameon=False, fontsize=9);
 
 # %% [markdown]
 # The untrained model is the theory's case: scores near 0, nearly equal weights. One
-# layer gives the first character no more than its due, $1/T$ (dashed), and the
+# layer gives the first character no more than its share, $1/T$ (dashed), and the
 # first-token mass of lesson 05 would find nothing. Yet after four layers of attention
 # alone it holds about a third. Training with RoPE teaches the heads to look nearby and
 # takes part of that back: *learned weights can work against the mask*. With residuals
-# all is slower, and the last character keeps at least $1/2^4$ of itself (far right).
+# everything is slower, and the last character keeps at least $1/2^4$ of itself (far
+# right).
 # ## The experiment: two items that look the same
 # Shares are not yet decisions. The paper's test (section 5): a sequence
 # $x_1 y_1 \dots x_8 y_8\, x_\text{query}$ has eight *items*, each a vector $x$ with the
@@ -525,8 +526,8 @@ ax.legend(frameon=False);
 #
 # **What remains unknown.** The theorems are about attention without residual, MLP and
 # norm; with a residual the paper has experiments only, in which more depth can mean
-# less bias. Does the mask alone, trained on last, turn round in the end as published?
-# Our 1500 steps do not show it;
+# less bias. Does the mask alone, trained on last, reverse its sign in the end, as
+# published? Our 1500 steps do not show it;
 # `minattn bias --train-bias last --residual --steps 100000` would. And why large models
 # lose the *middle* of a text: in the paper that mostly needs data which favour both
 # ends. **Next:** is a faster implementation right?

@@ -83,9 +83,9 @@ right.legend(frameon=False, loc="upper left");
 #
 # ## Exercise 1: merge two parts
 #
-# Two machines have each seen some keys of the same $R$ queries. Merge what they found.
-# Beware of rows for which a part, or both, has seen no key at all: there $m = -\infty$
-# and the sums are 0, and so it should stay if both are empty.
+# Two machines have each processed some keys of the same $R$ queries. Merge what they
+# found. Beware of rows for which a part, or both, has seen no key at all: there
+# $m = -\infty$ and the sums are 0, and so it should stay if both are empty.
 
 # %% tags=["exercise"]
 def merge(m1, total1, acc1, m2, total2, acc2):
@@ -165,7 +165,7 @@ def forward(q, k, v, *, scale=None, causal=False, align="end"):
 #
 # The weights are gone. But one number per row brings any tile of them back: the
 # *log-sum-exp*, $\text{lse}_i = m_i + \ln \text{total}_i$, because
-# $P_{ij} = e^{s_{ij}} / e^{\text{lse}_i}$. And the mean that the softmax takes out of
+# $P_{ij} = e^{s_{ij}} / e^{\text{lse}_i}$. And the mean that the softmax subtracts from
 # $dP$ (lesson 01) needs no weights:
 #
 # $$ P_{ij} = e^{s_{ij} - \text{lse}_i}, \qquad \delta_i = do_i \cdot o_i, \qquad
@@ -241,16 +241,16 @@ report = check("softmax", (forward, backward), exclude=CANNOT)
 # ## Reading the report
 #
 # A line is a family; the tensor named is the one that came nearest to its bound
-# (`ratio` is error / bound), and `RMS` is the size of all its errors beside the size of
-# the truth. What is the bound? Truth is computed in float64, and a plain literal
-# implementation in *your* precision, every operation rounded, says what rounding alone
-# must cost. With eps for the distance from 1 to the next number ($1.2 \cdot 10^{-7}$ in
-# float32), the bound is
+# (`ratio` is error / bound), and `RMS` is the size of all its errors relative to the
+# size of the truth. What is the bound? Truth is computed in float64, and a plain
+# literal implementation in *your* precision, every operation rounded, says what
+# rounding alone must cost. With eps for the distance from 1 to the next number
+# ($1.2 \cdot 10^{-7}$ in float32), the bound is
 #
 # $$ \text{error} \le
 #    2\,(\text{error of plain arithmetic} + \text{eps} \cdot \max |\text{truth}|) $$
 #
-# The kernel is **wrong** in one case, that nobody tries by hand: all visible scores of
+# The kernel is **wrong** in one case, which nobody tries by hand: all visible scores of
 # a row equal, near $-1.7 \cdot 10^{10}$. Then $\text{lse} = m + \ln \text{total}$, and
 # numbers of that size lie more than 1000 apart in float32: $\ln \text{total}$ is lost.
 # The weights of $n$ equal keys come back as 1 each, instead of $1/n$. The formula of
@@ -350,10 +350,9 @@ ax.set(xlabel="family of cases", ylabel="what is wrong (families that find it)",
 # %% [markdown]
 # Read it by columns: no family finds all of them. `long` alone sees what happens
 # *between* tiles; among the families that we run, only `tq_ne_tk` tells where queries
-# sit and meets rows that see nothing; scores far from 0 betray a finite number in the
-# place of $-\infty$. By rows: three bugs fall to almost any test, and each of the
-# others to one, two or three families only. Here is what the report says of one of
-# them:
+# sit and meets rows that see nothing; scores far from 0 betray a finite number in place
+# of $-\infty$. By rows: three bugs fall to almost any test, and each of the others to
+# one, two or three families only. Here is what the report says of one of them:
 
 # %%
 for line in str(reports["dk overwritten by each tile"]).splitlines():
@@ -498,13 +497,13 @@ ax.legend(frameon=False);
 # about twice with tiles.
 #
 # **What we now know.** A softmax can be summed in any number of parts, each with the
-# maximum it knows, and its backward needs two numbers a row. Agreement on ordinary
+# maximum it knows, and its backward needs two numbers per row. Agreement on ordinary
 # inputs proves little: our first version was right to the last digit there, and wrong
-# in a corner. A check is as good as the bugs that it has been seen to find; a tolerance
-# has to come from the rounding of the same arithmetic, and causality can be tested
+# in a corner. A check is as good as the bugs it has been seen to find; a tolerance has
+# to come from the rounding of the same arithmetic, and causality can be tested
 # separately.
 #
-# **What remains unknown.** Which corner nobody has thought of: the kit's own list of
+# **What remains unknown.** Which corners nobody has thought of: the kit's own list of
 # wrong implementations, and which family finds which, is in
 # [mutation_score.md](../docs/mutation_score.md). Speed is another question:
 # [where the time goes](../docs/where_the_time_goes.md).
