@@ -38,6 +38,9 @@ def round_to(x, dtype, rng=None):
     x = np.asarray(x, np.float64)
     if fmt.bits == 52:
         return x if rng is None else x * (1 + fmt.eps * rng.uniform(-1, 1, x.shape))
+    if fmt.bits == 23 and rng is None:
+        with np.errstate(over="ignore"):
+            return x.astype(np.float32).astype(np.float64)
     drop = 52 - fmt.bits
     u = x.view(np.uint64)
     if rng is None:                                          # half a unit, ties to even
