@@ -26,11 +26,12 @@ def finished(corpus, tmp_path_factory):
     """Run folders that were never interrupted, made when first asked for: name of the case -> folder"""
     made, home = {}, tmp_path_factory.mktemp("finished")
 
-    def run(case="softmax"):
-        if case not in made:
-            made[case] = home / case
-            assert train(made[case], corpus, **CASES[case]) == 0
-        return made[case]
+    def run(case="softmax", **fields):
+        key = case, *fields.items()
+        if key not in made:
+            made[key] = home / str(len(made))
+            assert train(made[key], corpus, **CASES[case] | fields) == 0
+        return made[key]
     return run
 
 
@@ -223,10 +224,9 @@ def signalled(which, words, folder, delay):
 
 @pytest.mark.parametrize("which, kills, steps", [(signal.SIGKILL, 1, 600), (signal.SIGINT, 1, 600),
                                                  pytest.param(signal.SIGKILL, 9, 4000, marks=pytest.mark.slow)])
-def test_stopped_from_outside_at_random_moments(which, kills, steps, corpus, tmp_path):
-    fields = TINY | dict(steps=steps, checkpoint_interval=10)
-    folder, whole = tmp_path / "run", tmp_path / "whole"
-    words = ["train", *flags(**fields, preset="nano", corpus=corpus, out=folder)]
+def test_stopped_from_outside_at_random_moments(which, kills, steps, finished, corpus, tmp_path):
+    fields, folder = dict(steps=steps, checkpoint_interval=10), tmp_path / "run"
+    words = ["train", *flags(**TINY | fields, preset="nano", corpus=corpus, out=folder)]
     for _ in range(kills):
         delay = random.uniform(0, 0.3)
         code, said = signalled(which, words, folder, delay)
@@ -236,8 +236,7 @@ def test_stopped_from_outside_at_random_moments(which, kills, steps, corpus, tmp
         words = ["train", "--resume", str(folder)]
     resumed = process(*words)
     assert resumed.returncode == 0, resumed.stderr
-    assert train(whole, corpus, **fields) == 0
-    assert outcome(folder) == outcome(whole)
+    assert outcome(folder) == outcome(finished(**fields))
 
 
 def test_interrupt_finishes_the_step_saves_and_says_how_to_go_on(stopped, finished, tmp_path, capsys):
