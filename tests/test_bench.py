@@ -107,13 +107,13 @@ def test_mistakes_are_one_sentence(given, message):
 
 
 def test_a_side_that_fails_is_left_out(monkeypatch):
-    good, bad = sides.Job("numpy_jobs", "matmul", {"n": 8}), sides.Job("numpy_jobs", "no such job", {})
+    good, bad = sides.Job("bench.numpy_jobs", "matmul", {"n": 8}), sides.Job("bench.numpy_jobs", "no such job", {})
     problems = []
-    with pytest.raises(sides.SideFailed, match="(?s)eager: .*KeyError"):
+    with pytest.raises(sides.SideFailed, match="(?s)eager: .*no such job"):
         sides.measure("it", {"minattn": good, "eager": bad}, arguments(), problems, tolerance=0)
     monkeypatch.setattr(sides, "OPTIONAL", ("numpy_jobs",))
     found = sides.measure("it", {"minattn": good, "eager": bad}, arguments("--repeat", "1"), problems, tolerance=0)
-    assert "left out: eager" in problems[0] and "KeyError" in problems[0] and list(found.turns) == ["minattn"]
+    assert "left out: eager" in problems[0] and "no such job" in problems[0] and list(found.turns) == ["minattn"]
 
 
 def test_numpy_alone(tiny, monkeypatch, tmp_path, capsys):
@@ -177,7 +177,7 @@ def test_jax_takes_the_same_steps(tiny):
         spec = step.spec("tiny", attention, position)
         spec["config"].update(bias=attention != "gated", qkv_bias=position == "rope", gelu="exact" if position == "rope" else "tanh")
         spec["settings"].update(clip=0.3, decay="all" if attention == "sink" else "2d", weight_decay=1.0, lr=0.1, min_lr=0.1)
-        jobs = {label: sides.Job(f"{label}_jobs", "step", spec, 3) for label in ("numpy", "jax")}
+        jobs = {label: sides.Job(f"bench.{label}_jobs", "step", spec, 3) for label in ("numpy", "jax")}
         found = sides.measure(f"{attention}, {position}", jobs, arguments("--repeat", "1"), problems, tolerance=5e-5)
         first, _, last = found.checks["numpy"]
         assert last[0] != pytest.approx(first[0], rel=1e-2)                      # three steps of AdamW have left their mark

@@ -361,12 +361,12 @@ def test_a_step_is_adamw_on_the_mean_loss():
 @pytest.mark.parametrize("position, residual", [("none", False), ("none", True), ("rope", False), ("rope", True)])
 def test_the_benchmarks_sides_do_the_same(position, residual):
     pytest.importorskip("torch")
-    from minattn.bench import numpy_jobs, torch_jobs
+    from minattn.experiments.position_bias import benchmark, torch_jobs
     settings = dataclasses.asdict(recall_training.Training(lr=1e-3).settings(1)) | {"batch_size": 13}
     spec = {"config": {"layers": 3, "position": position, "residual": residual},
             "settings": settings, "length": 7, "compile": False}
     ours, theirs = ([work()[0] for _ in range(3)]
-                    for work in (module.recall(spec, None)[0] for module in (numpy_jobs, torch_jobs)))
+                    for work in (module.step(spec, None)[0] for module in (benchmark, torch_jobs)))
     assert ours == pytest.approx(theirs, rel=1e-5) and ours[0] != ours[2]
 
 

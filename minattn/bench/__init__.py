@@ -16,7 +16,8 @@ costs it more than it costs a thread that has a chunk of its own, and the ratios
 """
 import os
 
-SUITES = {"step": "step", "long": "long", "sample": "sample", "run": "whole", "bias": "recall"}
+SUITES = {"step": "bench.step", "long": "bench.long", "sample": "bench.sample",
+          "run": "bench.whole", "bias": "experiments.position_bias.benchmark"}
 ALL = ("step", "long", "sample")
 TORCH = "pip install torch==2.13.0"
 
@@ -71,7 +72,7 @@ def run(args):
         print(f"PyTorch is not installed: these are {alone}. For the comparison: {TORCH}")
     result, problems = {"machine": about}, []
     for suite in suites:
-        module = importlib.import_module(f"minattn.bench.{SUITES[suite]}")
+        module = importlib.import_module(f"minattn.{SUITES[suite]}")
         result[suite] = module.suite(args, problems)
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)

@@ -141,6 +141,3 @@ def step(spec, session):
         return float(loss), float(size)
 
     return work, 0
-
-
-JOBS = {"step": step}

@@ -30,11 +30,11 @@ def suite(args, problems):
 def _jobs(window, T, args):
     """label -> Job of every side that takes part at this length"""
     spec = {"T": T, "H": HEADS, "D": HEAD_SIZE, "window": window}
-    jobs = {"minattn": Job("numpy_jobs", "attention", spec, threads=args.threads)}
+    jobs = {"minattn": Job("bench.numpy_jobs", "attention", spec, threads=args.threads)}
     for form in TORCH_FORMS[window] if args.torch else ():
         if form != "mask" or T <= MASK_UP_TO:
             label = "PyTorch" if form == "fused" else f"PyTorch {form}"
-            jobs[label] = Job("torch_jobs", "attention", {**spec, "form": form},
+            jobs[label] = Job("bench.torch_jobs", "attention", {**spec, "form": form},
                               threads=args.threads)
     return jobs
 

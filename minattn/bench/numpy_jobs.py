@@ -10,7 +10,6 @@ import numpy as np
 
 from minattn import generate, model, parallel, train
 from minattn.attention import softmax
-from minattn.experiments.position_bias import recall_network, recall_training
 
 
 @contextmanager
@@ -91,33 +90,3 @@ def sample(spec, session):
         return [tokens.tolist() for tokens in new]
 
     return work, 0
-
-
-def recall_inputs(spec):
-    """A position-bias network and one random batch: config, settings, params, x (B, T, C), y (B,)
-    """
-    config, settings = recall_network.Config(**spec["config"]), train.Settings(**spec["settings"])
-    rng = np.random.default_rng(7)
-    x = rng.standard_normal((settings.batch_size, spec["length"], config.width), np.float32)
-    y = rng.integers(config.labels, size=settings.batch_size)
-    return config, settings, recall_network.init(config, 0), x, y
-
-
-def recall(spec, session):
-    """One training step of a position-bias network -> loss.
-
-    On one thread: its products are too small to share.
-    """
-    config, settings, params, x, y = recall_inputs(spec)
-    state = parallel.start(params, decay=settings.decay)
-
-    def work():
-        loss, _ = recall_training.loss_and_gradients(state.params, config, x, y, state.grads)
-        parallel.update(state, settings)
-        return [loss]
-
-    return work, 0
-
-
-JOBS = {"step": step, "matmul": matmul, "attention": attention, "sample": sample,
-        "recall": recall}

@@ -21,9 +21,9 @@ def suite(args, problems):
         jobs = {}
         for n in sorted({1, args.threads}):
             threads = "1 thread" if n == 1 else f"{n} threads"
-            jobs[f"minattn, {threads}"] = Job("numpy_jobs", "sample", job, threads=n)
+            jobs[f"minattn, {threads}"] = Job("bench.numpy_jobs", "sample", job, threads=n)
             if args.torch:
-                jobs[f"PyTorch, {threads}"] = Job("torch_jobs", "sample", job, threads=n)
+                jobs[f"PyTorch, {threads}"] = Job("bench.torch_jobs", "sample", job, threads=n)
         times = measure(f"generation, {PRESET}, batch {batch}", jobs, args, problems,
                         tolerance=0).turns
         rows = {}

@@ -23,7 +23,7 @@ OPTIONAL = ("torch_jobs", "jax_jobs")      # sides that are left out when they f
 
 
 class Job(NamedTuple):
-    """What a side does: one of the JOBS of a module, and what it is given."""
+    """What a side does: a function of a module of minattn, and what it is given."""
     module: str
     name: str
     spec: dict
@@ -46,7 +46,7 @@ class Side:
 
     def __init__(self, label, job, trace=False):
         context = multiprocessing.get_context("spawn")
-        self.label, self.optional = label, job.module in OPTIONAL
+        self.label, self.optional = label, job.module.endswith(OPTIONAL)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, daemon=True,
                                        args=(theirs, job.module, job.threads, trace))
@@ -87,7 +87,7 @@ def _serve(pipe, module, threads, trace):
     signal.signal(signal.SIGINT, signal.SIG_IGN)               # Ctrl-C is the parent's to handle
     work = None
     try:
-        module = importlib.import_module(f"minattn.bench.{module}")
+        module = importlib.import_module(f"minattn.{module}")
         if trace:
             tracemalloc.start()
         with module.session(threads) as session:
@@ -96,7 +96,7 @@ def _serve(pipe, module, threads, trace):
                 if command == "job":
                     name, spec, checks = arguments
                     work = None                                # let go of the last one first
-                    work, input_bytes = module.JOBS[name](spec, session)
+                    work, input_bytes = getattr(module, name)(spec, session)
                     answer = {"input_bytes": input_bytes, "checks": [work() for _ in range(checks)]}
                 elif command == "time":
                     work()

@@ -82,18 +82,18 @@ def _row(what, cell, args, problems):
     def step(module, checks=3, **more):
         return Job(module, "step", {**job, **more}, checks, args.threads)
 
-    jobs = {"minattn": step("numpy_jobs"),
-            "rate": Job("numpy_jobs", "matmul", {"n": MATMUL}, threads=args.threads)}
+    jobs = {"minattn": step("bench.numpy_jobs"),
+            "rate": Job("bench.numpy_jobs", "matmul", {"n": MATMUL}, threads=args.threads)}
     if job["config"] != softmax["config"]:
-        jobs["minattn softmax"] = step("numpy_jobs", 1, **softmax)
+        jobs["minattn softmax"] = step("bench.numpy_jobs", 1, **softmax)
     forms = {"": True}
     if job["config"]["block_size"] <= PLAIN_UP_TO:
         forms[" plain"] = False
     for form, fused in forms.items():
         for kind in args.torch_kinds:
-            jobs[kind + form] = step("torch_jobs", fused=fused, compile=kind == "compile")
+            jobs[kind + form] = step("bench.torch_jobs", fused=fused, compile=kind == "compile")
     if args.jax and attention in JAX["attention"] and position in JAX["position"]:
-        jobs["jax"] = step("jax_jobs")
+        jobs["jax"] = step("bench.jax_jobs")
     found = measure(what, jobs, args, problems, tolerance=TOLERANCE,
                     unchecked=("rate", "minattn softmax"))
     row = {"preset": preset, "attention": attention, "position": position, "job": job,

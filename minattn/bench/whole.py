@@ -15,9 +15,9 @@ def suite(args, problems):
     """Each preset once on each side, one after the other -> a list of rows; prints a table."""
     rows = []
     lines = [("preset", "minattn s", "PyTorch s", "ratio", "val loss", "PyTorch's", "peak MB")]
-    modules = {"minattn": "whole"}
+    modules = {"minattn": "bench.whole"}
     if args.torch:
-        modules["PyTorch"] = "torch_jobs"
+        modules["PyTorch"] = "bench.torch_jobs"
     for preset in presets(args):
         settings, shape = train.settings_for(preset, {"dropout": 0.0})
         spec = {"settings": dataclasses.asdict(settings), "shape": shape}
@@ -59,6 +59,3 @@ def whole(job, threads):
             return run.checkpoint.seconds, last["val_loss"]
 
     return work, 0
-
-
-JOBS = {"whole": whole}

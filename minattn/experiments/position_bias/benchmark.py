@@ -6,10 +6,16 @@ batches are made outside.
 """
 import dataclasses
 
-from minattn import report_table
+import numpy as np
+
+from minattn import parallel, report_table, train
+from minattn.bench import numpy_jobs
 from minattn.bench.sides import Job, measure, milliseconds, number, ratio, spread
 from minattn.experiments.position_bias import recall_network, recall_training
 
+session = numpy_jobs.session
+
+HERE = "experiments.position_bias"
 CELLS = (("causal", "none", 2, False), ("causal", "rope", 2, True), ("causal", "none", 6, False),
          ("causal", "rope", 10, True))
 BATCH, LENGTH = 128, 17
@@ -29,10 +35,10 @@ def suite(args, problems):
         config = recall_network.Config(layers=layers, mask=mask, position=position,
                                        residual=residual)
         job = {"config": dataclasses.asdict(config), "settings": settings, "length": LENGTH}
-        jobs = {"minattn": Job("numpy_jobs", "recall", job, 3, args.threads)}
+        jobs = {"minattn": Job(f"{HERE}.benchmark", "step", job, 3, args.threads)}
         for kind in args.torch_kinds:
             own = {**job, "compile": kind == "compile"}
-            jobs[kind] = Job("torch_jobs", "recall", own, 3, args.threads)
+            jobs[kind] = Job(f"{HERE}.torch_jobs", "step", own, 3, args.threads)
         times = measure(f"[{n + 1}/{len(CELLS)}] {what}", jobs, args, problems,
                         tolerance=TOLERANCE).turns
         seconds = {label: spread(turns) for label, turns in times.items()}
@@ -46,3 +52,29 @@ def suite(args, problems):
           f"{args.threads} threads, float32")
     print(report_table.text(lines, right=range(1, len(lines[0]))))
     return rows
+
+
+def inputs(spec):
+    """A position-bias network and one random batch: config, settings, params, x (B, T, C), y (B,)
+    """
+    config, settings = recall_network.Config(**spec["config"]), train.Settings(**spec["settings"])
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((settings.batch_size, spec["length"], config.width), np.float32)
+    y = rng.integers(config.labels, size=settings.batch_size)
+    return config, settings, recall_network.init(config, 0), x, y
+
+
+def step(spec, session):
+    """One training step of a position-bias network -> loss.
+
+    On one thread: its products are too small to share.
+    """
+    config, settings, params, x, y = inputs(spec)
+    state = parallel.start(params, decay=settings.decay)
+
+    def work():
+        loss, _ = recall_training.loss_and_gradients(state.params, config, x, y, state.grads)
+        parallel.update(state, settings)
+        return [loss]
+
+    return work, 0
