@@ -327,14 +327,11 @@ def test_cached_generation(position, changes):
     from minattn.bench.torch_fast import generate as continued
     literal, fast, tokens = literal_and_fast({"position": position, **changes}, True)
     view = tokens[:, :3]
-    cached = torch.stack(list(continued(fast, view, 9, top_k=1)), 1)
+    cached = torch.stack(list(continued(fast, view, 9)), 1)
     for step_ in range(9):
         new = literal.eval()(view)[0][:, -1].argmax(-1)
         assert torch.equal(cached[:, step_], new)
         view = torch.cat([view, new[:, None]], 1)
-    drawn = list(continued(fast, tokens[:, :1], 6, temperature=0.7, top_k=5, seed=2))
-    assert all(torch.equal(a, b) for a, b in zip(drawn, continued(fast, tokens[:, :1], 6, temperature=0.7, top_k=5, seed=2)))
-    assert all(0 <= t.min() and t.max() < 17 for t in drawn)
     with pytest.raises(ValueError, match="block_size"):
         next(continued(fast, view, 9))
 
@@ -355,4 +352,4 @@ def test_numpy_and_pytorch_generate_the_same():
     params, buffers = model.init(config, 5, np.float64)
     mine = list(generate.stream(params, buffers, config, [3, 1], 9, top_k=1))
     gpt = fast.GPT.from_numpy(model.to_dict(config), params, buffers)
-    assert mine == [int(t) for t in fast.generate(gpt, torch.tensor([[3, 1]]), 9, top_k=1)]
+    assert mine == [int(t) for t in fast.generate(gpt, torch.tensor([[3, 1]]), 9)]

@@ -24,6 +24,7 @@ flex_attention, which would do most of this by itself, has no backward on a CPU.
 position without a form here takes the one of torch_refs. Measured on PyTorch 2.13.
 """
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -124,106 +125,88 @@ def running_statistics(e, eps):
 
 # ----------------------------------------------------------------------------- the forms, by name
 
-# Each takes the model, the layer's number, its input x (B, T, C) and the options of `attend`, and
-# gives what the heads say (B, H, T, D), before a gate; None: these settings have no fast form.
+# Each takes `attend` with the model's masks, the layer's options, and by name what the function of
+# torch_refs takes.
 
 
-def softmax(gpt, i, x, options):
-    return attend(*gpt.qkv(i, x), **options)
+def softmax(attend, options, q, k, v):
+    return attend(q, k, v)
 
 
-def sink(gpt, i, x, options):
-    return attend(*gpt.qkv(i, x), sink=gpt._get(f"h.{i}.attn.sink"), **options)
+def sink(attend, options, q, k, v, sink):
+    return attend(q, k, v, sink=sink)
 
 
-def off_by_one(gpt, i, x, options):
-    q, k, v = gpt.qkv(i, x)
-    return attend(q, k, v, sink=q.new_zeros(q.shape[1]), **options)
+def off_by_one(attend, options, q, k, v):
+    return attend(q, k, v, sink=q.new_zeros(q.shape[1]))
 
 
-def affine(gpt, i, x, options):
+def gated(attend, options, q, k, v, gate_logits):
+    return att.gate(attend(q, k, v), gate_logits)
+
+
+def affine(attend, options, q, k, v, alpha_logits, alpha_ma):
     """alpha y + beta (sum of the visible v)"""
-    layer, T = gpt.layers[i], x.shape[1]
-    o, window = layer.options, layer.window
-    q, k, v = gpt.qkv(i, x)
-    logits = gpt._argument(f"h.{i}.attn.alpha_logits", x)                   # (B, H, T)
-    alpha_ma = gpt._get(f"h.{i}.attn.alpha_ma")
-    if gpt.training:
-        used, kept = att.running_mean(alpha_ma, logits, phi=o["phi"], momentum=o["momentum"],
-                                      axes=o["axes"], use=o["use"])
-        alpha_ma.copy_(kept["alpha_ma"])
-        alpha_ma = used["alpha_ma"]
-    alpha = att.squash(logits, o["phi"])
-    counts = {"total": T, "visible": torch.arange(1, T + 1, device=x.device).clamp(max=window or T)}
-    count = counts.get(o["length"], o["length"])
-    beta = (alpha_ma[:, None] - alpha) / count
+    T, window = q.shape[2], options["window"]
+    alpha = att.squash(alpha_logits, options["phi"])                        # (B, H, T)
+    counts = {"total": T, "visible": torch.arange(1, T + 1, device=q.device).clamp(max=window or T)}
+    beta = (alpha_ma[:, None] - alpha) / counts.get(options["length"], options["length"])
     total = v.cumsum(2)
     if window is not None and window < T:
         total = total - F.pad(total[:, :, :-window], (0, 0, window, 0))
-    return torch.addcmul(attend(q, k, v, **options) * alpha[..., None], beta[..., None], total)
+    return torch.addcmul(attend(q, k, v) * alpha[..., None], beta[..., None], total)
 
 
-def energy(gpt, i, x, options):
+def energy(attend, options, q, k, v, energy, alpha, tau):
     """log sigmoid(alpha (z - tau)) as a bias on the keys, or (prefix) on each pair."""
-    o, a = gpt.layers[i].options, f"h.{i}.attn."
-    e = gpt._argument(a + "energy", x)                                      # (B, H, T)
-    alpha, tau = (gpt._get(a + name)[:, None] for name in ("alpha", "tau"))
-    q, k, v = gpt.qkv(i, x)
-    if o["norm"] in ("key", "prefix"):
-        mean, rstd = running_statistics(e, o["eps"])
-        if o["norm"] == "prefix":
+    norm, alpha, tau = options["norm"], alpha[:, None], tau[:, None]
+    if norm in ("key", "prefix"):
+        mean, rstd = running_statistics(energy, options["eps"])
+        if norm == "prefix":
             slope = alpha * rstd                                           # (B, H, T), of the query
-            u = slope[..., None] * e[:, :, None] - (slope * mean + alpha * tau)[..., None]
-            return attend(q, k, v, bias=F.logsigmoid(u), **options)         # (B, H, T, T)
-        e = (e - mean) * rstd
-    elif o["norm"] == "sequence":
-        e = att.standard_energy(e, e.shape[-1], norm="sequence")[:, :, 0]
-    return attend(q, k, v, key_bias=F.logsigmoid(alpha * (e - tau)), **options)
+            shift = slope * mean + alpha * tau
+            bias = F.logsigmoid(slope[..., None] * energy[:, :, None] - shift[..., None])
+            return attend(q, k, v, bias=bias)                               # (B, H, T, T)
+        energy = (energy - mean) * rstd
+    else:
+        energy = att.standard_energy(energy, energy.shape[-1], norm=norm)[:, :, 0]
+    return attend(q, k, v, key_bias=F.logsigmoid(alpha * (energy - tau)))
 
 
-def gaussian(gpt, i, x, options):
+def gaussian(attend, options, x, log_sigma, values):
     """exp(-|x_i - x_j|^2 / 2 sigma^2) is softmax's numerator, of (x_i x_j - |x_j|^2 / 2) / sigma^2
     """
-    o = gpt.layers[i].options
-    if o["eps"]:
-        return None
-    u = gpt._heads(x)
-    if o["qk_norm"]:
-        u = F.rms_norm(u, u.shape[-1:], eps=1e-6)
-    keys = gpt.rotate(u)
-    inverse = torch.exp(-2 * gpt._get(f"h.{i}.attn.log_sigma"))[:, None]                   # (H, 1)
-    values = keys if o["rope_values"] else u
+    inverse = torch.exp(-2 * log_sigma)[:, None]                                           # (H, 1)
     # After the norm |x_j|^2 is D for every key, up to the norm's eps of 1e-6, which is rounding in
     # float32; a constant cancels.
     key_bias = None
-    if not o["qk_norm"] or x.dtype != torch.float32:
-        key_bias = (keys * keys).sum(-1) * (-0.5 * inverse)                             # (B, H, T)
-    return attend(keys * inverse[..., None], keys, values, scale=1.0, key_bias=key_bias, **options)
-
-
-def gated(gpt, i, x, options):
-    return att.gate(softmax(gpt, i, x, options), gpt._argument(f"h.{i}.attn.gate_logits", x))
+    if not options["qk_norm"] or x.dtype != torch.float32:
+        key_bias = (x * x).sum(-1) * (-0.5 * inverse)                                   # (B, H, T)
+    return attend(x * inverse[..., None], x, values, scale=1.0, key_bias=key_bias)
 
 
 FORMS = {"softmax": softmax, "gated": gated, "sink": sink, "off_by_one": off_by_one,
          "affine": affine, "energy": energy, "gaussian": gaussian}
 
 
-def rotation(T, D, o):
+def form_of(layer):
+    """None: there is no fast one with these options."""
+    if layer.name == "gaussian" and layer.options["eps"]:
+        return None
+    return FORMS.get(layer.name)
+
+
+def rotation(T, D, options):
     """cos and sin (T, D) of RoPE, sin with the sign of the other one of a pair"""
-    angle = pos._angles(T, D // 2, base=o["base"], start=o["start"])                    # (T, D/2)
+    angle = pos._angles(T, D // 2, base=options["base"], start=options["start"])        # (T, D/2)
     pairs = (angle.cos(), angle.cos()), (-angle.sin(), angle.sin())
-    if o["pairs"] == "half":
+    if options["pairs"] == "half":
         return [torch.cat(pair, -1) for pair in pairs]
     return [torch.stack(pair, -1).flatten(1) for pair in pairs]
 
 
-def decay_bias(T, H):
-    return pos.decay_bias(T, T, pos.alibi_slopes(H))[None]
-
-
-ROTATIONS, BIASES = {"rope": rotation}, {"decay": decay_bias}
-EMBEDDED = ("none", "learned", "sinusoidal", "morlet")       # nothing to do in a layer
+CONSTANT = ("none", "learned", "sinusoidal", "morlet",       # nothing to do in a layer
+            "rope", "decay")                                 # tables
 
 
 class GPT(gpt.GPT):
@@ -232,6 +215,8 @@ class GPT(gpt.GPT):
     def __init__(self, config, params, buffers, fused=True):
         super().__init__(config, params, buffers)
         self.fused = fused
+        literal = any(name not in CONSTANT for name in self.positions)
+        self.forms = [None if literal else form_of(layer) for layer in self.layers]
         self._tables()
 
     def _apply(self, *args, **kwargs):
@@ -250,91 +235,72 @@ class GPT(gpt.GPT):
 
         windows = [layer.window for layer in self.layers]
         self.causal, self.masks = mask(), [None] * len(windows)
-        bias = sum(BIASES[name](T, H).to(like) for name in self.positions if name in BIASES)
-        if any(windows) or torch.is_tensor(bias):
-            self.masks = [mask(window) + bias for window in windows]
-        self.rotations = []
-        for name, options in self.positions.items():
-            if name in ROTATIONS:
-                self.pairs = options["pairs"]
-                tables = ROTATIONS[name](T, C // H, options)
-                self.rotations = [table.to(like) for table in tables]
-        self.literal = set(self.positions) - {*EMBEDDED, *ROTATIONS, *BIASES}
+        if any(windows) or "decay" in self.positions:
+            self.masks = [mask(window) for window in windows]
+        if "decay" in self.positions:
+            bias = pos.decay(T, H)[None].to(like)
+            self.masks = [mask + bias for mask in self.masks]
+        if "rope" in self.positions:
+            tables = rotation(T, C // H, self.positions["rope"])
+            self.rotations = [table.to(like) for table in tables]
 
     def _linear(self, x, name):
         return F.linear(x, self._get(name + ".weight").t(), self._find(name + ".bias"))
 
-    def rotate(self, x, start=0):
-        """x cos + (the other of each pair) sin, in three passes; x (B, H, T, D)"""
-        if not self.rotations:
-            return x
+    def _rotate(self, x, start=0):
+        """RoPE as x cos + (the other of each pair) sin, in three passes; x (B, H, T, D)"""
+        if "rope" not in self.positions:
+            return super()._rotate(x)
         T, D = x.shape[-2:]
         cos, sin = (table[start:start + T] for table in self.rotations)
-        if self.pairs == "half":
+        if self.positions["rope"]["pairs"] == "half":
             other = x.roll(D // 2, -1)
         else:
             other = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         return torch.addcmul(x * cos, other, sin)
 
-    def qkv(self, i, x, start=0):
-        """x (B, T, C) -> q, k, v (B, H, T, D), q and k rotated"""
-        parts = self._linear(x, f"h.{i}.attn.c_attn").chunk(3, -1)
-        q, k, v = (self._heads(part) for part in parts)
-        return self.rotate(q, start), self.rotate(k, start), v
-
     def _attention(self, i, x):
-        T, form, mask = x.shape[1], FORMS.get(self.layers[i].name), self.masks[i]
-        if form is None or self.literal or (self.training and self.config["dropout"]):
+        T, layer, form, mask = x.shape[1], self.layers[i], self.forms[i], self.masks[i]
+        if form is None or (self.training and self.config["dropout"]):
             return super()._attention(i, x)
-        y = form(self, i, x, {"fused": self.fused, "causal": self.causal[:T, :T],
-                              "mask": None if mask is None else mask[..., :T, :T]})
-        if y is None:
-            return super()._attention(i, x)
-        return self._output(i, x, y)
+        masked = partial(attend, fused=self.fused, causal=self.causal[:T, :T],
+                         mask=None if mask is None else mask[..., :T, :T])
+        options = {**layer.options, "window": layer.window}
+        return self._output(i, x, form(masked, options, **self._inputs(i, x)))
 
 
 # ------------------------------------------------------------------------------------- generation
 
-CACHED = {"softmax"}                         # mechanisms that `generate` can do, nothing on top
-
 
 @torch.inference_mode()
-def generate(gpt, prompt, n_tokens, *, temperature=1.0, top_k=None, seed=0):
-    """Continue prompts (B, T) by n_tokens each with a key-value cache; yields (B,) tokens, one
-    position at a time.
+def generate(gpt, prompt, n_tokens):
+    """Continue prompts (B, T) greedily by n_tokens each with a key-value cache; yields (B,) tokens,
+    one position at a time.
 
     Softmax attention without windows, embedded positions or RoPE, and no more than block_size
     tokens in view.
     """
     c, (B, T) = gpt.config, prompt.shape
-    plain = all(layer.name in CACHED and not layer.on_top for layer in gpt.layers)
-    plain = plain and gpt.masks[0] is None and not gpt.literal
+    plain = all(form is softmax and mask is None and not layer.on_top
+                for form, mask, layer in zip(gpt.forms, gpt.masks, gpt.layers))
     if not plain or T + n_tokens > c["block_size"] + 1:
         raise ValueError("generate: softmax attention without windows, and at most block_size "
                          "tokens in view")
     H, D, wte = c["n_head"], c["n_embd"] // c["n_head"], gpt._get("wte.weight")
     codes = gpt._embed(prompt.new_zeros(1, c["block_size"]))[0] - wte[0]           # (block_size, C)
     past = torch.empty(c["n_layer"], 2, B, H, c["block_size"], D, dtype=wte.dtype)
-    draws = torch.Generator().manual_seed(seed)
     tokens, start = prompt, 0
     for _ in range(n_tokens):
         end = start + tokens.shape[1]
         x = F.embedding(tokens, wte) + codes[start:end]
         for i, (keys, values) in enumerate(past):
-            q, k, v = gpt.qkv(i, gpt._norm(x, f"h.{i}.ln_1"), start)
-            keys[:, :, start:end], values[:, :, start:end] = k, v
-            y = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end],
-                                               is_causal=start == 0)
-            x = x + gpt._linear(y.transpose(1, 2).flatten(2), f"h.{i}.attn.c_proj")
+            qkv = gpt._linear(gpt._norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn").chunk(3, -1)
+            q, k, v = (gpt._heads(part) for part in qkv)
+            keys[:, :, start:end], values[:, :, start:end] = gpt._rotate(k, start), v
+            y = F.scaled_dot_product_attention(gpt._rotate(q, start), keys[:, :, :end],
+                                               values[:, :, :end], is_causal=start == 0)
+            x = x + gpt._output(i, x, y)
             x = x + gpt._mlp(i, gpt._norm(x, f"h.{i}.ln_2"))
         logits = gpt._norm(x[:, -1:], "ln_f")[:, 0] @ wte.t()                              # (B, V)
-        if top_k == 1:
-            tokens = logits.argmax(-1, keepdim=True)
-        else:
-            if top_k is not None and top_k < logits.shape[-1]:
-                least = logits.topk(top_k).values[:, -1:]
-                logits = logits.masked_fill(logits < least, -math.inf)
-            shares = torch.softmax(logits / temperature, -1)
-            tokens = torch.multinomial(shares, 1, generator=draws)
-        start = end
+        tokens, start = logits.argmax(-1, keepdim=True), end
         yield tokens[:, 0]

@@ -106,7 +106,7 @@ def sample(spec, session):
     gpt, prompt = fast_gpt(config, params, buffers).eval(), torch.from_numpy(x[:, :1])
 
     def work():
-        new = torch_fast.generate(gpt, prompt, spec["tokens"], top_k=1)
+        new = torch_fast.generate(gpt, prompt, spec["tokens"])
         return [tokens.tolist() for tokens in new]
 
     return work, 0

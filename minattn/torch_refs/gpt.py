@@ -42,6 +42,7 @@ class Layer(NamedTuple):
     name: str
     formula: Formula
     options: dict           # every option of the formula, defaults included
+    takes: list             # the arguments of its function
     on_top: list            # functions applied to its output
     window: int | None
 
@@ -150,7 +151,9 @@ class GPT(nn.Module):
                 if ATTENTION[other].on_top is None:
                     raise ValueError(f"attention: {other} cannot stand on top of {name}")
             on_top = [ATTENTION[other].on_top for other, _ in more]
-            self.layers.append(Layer(name, ATTENTION[name], options, on_top, window))
+            formula = ATTENTION[name]
+            takes = _takes(formula.function)
+            self.layers.append(Layer(name, formula, options, takes, on_top, window))
         self.positions, *more = _read("position", c["position"], c["position_options"], POSITIONS)
         if more:
             raise ValueError(f"position: {c['position']!r}: all layers share one")
@@ -233,16 +236,16 @@ class GPT(nn.Module):
             return self._get(name)
         return self._heads(self._linear(x, name)).squeeze(-1)
 
-    def _attention(self, i, x):
-        """x = ln_1 of the residual stream (B, T, C) -> what the layer adds to it, before dropout"""
-        (_, formula, options, _, window), a = self.layers[i], f"h.{i}.attn."
+    def _inputs(self, i, x):
+        """What layer i's function takes, by name: from ln_1 of the residual stream, x (B, T, C)."""
+        (_, formula, options, takes, _, _), a = self.layers[i], f"h.{i}.attn."
         if formula.inputs:
             given = _call(formula.inputs, options, u=self._heads(x), rotate=self._rotate)
         else:
             q, k, v = self._linear(x, a + "c_attn").chunk(3, -1)
             q, k, v = self._heads(q), self._heads(k), self._heads(v)
             given = {"q": self._rotate(q), "k": self._rotate(k), "v": v}
-        for name in _takes(formula.function):
+        for name in takes:
             if name not in given:
                 given[name] = self._argument(a + name, x)
         if formula.update and self.training:
@@ -250,10 +253,16 @@ class GPT(nn.Module):
             given.update(used)
             for name, value in kept.items():
                 self._get(a + name).copy_(value)
+        return given
+
+    def _attention(self, i, x):
+        """x = ln_1 of the residual stream (B, T, C) -> what the layer adds to it, before dropout"""
+        layer, given = self.layers[i], self._inputs(i, x)
         facts = {"length": x.shape[1], "n_head": self.config["n_head"]}
         biases = [bias.to(x) for bias in self._encode("bias", **facts)]
-        y = _call(formula.function, {**given, **options}, causal=True, window=window,
-                  bias=sum(biases) if biases else None, dropout=self._dropout)
+        y = _call(layer.formula.function, {**given, **layer.options}, causal=True,
+                  window=layer.window, bias=sum(biases) if biases else None,
+                  dropout=self._dropout)
         return self._output(i, x, y)
 
     def _output(self, i, x, y):
