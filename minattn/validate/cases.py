@@ -32,12 +32,12 @@ class Case(NamedTuple):
     quick: bool = False         # part of the quick selection
     seed: int = 0
     layout: str = "contiguous"  # or "strided": hand the arrays over as views with gaps
-    twin: dict | None = None  # arrays that differ in sample 0 only: the others must not change a bit
+    twin: dict | None = None    # arrays that differ in sample 0 only: the others must not change
     unmet: str = ""             # why the sizes asked for rule this case out
 
 
 def named(text):
-    """"energy[norm=prefix]" -> the mechanism, {"norm": "prefix"}; InputError unless it is just one."""
+    """"energy[norm=prefix]" -> the mechanism, {"norm": "prefix"}; InputError for more than one."""
     layers = spec.parse("mechanism", text)
     if len(layers) > 1 or len(layers[0]) > 1:
         raise InputError(f"expected one mechanism, such as energy[norm=prefix]; got {text!r}.")

@@ -1,12 +1,12 @@
 """Does the future leak? Four questions to a kernel, a trained model, or any function of tokens.
 
-    1 suffix     change what follows a prefix: do earlier outputs stay exactly, and do later ones change?
+    1 suffix     change what follows a prefix: do earlier outputs stay, and do later ones change?
     2 gradient   back-propagate from one position: is the gradient at every later input exactly 0?
     3 prefix     evaluate a prefix alone: does its last output equal that of the whole?
-    4 loss       trained models: is the loss the same with each prediction made from its prefix alone?
+    4 loss       trained models: is the loss the same when each prediction sees its prefix alone?
 
-Each is reported apart, because they fail apart: a statistic over the whole sequence fails all four, a
-division by the sequence's length only 3 and 4. Positions count from 0.
+Each is reported apart, because they fail apart: a statistic over the whole sequence fails all
+four, a division by the sequence's length only 3 and 4. Positions count from 0.
 
     print(causality("energy[norm=sequence]"))
     print(causality("runs/nano"))                                         # a run folder
@@ -43,12 +43,13 @@ class Certificate(NamedTuple):
         return "fail" not in self.forms.values() and "pass" in self.forms.values()
 
     def to_json(self):
-        return {"subject": self.subject, "ok": self.ok, "forms": self.forms, "findings": self.findings}
+        return {**self._asdict(), "ok": self.ok}
 
     def __str__(self):
         lines = [f"causality of {self.subject}"]
         for n, (form, status) in enumerate(self.forms.items(), 1):
-            lines += [f"  {n} {form:9} {status:12} {FORMS[form]}", *(f"      {line}" for line in self.findings[form])]
+            lines.append(f"  {n} {form:9} {status:12} {FORMS[form]}")
+            lines += [f"      {line}" for line in self.findings[form]]
         return "\n".join(lines)
 
 
@@ -57,14 +58,15 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
               forms=tuple(FORMS), tokens=None, corpus=None, data_dir="data", seed=0):
     """Ask the four questions -> Certificate (.ok, .forms, .findings, str, .to_json()).
 
-    target      a mechanism, as "energy[norm=sequence]"; a function with a mechanism's arguments (name
-                the mechanism), as for minattn.validate.check, called with causal=True and `options`; a
-                run folder; (params, buffers, config); or a function of tokens, (B, T) integers ->
-                logits (B, T, V). "module:function" and "file.py:function" are imported
+    target      a mechanism, as "energy[norm=sequence]"; a function with a mechanism's arguments
+                (name the mechanism), as for minattn.validate.check, called with causal=True and
+                `options`; a run folder; (params, buffers, config); or a function of tokens,
+                (B, T) integers -> logits (B, T, V). "module:function" and "file.py:function" are
+                imported
     framework   whose arrays the function takes, and who differentiates: "numpy" (a kernel's own
-                backward), "torch" or "jax". A function of tokens is differentiated by their embeddings:
-                in torch each look-up of the tokens in a table is noticed; in jax give the function
-                attributes embed(tokens) and from_embeddings(embedded)
+                backward), "torch" or "jax". A function of tokens is differentiated by their
+                embeddings: in torch each look-up of the tokens in a table is noticed; in jax give
+                the function attributes embed(tokens) and from_embeddings(embedded)
     length      tokens in the whole; a model's block_size if that is less
     sizes       {"D": 64} for a kernel that takes only some sizes
     forms       those to ask; the others are reported as not covered
@@ -137,7 +139,8 @@ def _with(mechanism, options):
     mechanism, named = cases.named(mechanism)
     for name in named.keys() & options.keys():
         if named[name] != options[name]:
-            raise InputError(f"option {name} is given twice, as {named[name]!r} and {options[name]!r}.")
+            raise InputError(f"option {name} is given twice, as {named[name]!r} and "
+                             f"{options[name]!r}.")
     return mechanism, {**named, **options}
 
 
@@ -165,8 +168,8 @@ def _suffix(subject, x, prefixes, rng):
         wrong.append("an earlier output changed when everything was changed "
                      f"from token {_listed(leaking)} on")
     if ignored:
-        wrong.append(f"no output changed when everything was changed from token {_listed(ignored)} on: "
-                     "it is ignored")
+        wrong.append("no output changed when everything was changed "
+                     f"from token {_listed(ignored)} on: it is ignored")
     return wrong, ("earlier outputs stay exactly and later ones move, "
                    f"for changes from token {_listed(prefixes)} on")
 
@@ -203,8 +206,8 @@ def _gradient(subject, x, prefixes, rng):
 def _prefix(subject, x, y, prefixes):
     wrong, tolerance, most = [], subject.tolerance(), 0.0
     for t in prefixes:
-        alone = subject.value({name: a.take(range(t), subject.axes[name]) if name in subject.axes else a
-                               for name, a in x.items()})
+        part = {name: x[name].take(range(t), axis) for name, axis in subject.axes.items()}
+        alone = subject.value({**x, **part})
         if alone.shape != (t, y.shape[1]):
             wrong.append(f"f(x[:{t}]) has outputs for {len(alone)} positions")
             continue
@@ -228,7 +231,8 @@ def _loss(parts, tokens, rng):
     said = f"teacher-forced {forced:.4f}, prefix-only {alone:.4f} nats per token, at {n} positions"
     if abs(alone - forced) <= 1e-9:
         return [], said
-    return [f"{said}: {alone - forced:+.4f} when a prediction is made from its own prefix alone"], said
+    leaks = f"{alone - forced:+.4f} when a prediction is made from its own prefix alone"
+    return [f"{said}: {leaks}"], said
 
 
 def _run(folder, tokens, corpus, data_dir, rng):
@@ -283,7 +287,9 @@ def _few(sentences):
 
 
 def _said(error):
-    return (error.finding if isinstance(error, frameworks.Problem) else frameworks.raised(error)).message
+    if isinstance(error, frameworks.Problem):
+        return error.finding.message
+    return frameworks.raised(error).message
 
 
 def add_arguments(parser):
@@ -291,15 +297,19 @@ def add_arguments(parser):
                         help="a mechanism (energy[norm=prefix]), a run folder, or module:function")
     parser.add_argument("--mechanism",
                         help="whose arguments the function takes; without it, tokens -> logits")
-    parser.add_argument("--framework", default="numpy", help="numpy, torch or jax (default %(default)s)")
+    parser.add_argument("--framework", default="numpy",
+                        help="numpy, torch or jax (default %(default)s)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
                         help="of a kernel: the same as in the brackets of its mechanism")
-    parser.add_argument("--dtype", default="float64", help="of a kernel's arrays (default %(default)s)")
+    parser.add_argument("--dtype", default="float64",
+                        help="of a kernel's arrays (default %(default)s)")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
-    parser.add_argument("--length", type=int, default=LENGTH, help="positions in the whole (default %(default)s)")
+    parser.add_argument("--length", type=int, default=LENGTH,
+                        help="positions in the whole (default %(default)s)")
     parser.add_argument("--forms", default=",".join(FORMS), help="some of %(default)s")
     parser.add_argument("--corpus", help="text for the loss of a run, where its own is not at hand")
-    parser.add_argument("--data-dir", default="data", help="where corpora are kept (default %(default)s)")
+    parser.add_argument("--data-dir", default="data",
+                        help="where corpora are kept (default %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the certificate there too")
 
 

@@ -1,4 +1,4 @@
-"""Point it at your function: is it right, forward and backward, in every corner, in its own precision?
+"""Is your function right, forward and backward, in every corner, in its own precision?
 
     report = check("energy", my_function, framework="torch", dtype="bfloat16")
 
@@ -18,9 +18,9 @@ import numpy as np
 from minattn import checks
 from minattn.errors import InputError
 from minattn.validate import cases as case_module
-from minattn.validate import frameworks, precision
+from minattn.validate import frameworks, precision, report
 from minattn.validate.frameworks import Finding, Problem
-from minattn.validate.report import FAILED, NOT_COVERED, PASSED, SKIPPED, XFAILED, XPASSED, Report, Result, Tensor
+from minattn.validate.report import FAILED, NOT_COVERED, PASSED, Report, Result, Tensor
 
 HANGS = 3                 # after so many, the rest is not run: each costs its whole time limit
 GAVE_UP = f"not run, because {HANGS} cases hung before"
@@ -44,22 +44,24 @@ class Setup(NamedTuple):
         return ""
 
 
-def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", cases=None, backward=None, exclude=(),
-          quick=False, seed=0, time_limit=30.0, sizes=None, skip_file=None, show=True, progress=False):
+def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", cases=None,
+          backward=None, exclude=(), quick=False, seed=0, time_limit=30.0, sizes=None,
+          skip_file=None, show=True, progress=False):
     """Run fn through the mechanism's cases -> Report; prints it unless show=False.
 
-    fn          takes the mechanism's array arguments in their order (MECHANISMS[name].arguments), then its options by
-                name, and returns out (B, H, Tq, Dv), or a tuple that begins with it. Or a pair
-                (forward, backward), or a module with both: forward returns (out, cache),
+    mechanism   a name, with options in brackets ("energy[norm=prefix]") to keep these fixed
+    fn          takes the mechanism's array arguments in order (MECHANISMS[name].arguments), then
+                its options by name, and returns out (B, H, Tq, Dv), or a tuple that begins with it.
+                Or a pair (forward, backward), or a module with both: forward returns (out, cache),
                 backward(dout, cache) a dict argument -> gradient.
-    framework   whose arrays fn takes: "numpy", "torch" or "jax"; gradients by its own differentiation where no
+    framework   whose arrays fn takes: "numpy", "torch" or "jax"; it differentiates where no
                 backward is given. dtype: "float32", "float64", "float16" or "bfloat16", of inputs,
-                outputs, gradients.
-    cases       globs on case ids, or Case objects; all if None. quick: the selection that takes seconds.
-    exclude     what fn does not do: an option ("window"), one value of it ("norm=prefix"), a family ("long"), one
-                gradient ("dbias"), "gradients", "repeat" (equal results when called again), or
-                another flag of a case ("Tq!=Tk", "empty_rows", "strided", ...). The report says
-                "not covered".
+                outputs and gradients.
+    cases       globs on case ids, or Case objects; all if None. quick: a selection in seconds.
+    exclude     what fn does not do: an option ("window"), one value of it ("norm=prefix"), a family
+                ("long"), one gradient ("dbias"), "gradients", "repeat" (equal results when called
+                again), or another flag of a case ("Tq!=Tk", "empty_rows", "strided", ...). The
+                report says "not covered".
     sizes       {"D": 64, "Dv": 64}: sizes to keep to, of B, H, Tq, Tk, T (both), D, Dv
     skip_file   lines "case-id-glob skip|xfail reason"
 
@@ -67,8 +69,8 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     framework.
     """
     start = time.perf_counter()
-    setup = prepare(mechanism, fn, framework=framework, dtype=dtype, device=device, backward=backward, exclude=exclude,
-                    time_limit=time_limit)
+    setup = prepare(mechanism, fn, framework=framework, dtype=dtype, device=device,
+                    backward=backward, exclude=exclude, time_limit=time_limit)
     chosen = select(mechanism, cases, quick=quick, seed=seed, sizes=sizes)
     rules = read_skips(skip_file) if skip_file is not None else []
     if progress:
@@ -81,15 +83,15 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
         else:
             results.append(Result(case.id, case.family, NOT_COVERED, reason=GAVE_UP))
         hangs += any(f.kind == "hang" for f in results[-1].findings)
-    report = Report(mechanism, setup.target.name, framework, dtype, device, seed, results, setup.no_gradients,
-                    time.perf_counter() - start)
+    found = Report(mechanism, setup.target.name, framework, dtype, device, seed, results,
+                   setup.no_gradients, time.perf_counter() - start)
     if show:
-        print(report)
-    return report
+        print(found)
+    return found
 
 
-def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", backward=None, exclude=(),
-            time_limit=30.0):
+def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", backward=None,
+            exclude=(), time_limit=30.0):
     """Check the question -> Setup, with which check_case answers it for one case."""
     target = frameworks.resolve(fn, backward)
     adapter = frameworks.adapter(framework, dtype, device)
@@ -100,7 +102,8 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
     for name in exclude:
         if name not in known:
             near = checks.nearest(name, known)
-            raise InputError(f"no option, family or gradient of {mechanism} is called {name!r}.{near}")
+            raise InputError(f"no option, family or gradient of {mechanism} is called "
+                             f"{name!r}.{near}")
     return Setup(target, adapter, frozenset(exclude), time_limit)
 
 
@@ -115,7 +118,8 @@ def select(mechanism, cases=None, *, quick=False, seed=0, sizes=None):
             checks.choice("the mechanism of these cases", cases[0].mechanism, (name,))
             return cases
     only = (cases,) if isinstance(cases, str) else cases
-    return case_module.cases(mechanism, seed=seed, quick=quick and only is None, only=only, sizes=sizes)
+    return case_module.cases(mechanism, seed=seed, quick=quick and only is None, only=only,
+                             sizes=sizes)
 
 
 def check_case(case, setup):
@@ -129,14 +133,21 @@ def check_case(case, setup):
     start = time.perf_counter()
     findings, tensors = [], []
     try:
-        wanted = () if setup.no_gradients else [n[1:] for n in right.truth if n != "out" and n not in setup.exclude]
-        shape = right.truth["out"].shape
-        calls = [case.arrays] * (1 if "repeat" in setup.exclude else 2) + [case.twin] * (case.twin is not None)
-        one = partial(frameworks.run, setup.target, setup.adapter, case, out_shape=shape, wanted=wanted)
+        wanted = ()
+        if not setup.no_gradients:
+            wanted = [n[1:] for n in right.truth if n != "out" and n not in setup.exclude]
+        calls = [case.arrays]
+        if "repeat" not in setup.exclude:
+            calls.append(case.arrays)
+        if case.twin is not None:
+            calls.append(case.twin)
+        one = partial(frameworks.run, setup.target, setup.adapter, case,
+                      out_shape=right.truth["out"].shape, wanted=wanted)
         first, *rest = limited(lambda: [one(arrays=x) for x in calls], setup.time_limit)
         tensors = [compare(n, x, right.truth[n], right.bounds[n]) for n, x in first.tensors.items()]
         findings += [*first.findings, *modified(case, first)]
-        findings += [Finding("values" if np.isfinite(t.error) else "not finite", str(t)) for t in tensors if not t.ok]
+        findings += [Finding("values" if np.isfinite(t.error) else "not finite", str(t))
+                     for t in tensors if not t.ok]
         if "repeat" not in setup.exclude:
             findings += repeated(first, rest.pop(0))
         if case.twin:
@@ -146,7 +157,8 @@ def check_case(case, setup):
     except Exception as error:
         findings.append(frameworks.raised(error))
     status = FAILED if findings else PASSED
-    return Result(case.id, case.family, status, tuple(findings), tuple(tensors), seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Result(case.id, case.family, status, tuple(findings), tuple(tensors), seconds=seconds)
 
 
 def _not_covered(case, setup):
@@ -166,8 +178,9 @@ def compare(name, actual, truth, bound):
     at = tuple(int(i) for i in np.unravel_index(np.argmax(error), error.shape))
     scale = float(np.sqrt(np.mean(truth**2)))
     rms = float(np.sqrt(np.mean(error**2)))
-    return Tensor(name, float(error[at]), bound, rms / scale if scale else np.inf if rms else 0.0, at, float(truth[at]),
-                  float(actual[at]), float(np.abs(truth).max(initial=0)))
+    ratio = rms / scale if scale else float(np.inf if rms else 0)
+    return Tensor(name, float(error[at]), bound, ratio, at, float(truth[at]), float(actual[at]),
+                  float(np.abs(truth).max(initial=0)))
 
 
 def modified(case, run):
@@ -183,7 +196,8 @@ def repeated(first, second):
         y = second.tensors.get(name)
         if y is None or not np.array_equal(x, y, equal_nan=True):
             by = "" if y is None else f", by up to {np.nanmax(np.abs(x - y)):.2g}"
-            yield Finding("not repeatable", f"{name} is different when the same call is made again{by}.")
+            yield Finding("not repeatable",
+                          f"{name} is different when the same call is made again{by}.")
 
 
 def independent(case, run, twin):
@@ -191,7 +205,8 @@ def independent(case, run, twin):
     for name, x in run.tensors.items():
         per_sample = name == "out" or name[1:] in case.arrays and x.ndim > 1
         if per_sample and not np.array_equal(x[1:], twin.tensors[name][1:]):
-            yield Finding("depends on batch", f"{name} of sample 1 changes when only sample 0 of the batch is changed.")
+            yield Finding("depends on batch",
+                          f"{name} of sample 1 changes when only sample 0 of the batch is changed.")
 
 
 class _Stop(BaseException):
@@ -215,7 +230,8 @@ def limited(work, seconds):
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Stop))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident),
+                                                   ctypes.py_object(_Stop))
         thread.join(1)
         raise Problem("hang", f"did not come back within {seconds:g} s.")
     value, error = box[0]
@@ -234,9 +250,9 @@ def with_rule(case, setup, rules):
         return check_case(case, setup)
     _, action, reason = rule
     if action == "skip":
-        return Result(case.id, case.family, SKIPPED, reason=reason)
+        return Result(case.id, case.family, report.SKIPPED, reason=reason)
     result = check_case(case, setup)
-    status = {FAILED: XFAILED, PASSED: XPASSED}.get(result.status, result.status)
+    status = {FAILED: report.XFAILED, PASSED: report.XPASSED}.get(result.status, result.status)
     return result._replace(status=status, reason=result.reason or reason)
 
 
@@ -250,5 +266,6 @@ def read_skips(path):
     for number, words in enumerate(lines, 1):
         if words and (len(words) < 3 or words[1] not in ("skip", "xfail")):
             got = " ".join(words)
-            raise InputError(f"{path}, line {number}: expected 'case-id-glob skip|xfail reason'; got {got!r}.")
+            raise InputError(f"{path}, line {number}: expected 'case-id-glob skip|xfail reason'; "
+                             f"got {got!r}.")
     return [tuple(words) for words in lines if words]

@@ -11,44 +11,55 @@ from minattn.errors import InputError
 
 def add_arguments(parser):
     parser.add_argument("target", nargs="?",
-                        help="module:function, file.py:function, or a module with forward and backward")
+                        help="module:function, file.py:function, or a module with forward and "
+                             "backward")
     parser.add_argument("--mechanism", default="softmax",
-                        help="what it should compute: a name from `minattn list` (default softmax)")
+                        help="what it should compute, from `minattn list`: softmax (default), "
+                             "energy, ...; energy[norm=prefix] keeps an option fixed")
     parser.add_argument("--framework", default="numpy",
                         help="whose arrays it takes: numpy, torch or jax (default numpy)")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), float64, float16 or bfloat16")
+    parser.add_argument("--dtype", default="float32",
+                        help="float32 (default), float64, float16 or bfloat16")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    parser.add_argument("--backward", help="module:function of its backward, if that is not part of the target")
-    parser.add_argument("--quick", action="store_true", help="a selection of cases that takes seconds")
+    parser.add_argument("--backward",
+                        help="module:function of its backward, if that is not part of the target")
+    parser.add_argument("--quick", action="store_true",
+                        help="a selection of cases that takes seconds")
     parser.add_argument("--case", action="append", metavar="GLOB",
-                        help="only these cases: a family, or for instance '*/W=2*'; may be repeated")
+                        help="only these cases: a family, or a pattern such as '*/W=2*'; "
+                             "may be repeated")
     parser.add_argument("--list", action="store_true", help="show the cases and stop")
     parser.add_argument("--exclude", action="append", default=[], metavar="NAME[,NAME]",
-                        help="what it does not do: an option, option=value, a family, dNAME, gradients, repeat; "
-                             "reported as not covered")
-    parser.add_argument("--sizes", metavar="D=64,Dv=64", help="sizes to keep to, of B, H, Tq, Tk, T, D, Dv")
+                        help="what it does not do: an option, option=value, a family, dNAME, "
+                             "gradients, repeat; reported as not covered")
+    parser.add_argument("--sizes", metavar="D=64,Dv=64",
+                        help="sizes to keep to, of B, H, Tq, Tk, T, D, Dv")
     parser.add_argument("--skip-file", metavar="FILE", help="lines: case-id-glob skip|xfail reason")
-    parser.add_argument("--time-limit", type=float, default=30.0, metavar="S", help="seconds per case (default 30)")
+    parser.add_argument("--time-limit", type=float, default=30.0, metavar="S",
+                        help="seconds per case (default 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default 0)")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
     parser.add_argument("--junit", metavar="FILE", help="write the report as JUnit XML")
 
 
 def run(args):
-    """Answer the question that the arguments ask -> exit code 0 or 1; InputError if it cannot be answered."""
+    """Check the function -> exit code 0 or 1; InputError if that cannot be done."""
     from minattn.validate import isolate
     from minattn.validate.check import select
     checks.number("--seed", args.seed, 0)
     checks.number("--time-limit", args.time_limit, above=0)
     sizes = _sizes(args.sizes)
     if args.list:
-        return _list(select(args.mechanism, args.case, quick=args.quick, seed=args.seed, sizes=sizes))
+        return _list(select(args.mechanism, args.case, quick=args.quick, seed=args.seed,
+                            sizes=sizes))
     if args.target is None:
-        raise InputError("name the function to check, as module:function (or --list to see the cases).")
+        raise InputError("name the function to check, as module:function "
+                         "(or --list to see the cases).")
     exclude = tuple(name for names in args.exclude for name in names.split(",") if name)
-    same = ("mechanism", "target", "backward", "framework", "dtype", "device", "quick", "seed", "skip_file",
-            "time_limit")
-    question = {"exclude": exclude, "cases": args.case, "sizes": sizes, **{name: getattr(args, name) for name in same}}
+    same = ("mechanism", "target", "backward", "framework", "dtype", "device", "quick", "seed",
+            "skip_file", "time_limit")
+    question = {name: getattr(args, name) for name in same}
+    question.update(exclude=exclude, cases=args.case, sizes=sizes)
     report = isolate.check(question, progress=sys.stderr.isatty())
     print(report)
     for path, write in ((args.json, report.to_json), (args.junit, report.to_junit)):

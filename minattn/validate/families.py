@@ -1,4 +1,4 @@
-"""What goes wrong with attention, and where: the families of cases, and what each does to its inputs.
+"""What goes wrong with attention, and where: families of cases, and how each changes its inputs.
 
 Every mechanism of the registry gets the generic families without a line here. OWN has those that
 belong to one mechanism's formula, and DRAWS has what its arguments should look like. A plan names
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def variants(mechanism, fixed=()):
-    """Settings of a mechanism's options, but for the fixed ones, or sizes, that are cases of their own."""
+    """Settings of a mechanism's options, or sizes, that get their own cases."""
     yield {}
     if any("Dv|1" in shape.split() for shape in mechanism.arguments.values()):
         yield {"Dv|1": 1}
@@ -130,7 +130,7 @@ def scattered(size, rng):
 
 
 def holes(size, rng):
-    """Scattered; the second query of each sequence, and all of the last head's first, see nothing."""
+    """Scattered; each sequence's second query, and the last head of the first, see nothing."""
     allowed = scattered(size, rng)
     allowed[:, :, min(1, size["Tq"] - 1)] = allowed[0, -1] = False
     return allowed
@@ -147,13 +147,13 @@ def bias(*symbols):
 
 
 def shift(amount):
-    """Raise every score by about `amount`, which changes no weight: one channel of q and k is constant."""
+    """Raise every score by about `amount`, which changes no weight: a constant channel in q, k."""
     def edit(arrays, size):
         a = math.sqrt(abs(amount) * math.sqrt(size["D"]))
         if "q" in arrays:
             arrays["q"][..., 0], arrays["k"][..., 0] = a, math.copysign(a, amount)
         elif "x" in arrays and amount >= 0:
-            arrays["x"][..., 0] = math.sqrt(amount)  # a kernel of distances: move all tokens far from zero
+            arrays["x"][..., 0] = math.sqrt(amount)          # distances: move all tokens far from 0
         else:
             return False
     return edit
@@ -170,7 +170,7 @@ def dominant(amount):
 
 
 def all_far_below_the_last(arrays, size):
-    """Every score is -2^34 but the last key's, 0: a finite mask above that would let hidden keys win.
+    """Every score is -2^34 but the last key's, 0: with a finite mask above that, hidden keys win.
 
     With D = 16 no product here needs rounding, so in any precision all these scores are equal.
     """
@@ -255,7 +255,7 @@ def _gaussian():
         pairs(arrays, size)  # equal tokens share, however small sigma is
 
     def others(size, rng):
-        return ~np.eye(size["Tk"], dtype=bool)[None, None]  # only large distances are left: no 0 / 0
+        return ~np.eye(size["Tk"], dtype=bool)[None, None]   # only large distances: no 0 / 0
 
     yield Plan("sigma_tiny", "-6", {"causal": True}, edit=tiny, quick=True)
     yield Plan("sigma_tiny", "-6,others", {"allowed": others}, edit=setting(log_sigma=-6))
@@ -282,13 +282,13 @@ def across_the_clip(x, rng):
 
 
 def spread_at_the_start(x, rng):
-    """The first two differ by 1: two equal energies are a sharp corner, left to identical_tokens."""
+    """The first two differ by 1: equal energies are a sharp corner, left to identical_tokens."""
     if x.shape[-1] > 1:
         x[..., 1] = x[..., 0] + 1
     return x
 
 
-# mechanism -> {argument: (standard normal numbers, rng) -> its numbers}; others stay standard normal
+# mechanism -> {argument: (standard normal numbers, rng) -> its numbers}; others stay as they are
 DRAWS: dict[str, Any] = {
     "affine": {"alpha_logits": across_the_clip, "alpha_ma": around(0.5, 0.2)},
     "energy": {"energy": spread_at_the_start, "alpha": around(2, 0.3), "tau": around(0, 0.3)},

@@ -1,4 +1,4 @@
-"""One call of somebody's function, in somebody's framework, from float64 cases and back to float64 results.
+"""One call of a function in its framework, from float64 cases and back to float64 results.
 
 Each adapter answers the same questions: how do our numbers become your arrays, what did your
 function return, and what are the gradients (by the framework's own differentiation, or by a
@@ -19,8 +19,11 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 class Finding(NamedTuple):
-    """Something wrong, in plain words. Kinds: raised, arguments, hang, shape, dtype, gradient, values, not finite,
-    modified inputs, not repeatable, depends on batch."""
+    """Something wrong, in plain words.
+
+    Kinds: raised, arguments, hang, shape, dtype, gradient, values, not finite, modified inputs,
+    not repeatable, depends on batch.
+    """
     kind: str
     message: str
 
@@ -41,7 +44,7 @@ class Target(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What one call brought, as float64 arrays; a gradient that was not asked for or not there is missing."""
+    """What one call returned, as float64; a gradient not asked for or not there is missing."""
     tensors: dict           # "out", "dq", ...
     findings: tuple
     inputs_after: dict      # argument or option -> its values after the call
@@ -54,13 +57,14 @@ def resolve(fn, backward=None):
     if isinstance(fn, (tuple, list)) and len(fn) == 2:
         fn, backward = fn[0], fn[1] if backward is None else backward
         name = getattr(fn, "__name__", type(fn).__name__)
-    elif not callable(fn) and callable(getattr(fn, "forward", None)):  # a module with forward and backward
+    elif not callable(fn) and callable(getattr(fn, "forward", None)):      # a module with both
         fn, backward = fn.forward, getattr(fn, "backward", None) if backward is None else backward
     elif backward is None and not hasattr(fn, "parameters"):  # (torch.nn.Module: autograd)
         backward = getattr(fn, "backward", None)
     if not callable(fn):
         kind = type(fn).__name__
-        raise InputError(f"the function to check must be callable, or have forward and backward; got {kind}.")
+        raise InputError("the function to check must be callable, or have forward and backward; "
+                         f"got {kind}.")
     if backward is not None and not callable(backward):
         raise InputError(f"backward must be callable; got {type(backward).__name__}.")
     return Target(fn, backward, name)
@@ -84,13 +88,14 @@ class NumpyAdapter:
             try:
                 import ml_dtypes
             except ImportError:
-                raise InputError("bfloat16 arrays in NumPy need the package ml_dtypes: pip install ml_dtypes") from None
+                raise InputError("bfloat16 arrays in NumPy need the package ml_dtypes: "
+                                 "pip install ml_dtypes") from None
             self.type = np.dtype(ml_dtypes.bfloat16)
         else:
             self.type = np.dtype(dtype)
 
     def array(self, x, layout="contiguous", leaf=False):
-        """Our numbers as a fresh array of this framework; booleans stay boolean. leaf: a gradient will be asked for."""
+        """Our numbers as a fresh array of this framework; booleans stay. leaf: takes a gradient."""
         return stride(x, self.type, layout)
 
     def numbers(self, x):
@@ -119,7 +124,7 @@ class TorchAdapter(NumpyAdapter):
             self.torch, self.dtype, self.device = torch, dtype, torch.device(device)
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"torch cannot use device {device!r}: {str(error).splitlines()[0]}") from None
+            raise _no_device("torch", device, error) from None
         self.type = getattr(torch, dtype)
 
     def array(self, x, layout="contiguous", leaf=False):
@@ -130,8 +135,9 @@ class TorchAdapter(NumpyAdapter):
     def _convert(self, t, layout):
         if layout == "contiguous":
             return t.to(self.type).to(self.device)
-        wide = self.torch.empty(t.shape[:-1] + (2 * t.shape[-1],), dtype=self.type, device=self.device)[..., ::2]
-        return wide.copy_(t)
+        shape = (*t.shape[:-1], 2 * t.shape[-1])
+        wide = self.torch.empty(shape, dtype=self.type, device=self.device)
+        return wide[..., ::2].copy_(t)
 
     def numbers(self, x):
         return x.detach().to("cpu", self.torch.float64).numpy().copy()
@@ -148,8 +154,10 @@ class TorchAdapter(NumpyAdapter):
 
             def grads(out):
                 if not out.requires_grad:
-                    raise Problem("gradient", "no gradient at all: the output is cut off from the inputs (detach?)")
-                found = self.torch.autograd.grad(out, list(leaves.values()), cotangent, allow_unused=True)
+                    raise Problem("gradient", "no gradient at all: the output is cut off from the "
+                                              "inputs (detach?)")
+                found = self.torch.autograd.grad(out, list(leaves.values()), cotangent,
+                                                 allow_unused=True)
                 return dict(zip(leaves, found))
             return result, grads
 
@@ -165,9 +173,10 @@ class JaxAdapter(NumpyAdapter):
         if dtype == "float64":
             jax.config.update("jax_enable_x64", True)
         try:
-            self.jax, self.dtype, self.device, self.type = jax, dtype, jax.devices(device)[0], jax.numpy.dtype(dtype)
+            self.jax, self.dtype, self.device = jax, dtype, jax.devices(device)[0]
+            self.type = jax.numpy.dtype(dtype)
         except RuntimeError as error:
-            raise InputError(f"jax cannot use device {device!r}: {str(error).splitlines()[0]}") from None
+            raise _no_device("jax", device, error) from None
 
     def array(self, x, layout="contiguous", leaf=False):
         return self.jax.device_put(x if x.dtype == bool else x.astype(self.type), self.device)
@@ -180,7 +189,7 @@ class JaxAdapter(NumpyAdapter):
         place = {id(x): name for name, x in leaves.items()}
 
         def only_leaves(values):
-            swap = lambda x: values[place[id(x)]] if id(x) in place else x      # noqa: E731
+            swap = lambda x: values[place[id(x)]] if id(x) in place else x
             result = forward(*[swap(x) for x in args], **{n: swap(x) for n, x in kwargs.items()})
             return (result[0], tuple(result[1:])) if isinstance(result, tuple) else (result, ())
         if not leaves:
@@ -189,11 +198,16 @@ class JaxAdapter(NumpyAdapter):
         return (out, *rest), lambda out: back(cotangent)[0]
 
 
+def _no_device(framework, device, error):
+    first = str(error).splitlines()[0]
+    return InputError(f"{framework} cannot use device {device!r}: {first}")
+
+
 ADAPTERS = {"numpy": NumpyAdapter, "torch": TorchAdapter, "jax": JaxAdapter}
 
 
 def stride(x, dtype, layout):
-    """A fresh copy of x; "strided" leaves a gap after every number and swaps heads and tokens in memory."""
+    """A fresh copy of x; "strided": gaps between numbers, heads and tokens swapped in memory."""
     if x.dtype == bool:
         dtype = bool
     if layout == "contiguous":
@@ -206,12 +220,13 @@ def stride(x, dtype, layout):
 
 
 def run(target, adapter, case, arrays, out_shape, wanted):
-    """One forward and, for `wanted` gradients, one backward. Raises Problem where nothing can be compared."""
+    """One forward and, for `wanted` gradients, one backward; Problem if nothing can be compared."""
     row, findings = attention.MECHANISMS[case.mechanism], []
     by_hand = target.backward is not None
-    leaf = lambda name: name in wanted and not by_hand       # noqa: E731
+    leaf = lambda name: name in wanted and not by_hand
     inputs = {n: adapter.array(x, case.layout, leaf(n)) for n, x in arrays.items()}
-    options = {n: adapter.array(x, leaf=leaf(n)) if isinstance(x, np.ndarray) else x for n, x in case.options.items()}
+    options = {n: adapter.array(x, leaf=leaf(n)) if isinstance(x, np.ndarray) else x
+               for n, x in case.options.items()}
     args = [inputs[n] for n in row.arguments]
     kwargs = {**{n: x for n, x in inputs.items() if n not in row.arguments}, **options}
     fits_signature(target.forward, args, kwargs)
@@ -224,13 +239,14 @@ def run(target, adapter, case, arrays, out_shape, wanted):
     grads = {}
     if by_hand and wanted:
         if not isinstance(result, (tuple, list)) or len(result) < 2:
-            says = "with a backward of its own, forward must return (out, cache); it returned one thing."
-            raise Problem("gradient", says)
+            raise Problem("gradient", "with a backward of its own, forward must return "
+                                      "(out, cache); it returned one thing.")
         with np.errstate(all="ignore"):
             grads = target.backward(cotangent, result[1])
         if not isinstance(grads, dict):
             kind = type(grads).__name__
-            raise Problem("gradient", f"backward must return a dict from argument to gradient; got {kind}.")
+            raise Problem("gradient", "backward must return a dict from argument to gradient; "
+                                      f"got {kind}.")
         for name in row.buffers:
             if grads.get(name) is not None and np.any(adapter.numbers(grads[name])):
                 says = f"d{name} is not zero, but {name} is a running mean that takes no gradient."
@@ -247,7 +263,8 @@ def run(target, adapter, case, arrays, out_shape, wanted):
             tensors["d" + name] = adapter.numbers(grads[name])
         except Problem as problem:
             findings.append(problem.finding)
-    after = {n: adapter.numbers(x) for n, x in {**given, "dout": cotangent}.items() if adapter.belongs(x)}
+    given["dout"] = cotangent
+    after = {n: adapter.numbers(x) for n, x in given.items() if adapter.belongs(x)}
     return Run(tensors, tuple(findings), after)
 
 
@@ -264,7 +281,8 @@ def fits_signature(forward, args, kwargs):
     try:
         signature.bind(*args, **{n: x for n, x in kwargs.items() if n not in refused})
     except TypeError as error:
-        raise Problem("arguments", f"does not take the mechanism's arguments ({len(args)} arrays): {error}.") from None
+        raise Problem("arguments", f"does not take the mechanism's arguments ({len(args)} arrays): "
+                                   f"{error}.") from None
     if refused:
         says = f"does not take the option {refused[0]!r}; if that is meant, exclude {refused[0]!r}."
         raise Problem("arguments", says)
@@ -272,17 +290,21 @@ def fits_signature(forward, args, kwargs):
 
 def _looks_right(adapter, what, x, shape):
     if not adapter.belongs(x):
-        raise Problem("dtype", f"{what} is of type {type(x).__name__}, not an array of {adapter.name}.")
+        kind = type(x).__name__
+        raise Problem("dtype", f"{what} is of type {kind}, not an array of {adapter.name}.")
     if tuple(x.shape) != tuple(shape):
         raise Problem("shape", f"{what} has shape {tuple(x.shape)}; expected {tuple(shape)}.")
     if adapter.dtype_of(x) != adapter.dtype:
-        raise Problem("dtype", f"{what} is {adapter.dtype_of(x)}; {adapter.dtype} came in and must come out.")
+        raise Problem("dtype", f"{what} is {adapter.dtype_of(x)}; {adapter.dtype} came in and must "
+                               "come out.")
 
 
 def raised(error):
-    """An exception from somebody's code as a finding: what it says, and their line that it came from."""
+    """An exception from somebody's code as a finding: what it says, and the line it came from."""
     here = os.path.dirname(__file__)
-    frames: Any = [f for f in traceback.extract_tb(error.__traceback__) if os.path.dirname(f.filename) != here]
-    first = next(iter(str(error).splitlines()), "")
-    where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    frames: Any = [frame for frame in traceback.extract_tb(error.__traceback__)
+                   if os.path.dirname(frame.filename) != here]
+    first, where = next(iter(str(error).splitlines()), ""), ""
+    if frames:
+        where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
     return Finding("raised", f"raised {type(error).__name__}: {first}{where}")

@@ -18,8 +18,8 @@ SINKS = ["flash-attention 1973, 2102, vllm-metal 550: sink gradients wrong or mi
 BUGS = {  # family -> bugs of known programs that it shows
     "score_shift": ["llm.c: the running maximum starts at -10000"],
     "dominant_score": ["minGPT 75, transformers 17121: a finite mask lets the future in"],
-    "causal": ["triton 4541: causal ignored in the backward", "keras 23038: the mask dropped on the slow path",
-               "TinyTorch 1785: mask polarity"],
+    "causal": ["triton 4541: causal ignored in the backward",
+               "keras 23038: the mask dropped on the slow path", "TinyTorch 1785: mask polarity"],
     "one_token": ["pytorch 27461: an added zero key"],
     "tq_ne_tk": ["onnx 7297, pytorch 108108: causal alignment"],
     "fully_masked_row": ["pytorch 41508, flash-attention 443: NaN gradients"],
@@ -101,7 +101,8 @@ def budgets_of(case, truth):
     for dtype in NARROW:
         bounds = {}
         if fits(given, dtype):
-            runs = precision.plain_runs(case, dtype, np.random.default_rng(0), draws=draws, portable=True)
+            runs = precision.plain_runs(case, dtype, np.random.default_rng(0), draws=draws,
+                                        portable=True)
             bounds = precision.bounds_of(truth, list(runs), dtype, given)
         held = bool(bounds) and np.isfinite(list(bounds.values())).all()
         for name in truth:

@@ -1,4 +1,4 @@
-"""A check in a process of its own: a function that crashes, or never lets go of the interpreter, ends only itself.
+"""A check in a separate process: a function that crashes or hangs ends only itself.
 
 The command line runs every check this way. The child imports the function and reports case by case;
 when it dies or falls silent, the case at hand has a finding, and a new child goes on with the next
@@ -24,7 +24,7 @@ START = 300.0           # seconds in which the child must have imported the func
 
 
 def load(spec):
-    """"module:function", "module:object.attribute", "file.py:function", or a module alone -> what it names.
+    """"module:function", "module:object.attribute", "file.py:function", "module" -> what it names.
 
     InputError, in one sentence, for whatever goes wrong on the way.
     """
@@ -57,7 +57,7 @@ def load(spec):
 
 
 def check(question, *, progress=False):
-    """question: the arguments of check by name, but with "target" and "backward" as text for `load` -> Report"""
+    """question: check's arguments by name, "target" and "backward" as text for `load` -> Report"""
     from minattn.validate.check import GAVE_UP, HANGS
     start = time.perf_counter()
     chosen = _cases(question)
@@ -75,7 +75,10 @@ def check(question, *, progress=False):
                     name, gradients = news
                     continue
                 case = chosen[len(results)]
-                result = news[0] if kind == "done" else Result(case.id, case.family, FAILED, (Finding(*news),))
+                if kind == "done":
+                    result = news[0]
+                else:
+                    result = Result(case.id, case.family, FAILED, (Finding(*news),))
                 results.append(result)
                 hangs += any(f.kind == "hang" for f in result.findings)
                 if bar:
@@ -87,16 +90,18 @@ def check(question, *, progress=False):
             bar.close()
     results += [Result(c.id, c.family, NOT_COVERED, reason=GAVE_UP) for c in chosen[len(results):]]
     about = [question[n] for n in ("framework", "dtype", "device", "seed")]
-    return Report(question["mechanism"], name, *about, results, gradients, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Report(question["mechanism"], name, *about, results, gradients, seconds)
 
 
 def _cases(question):
     from minattn.validate.check import select
-    return select(question["mechanism"], question["cases"], **{n: question[n] for n in ("quick", "seed", "sizes")})
+    chosen = {name: question[name] for name in ("quick", "seed", "sizes")}
+    return select(question["mechanism"], question["cases"], **chosen)
 
 
 def _child(question, first, patience):
-    """What one child says: ("ready", ...), then ("done", Result) per case; ("lost", ...) ends it early."""
+    """What one child says: ("ready", ...), ("done", Result) per case; ("lost", ...) if it dies."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-m", "minattn.validate.isolate"]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
@@ -119,13 +124,16 @@ def _child(question, first, patience):
             except queue.Empty:
                 child.kill()
                 if not running:
-                    raise InputError(f"importing {question['target']} took more than {START:g} s.") from None
-                yield "lost", "hang", f"did not come back within {question['time_limit']:g} s, and had to be killed."
+                    raise InputError(f"importing {question['target']} took more than "
+                                     f"{START:g} s.") from None
+                yield "lost", "hang", (f"did not come back within {question['time_limit']:g} s, "
+                                       "and had to be killed.")
                 return
             if news is None:
                 child.wait()
                 if not running:
-                    raise InputError(f"importing {question['target']} ended the process ({_how(child.returncode)}).")
+                    raise InputError(f"importing {question['target']} ended the process "
+                                     f"({_how(child.returncode)}).")
                 yield "lost", "raised", f"crashed the process ({_how(child.returncode)})."
                 return
             if news[0] == "end":
@@ -144,17 +152,19 @@ def _how(code):
 
 
 def main():
-    """The child: answers on what was the standard output; whatever the function prints goes to the error output."""
+    """The child: answers on standard output; what the function prints goes to standard error."""
     from minattn.validate.check import prepare, read_skips, with_rule
     from minattn.validate.precision import yardstick
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    say = lambda *news: out.write(pickle.dumps(news))        # noqa: E731
+    say = lambda *news: out.write(pickle.dumps(news))
     question, first = pickle.load(sys.stdin.buffer)
     try:
-        target, backward = load(question["target"]), question["backward"] and load(question["backward"])
+        target = load(question["target"])
+        backward = question["backward"] and load(question["backward"])
         keep = ("framework", "dtype", "device", "exclude", "time_limit")
-        setup = prepare(question["mechanism"], target, backward=backward, **{n: question[n] for n in keep})
+        setup = prepare(question["mechanism"], target, backward=backward,
+                        **{name: question[name] for name in keep})
         rules = read_skips(question["skip_file"]) if question["skip_file"] else []
         chosen = _cases(question)
     except InputError as error:

@@ -44,7 +44,7 @@ class Mutant(NamedTuple):
         return module
 
     def source(self):
-        """The whole text; InputError where naive.py does not hold the lines to change, exactly once."""
+        """The whole text; InputError unless naive.py holds the lines to change exactly once."""
         lines = list(base())
         for old, new in CHANGE.findall(self.change):
             old, new = ([line[2:] for line in part.splitlines()] for part in (old, new))
@@ -52,8 +52,8 @@ class Mutant(NamedTuple):
             wanted = [line.strip() for line in old]
             found = [i for i in range(len(lines)) if code[i:i + len(old)] == wanted]
             if len(found) != 1:
-                raise InputError(f"mutant {self.name!r}: naive.py has {old[0]!r} {len(found)} times, "
-                                 f"not once.")
+                raise InputError(f"mutant {self.name!r}: naive.py has {old[0]!r} {len(found)} "
+                                 "times, not once.")
             first = lines[found[0]]
             indent = first[:len(first) - len(first.lstrip())]
             lines[found[0]:found[0] + len(old)] = [indent + line for line in new]

@@ -84,7 +84,7 @@ def early_pair(mechanism):
 
 
 def gaussian_forward(x, log_sigma, *, keys=None, values=None, **options):
-    """(x / sigma^2) key^T - |key|^2 / (2 sigma^2): as fast kernels do, without |x|^2, which cancels."""
+    """(x / sigma^2) key^T - |key|^2 / (2 sigma^2), as fast kernels do: |x|^2 cancels."""
     k = x if keys is None else keys
     v = k if values is None else values
     inv = np.exp(-2 * naive.per_head(log_sigma))
@@ -151,16 +151,18 @@ def _yardstick(case, dtype):
     scores = right["out"][..., 0].size * max(x.shape[2] for x in case.arrays.values() if x.ndim > 2)
     draws = min(WORK // scores, DRAWS)  # at once, or one by one where there are many scores
     draws, repeats = (draws, 1) if draws >= FEW else (1, FEW)
-    rng = np.random.default_rng([case.seed, zlib.crc32(f"{case.mechanism}/{case.id}/{dtype}".encode())])
+    name = f"{case.mechanism}/{case.id}/{dtype}"
+    rng = np.random.default_rng([case.seed, zlib.crc32(name.encode())])
     runs = list(plain_runs(case, dtype, rng, draws=draws, repeats=repeats))
     bounds = bounds_of(right, runs, dtype, given)
     if not np.isfinite(list(bounds.values())).all():
-        return Yardstick(right, {}, f"plain {dtype} arithmetic overflows here, so there is nothing to compare with")
+        return Yardstick(right, {}, f"plain {dtype} arithmetic overflows here, so there is nothing "
+                                    "to compare with")
     return Yardstick(right, bounds)
 
 
 def bounds_of(truth, runs, dtype, given):
-    """The rule above -> {tensor: largest error allowed}; what is -inf in the truth does not count."""
+    """The rule above -> {tensor: largest error allowed}; -inf in the truth does not count."""
     fmt = FORMATS[dtype]
     underflow = fmt.tiny * fmt.eps
     if dtype != "float16":      # a machine may flush subnormal numbers to 0, then multiply

@@ -37,6 +37,7 @@ def suite(mechanism, fn, *, cases=None, quick=False, seed=0, sizes=None, skip_fi
                 pytest.skip(result.reason)
 
     if setup.no_gradients:                                   # said once, and never "passed"
-        Suite.test_gradients = lambda self: pytest.skip(f"gradients not covered: {setup.no_gradients}")
+        reason = f"gradients not covered: {setup.no_gradients}"
+        Suite.test_gradients = lambda self: pytest.skip(reason)
     Suite.__doc__ = f"{setup.target.name} against the cases of {mechanism} attention."
     return Suite

@@ -20,7 +20,7 @@ class Tensor(NamedTuple):
     name: str             # "out", "dq", ...
     error: float          # largest absolute error; inf where the result is not finite
     bound: float
-    rms_ratio: float  # RMS(error) / RMS(truth): 1 where all is zero, about 1.4 where nothing is related
+    rms_ratio: float      # RMS(error) / RMS(truth): 1 where all is zero, 1.4 where all is unrelated
     index: tuple          # of the worst element
     expected: float       # there
     actual: float
@@ -35,11 +35,12 @@ class Tensor(NamedTuple):
         return self.error / self.bound if self.bound else math.inf if self.error else 0.0
 
     def __str__(self):
-        where = f"at [{', '.join(str(i) for i in self.index)}] it is {self.actual:.6g}, expected {self.expected:.6g}"
+        at = ", ".join(str(i) for i in self.index)
+        where = f"at [{at}] it is {self.actual:.6g}, expected {self.expected:.6g}"
         if not math.isfinite(self.error):
             return f"{self.name} is not finite: {where}."
-        return (f"{self.name} is off by {self.error:.2g} where {self.bound:.2g} is allowed: {where} "
-                f"(RMS ratio {self.rms_ratio:.2g}).")
+        return (f"{self.name} is off by {self.error:.2g} where {self.bound:.2g} is allowed: "
+                f"{where} (RMS ratio {self.rms_ratio:.2g}).")
 
 
 class Result(NamedTuple):
@@ -56,14 +57,16 @@ class Result(NamedTuple):
 class Report:
     """The results of one check. `.ok` is True if something was checked and nothing was found."""
 
-    def __init__(self, mechanism, target, framework, dtype, device, seed, results, gradients="", seconds=0.0):
-        self.mechanism, self.target, self.framework, self.dtype = mechanism, target, framework, dtype
-        self.device, self.seed, self.results, self.seconds = device, seed, tuple(results), seconds
+    def __init__(self, mechanism, target, framework, dtype, device, seed, results, gradients="",
+                 seconds=0.0):
+        self.mechanism, self.target, self.framework = mechanism, target, framework
+        self.dtype, self.device, self.seed = dtype, device, seed
+        self.results, self.seconds = tuple(results), seconds
         self.gradients = gradients          # why no gradient was checked; empty if they were
 
     @property
     def ok(self):
-        return not self.failed and bool(self.count(PASSED) + self.count(XFAILED) + self.count(XPASSED))
+        return not self.failed and any(self.count(s) for s in (PASSED, XFAILED, XPASSED))
 
     @property
     def failed(self):
@@ -82,15 +85,19 @@ class Report:
 
     def __str__(self):
         how = f"{self.framework} {self.dtype} on {self.device}, seed {self.seed}"
-        head = f"{'family':<20}{'cases':>6}  {'worst':<14}{'error':>9}{'bound':>9}{'ratio':>9}{'RMS':>9}  verdict"
+        head = (f"{'family':<20}{'cases':>6}  {'worst':<14}{'error':>9}{'bound':>9}{'ratio':>9}"
+                f"{'RMS':>9}  verdict")
         lines = [f"{self.target} as {self.mechanism} attention, {how}", "", head]
-        lines += [_row(family, results, self.gradients) for family, results in self.families().items()]
+        lines += [_row(family, results, self.gradients)
+                  for family, results in self.families().items()]
         lines += ["", *self._findings(), *self._not_covered()]
         if self.gradients:
             lines.append(f"gradients not covered: {self.gradients}")
         statuses = (PASSED, FAILED, XFAILED, XPASSED, SKIPPED, NOT_COVERED)
         counts = [f"{self.count(s)} {s}" for s in statuses if self.count(s)]
-        verdict = "all good" if self.ok else "something is wrong" if self.failed else "nothing was checked"
+        verdict = "all good" if self.ok else "nothing was checked"
+        if self.failed:
+            verdict = "something is wrong"
         return "\n".join([*lines, f"{verdict}: {', '.join(counts)} in {self.seconds:.1f} s"])
 
     def _findings(self):
@@ -98,13 +105,15 @@ class Report:
         told = {}
         for r in self.failed:
             values = any(f.kind in ("values", "not finite") for f in r.findings)
-            told.setdefault(r.family if values else tuple(f.message for f in r.findings), []).append(r)
+            key = r.family if values else tuple(f.message for f in r.findings)
+            told.setdefault(key, []).append(r)
         for results in list(told.values())[:DETAILS]:
             more = f" and {len(results) - 1} more" if len(results) > 1 else ""
             yield f"WRONG {results[0].id}{more}"
             yield from (f"      {f.message}" for f in results[0].findings)
         if len(told) > DETAILS:
-            yield f"      ... and {len(told) - DETAILS} more sorts of findings; the JSON and JUnit files hold them all"
+            yield (f"      ... and {len(told) - DETAILS} more sorts of findings; "
+                   "the JSON and JUnit files hold them all")
         if told:
             yield ""
 
@@ -115,7 +124,8 @@ class Report:
                 if r.status == status:
                     reasons.setdefault(r.reason, []).append(r.id)
             for reason, ids in reasons.items():
-                yield f"{status}: {ids[0]}" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "") + f": {reason}"
+                more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+                yield f"{status}: {ids[0]}{more}: {reason}"
 
     def to_json(self, path=None):
         """The whole report as JSON text, written to a file as well if one is named."""
@@ -153,7 +163,9 @@ def _row(family, results, forward_only):
     numbers = " " * 50
     if tensors:
         t = max(tensors, key=lambda t: t.ratio)
-        rms = f"{t.rms_ratio:.1e}" if t.largest > t.bound else "-"  # the truth is 0 but for rounding
+        rms = "-"                                            # the truth is 0 but for rounding
+        if t.largest > t.bound:
+            rms = f"{t.rms_ratio:.1e}"
         numbers = f"{t.name:<14}{t.error:>9.1e}{t.bound:>9.1e}{t.ratio:>9.2g}{rms:>9}"
     bad, done = (sum(r.status == s for r in results) for s in (FAILED, PASSED))
     rest = len(results) - bad - done

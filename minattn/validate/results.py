@@ -30,7 +30,7 @@ def pack(tensors):
 
 
 def unpack(content, where):
-    """The bytes of a safetensors file -> {key: (precision, array)}; float16 and bfloat16 come as float32."""
+    """A safetensors file -> {key: (precision, array)}; float16 and bfloat16 come as float32."""
     try:
         size = int.from_bytes(content[:8], "little")
         header, content, tensors = json.loads(content[8:8 + size]), content[8 + size:], {}
@@ -91,7 +91,7 @@ def _raw(path, rest):
 
 
 def read(folder):
-    """A folder of vectors -> its index, {"caseId/tensor": array}; InputError for anything missing."""
+    """A folder of vectors -> its index, {"caseId/tensor": array}; InputError if it is damaged."""
     folder = Path(folder)
     try:
         index, payload = json.loads((folder / INDEX).read_bytes()), (folder / PAYLOAD).read_bytes()
@@ -101,7 +101,8 @@ def read(folder):
                          f"{error.strerror}); write one with: "
                          f"python -m minattn vectors write {folder}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / INDEX} is damaged ({type(error).__name__}: {error}).") from None
+        kind = type(error).__name__
+        raise InputError(f"{folder / INDEX} is damaged ({kind}: {error}).") from None
     if not whole:
         raise InputError(f"{folder / PAYLOAD} is not the one that {INDEX} describes: "
                          f"its sha256 differs.")
@@ -154,7 +155,7 @@ class Comparison(NamedTuple):
 def check(folder, results=None, precision=None):
     """Compare what a program made of the vectors in a folder with the answers -> Comparison
 
-    results    a file or folder (see read_results), or {"caseId/tensor": array}; None: our own kernels
+    results    a file or folder (see read_results), or {"caseId/tensor": array}; None: our kernels
     precision  each tensor is held to the budget of its own type, or of this one
     """
     index, truth = read(folder)

@@ -1,4 +1,4 @@
-"""Does the kit find what it is made to find? Every mutant goes through every family of cases, in float32.
+"""Does the kit find what it is made to find? Every mutant runs through every case, in float32.
 
     python -m minattn validate-self  # some two minutes; exit code 1 if a mutant survives
     python -m minattn validate-self --mutant 'sink_*'   # a few of them
@@ -25,10 +25,13 @@ from minattn.validate.report import write_file
 
 # families that no mutant needs, and why they stay
 KEPT = {
-    "causal": "the plain statement of what most kernels are for: the first case to read when all of them fail",
+    "causal": "the plain statement of what most kernels are for: the first case to read when all "
+              "of them fail",
     "noncausal": "what is left for a kernel without any mask, and the only case without an option",
-    "repeated_tokens": "ties inside a causal row: sorting, caching by content and top-k go wrong here first",
-    "causality/suffix": "needs no right answer to compare with: serves whole models, to which no family applies",
+    "repeated_tokens": "ties inside a causal row: sorting, caching by content and top-k go wrong "
+                       "here first",
+    "causality/suffix": "needs no right answer to compare with: serves whole models, to which no "
+                        "family applies",
     "causality/gradient": "as causality/suffix, for a leak through the backward alone",
     "causality/prefix": "as causality/suffix, for what depends on the length of the sequence",
 }
@@ -47,24 +50,27 @@ class Verdict(NamedTuple):
 
 
 def judge(mutant):
-    """Send one mutant through every family -> Verdict. The base itself (mutants.none) must come back unscathed."""
+    """Run one mutant through every family -> Verdict. The base itself (mutants.none) must pass."""
     from minattn.validate.check import check
     start, module = time.perf_counter(), mutant.load()
     killed = {}
     for result in check(mutant.mechanism, module, show=False).failed:
         killed.setdefault(result.family, f"{result.id}: {result.findings[0].message}")
-    return Verdict(mutant, {**killed, **causality_forms(mutant.mechanism, module)}, time.perf_counter() - start)
+    killed.update(causality_forms(mutant.mechanism, module))
+    return Verdict(mutant, killed, time.perf_counter() - start)
 
 
 def causality_forms(mechanism, module):
-    """The forms of the certificate that this kernel fails and should not: {"causality/suffix": what was found, ...}"""
+    """The forms of the certificate that a kernel fails and should not: {"causality/suffix": why}"""
     from minattn.validate.causality import causality
     row, failed = MECHANISMS[mechanism], {}
     for variant in families.variants(row):
         options = {name: value for name, value in variant.items() if name in row.options}
         if row.leak(**options):
             continue
-        forms = ("suffix", "gradient") if row.recompute(**options) else ("suffix", "gradient", "prefix")
+        forms = ["suffix", "gradient"]
+        if not row.recompute(**options):
+            forms.append("prefix")
         try:
             certificate = causality(module, mechanism=mechanism, options=options, forms=forms)
         except InputError:
@@ -78,7 +84,7 @@ def causality_forms(mechanism, module):
 class Score(NamedTuple):
     """The kit against its mutants."""
     verdicts: tuple
-    bases: tuple = ()  # of the implementation without a mutation: whatever kills one of these is a false alarm
+    bases: tuple = ()         # of the base without a mutation: what kills one is a false alarm
     seconds: float = 0.0
 
     @property
@@ -87,7 +93,8 @@ class Score(NamedTuple):
 
     @property
     def alarms(self):
-        return tuple(f"{v.mutant.mechanism}: {what}" for v in self.bases for what in v.killed.values())
+        return tuple(f"{v.mutant.mechanism}: {what}"
+                     for v in self.bases for what in v.killed.values())
 
     @property
     def survivors(self):
@@ -96,7 +103,8 @@ class Score(NamedTuple):
     def families(self):
         """family -> (mutants that it kills, those of them that it alone kills)"""
         mechanisms = dict.fromkeys(v.mutant.mechanism for v in self.verdicts)
-        counts = {f: ([], []) for f in [*(f for name in mechanisms for f in cases.family_names(name)), *FORMS]}
+        families = [f for name in mechanisms for f in cases.family_names(name)]
+        counts = {f: ([], []) for f in (*families, *FORMS)}
         for v in self.verdicts:
             of_cases = [f for f in v.killed if f not in FORMS]
             for family in v.killed:
@@ -113,22 +121,29 @@ class Score(NamedTuple):
         for family, (kills, alone) in self.families().items():
             named = ", ".join(alone[:3]) + (f" and {len(alone) - 3} more" if len(alone) > 3 else "")
             lines.append(f"{family:<22}{len(kills):>6}{len(alone):>7}  {named}".rstrip())
-            unneeded += [family] * (not alone)
+            if not alone:
+                unneeded.append(family)
         if unneeded and len(self.verdicts) == len(mutants.MUTANTS):
             lines += ["", "families that find nothing alone, and why they stay:"]
-            lines += [f"  {f:<20}{KEPT.get(f, 'NO REASON GIVEN: remove it, or say why in KEPT')}" for f in unneeded]
+            silent = "NO REASON GIVEN: remove it, or say why in KEPT"
+            lines += [f"  {f:<20}{KEPT.get(f, silent)}" for f in unneeded]
         for v in self.survivors:
             lines += ["", f"SURVIVES {v.mutant.name} ({v.mutant.mechanism}): {v.mutant.wrong}",
                       *(f"    {line}" for line in v.mutant.change.splitlines())]
-        lines += ["", *(f"FALSE ALARM, nothing is wrong with {alarm}" for alarm in self.alarms)] if self.alarms else []
+        if self.alarms:
+            lines += ["", *(f"FALSE ALARM, nothing is wrong with {alarm}" for alarm in self.alarms)]
         dead = len(self.verdicts) - len(self.survivors)
-        return "\n".join([*lines, "", f"{dead} of {len(self.verdicts)} mutants killed in {self.seconds:.0f} s"])
+        last = f"{dead} of {len(self.verdicts)} mutants killed in {self.seconds:.0f} s"
+        return "\n".join([*lines, "", last])
 
     def to_json(self):
-        plain = [{**v.mutant._asdict(), "killed": v.killed, "seconds": round(v.seconds, 3)} for v in self.verdicts]
-        return {"ok": self.ok, "mutants": len(self.verdicts), "survivors": [v.mutant.name for v in self.survivors],
-                "alarms": self.alarms, "seconds": round(self.seconds, 1), "verdicts": plain,
-                "families": {f: {"kills": len(kills), "alone": alone} for f, (kills, alone) in self.families().items()}}
+        verdicts = [{**v.mutant._asdict(), "killed": v.killed, "seconds": round(v.seconds, 3)}
+                    for v in self.verdicts]
+        families = {family: {"kills": len(kills), "alone": alone}
+                    for family, (kills, alone) in self.families().items()}
+        return {"ok": self.ok, "mutants": len(self.verdicts),
+                "survivors": [v.mutant.name for v in self.survivors], "alarms": self.alarms,
+                "seconds": round(self.seconds, 1), "verdicts": verdicts, "families": families}
 
 
 def score(chosen=None, *, progress=False):
@@ -155,13 +170,16 @@ def select(globs=None, mechanism=None):
     chosen = [m for m in mutants.MUTANTS.values() if mechanism in (None, m.mechanism)
               and (not globs or any(fnmatch.fnmatchcase(m.name, glob) for glob in globs))]
     if not chosen:
-        raise InputError(f"no mutant of {mechanism} is called {' or '.join(globs)}; --list shows them all.")
+        wanted = " or ".join(globs or ["anything"])
+        raise InputError(f"no mutant of {mechanism} is called {wanted}; --list shows them all.")
     return chosen
 
 
 def _line(verdict):
     m, killed = verdict.mutant, list(verdict.killed)
-    by = ", ".join(killed) if len(killed) <= 4 else f"{len(killed)} families: {', '.join(killed[:3])}, ..."
+    by = ", ".join(killed)
+    if len(killed) > 4:
+        by = f"{len(killed)} families: {', '.join(killed[:3])}, ..."
     return f"{m.name:<30}{m.mechanism:<12}{_half(m):<10}{by or 'NOTHING: it survives'}"
 
 
@@ -173,15 +191,18 @@ def _half(mutant):
 
 
 def add_arguments(parser):
-    parser.add_argument("--mutant", action="append", metavar="GLOB", help="only these mutants; may be repeated")
+    parser.add_argument("--mutant", action="append", metavar="GLOB",
+                        help="only these mutants; may be repeated")
     parser.add_argument("--mechanism", help="only the mutants of this mechanism")
-    parser.add_argument("--list", action="store_true", help="show the mutants, with what is wrong in each, and stop")
-    parser.add_argument("--show", metavar="NAME", help="show the lines in which a mutant differs, and stop")
+    parser.add_argument("--list", action="store_true",
+                        help="show the mutants, with what is wrong in each, and stop")
+    parser.add_argument("--show", metavar="NAME",
+                        help="show the lines in which a mutant differs, and stop")
     parser.add_argument("--json", metavar="FILE", help="write the score as JSON")
 
 
 def run(args):
-    """Answer what the arguments ask -> exit code: 0 every mutant was found; 1 one was not, or the base was accused."""
+    """-> exit code 0: every mutant was found; 1: one was not, or the base was accused."""
     if args.show is not None:
         checks.choice("--show", args.show, mutants.MUTANTS)
         m = mutants.MUTANTS[args.show]

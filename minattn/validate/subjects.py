@@ -20,7 +20,7 @@ class Subject(NamedTuple):
     draw: Callable           # (way, rng, unlike) -> an input, in one of two ways; unlike another
     axes: dict  # name -> axis of the positions; arrays that have none do not count as content
     value: Callable          # x -> (T, n), the outputs by position
-    gradient: Callable       # (x, i, rng) -> {name: (T, n)}, of a random mix of outputs at position i
+    gradient: Callable       # (x, i, rng) -> {name: (T, n)}, of a random mix of the outputs at i
     tolerance: Callable      # -> how exact a prefix must be, relative to outputs above 1
 
 
@@ -102,9 +102,9 @@ def _model(params, buffers, config, name, length):
     def gradient(x, i, rng):
         """The gradient of the embedded inputs, as that of a table with a row for each position.
 
-        Row V + n of a longer table repeats the embedding of the token at position n. Nothing predicts
-        such a token, so its row gets gradient from the input only, although the table is also the
-        output head.
+        Row V + n of a longer table repeats the embedding of the token at position n. Nothing
+        predicts such a token, so its row gets gradient from the input only, although the table
+        is also the output head.
         """
         tokens, V = x["tokens"][0], config.vocab_size
         n = len(tokens)

@@ -77,7 +77,7 @@ C_TYPES = """\
 #include <math.h>
 
 typedef struct {
-    const char *name;          /* q k v dout allowed (given), out dq dk dv (due), scores P lse delta (on the way) */
+    const char *name;          /* given q k v dout allowed, due out dq dk dv scores P lse delta */
     int shape[4];
     const double *data;        /* row-major; allowed is 0 or 1 */
     double bound64, bound32;   /* the largest error that a double or a float may have; -1: given */
@@ -85,7 +85,7 @@ typedef struct {
 
 typedef struct {
     const char *id;
-    int causal, window, prefix, align_start;   /* window 0: none. Query i sits at key i + Tk - Tq, or at i */
+    int causal, window, prefix, align_start;   /* window 0: none; query i is at i + Tk - Tq, or i */
     double scale;
     int n_tensors;
     const vector_tensor *tensors;
@@ -94,7 +94,7 @@ typedef struct {
 
 
 def header(path, mechanism="softmax", count=10):
-    """Write the smallest valid cases of a mechanism as a C header: numbers to include, no library."""
+    """Write the smallest valid cases of a mechanism as a C header, to include without a library."""
     attention.mechanism(mechanism)
     chosen = [case for case in golden.cases() if case.mechanism == mechanism]
     chosen.sort(key=lambda case: (sum(x.size for x in golden.split(case)[1].values()), case.id))
@@ -103,15 +103,17 @@ def header(path, mechanism="softmax", count=10):
         truth, rows = answers(case), []
         budgets, (a, inputs) = budgets_of(case, truth), golden.split(case)
         for name, x in {**inputs, **truth}.items():
-            numbers = ", ".join("-INFINITY" if value == -np.inf else float(value).hex() for value in x.ravel())
-            bound = {dtype: budgets.get(name, {}).get(dtype) or -1 for dtype in ("float64", "float32")}
+            numbers = ", ".join("-INFINITY" if value == -np.inf else float(value).hex()
+                                for value in x.ravel())
+            bounds = [budgets.get(name, {}).get(dtype) or -1 for dtype in ("float64", "float32")]
             shape = ", ".join(map(str, (*x.shape, 1, 1, 1)[:4]))
             lines.append(f"static const double vector_{n}_{name}[] = {{{numbers}}};")
             rows.append(f'    {{"{name}", {{{shape}}}, vector_{n}_{name}, '
-                        f'{bound["float64"]!r}, {bound["float32"]!r}}}')
+                        f"{bounds[0]!r}, {bounds[1]!r}}}")
         lines += [f"static const vector_tensor vector_{n}[] = {{", ",\n".join(rows), "};"]
         rules = f"{a['causal']:d}, {a['window'] or 0}, {a['prefix']}, {a['align'] == 'start':d}"
-        table.append(f'    {{"{case.id}", {rules}, {a.get("scale", 1.0)!r}, {len(rows)}, vector_{n}}}')
+        scale = a.get("scale", 1.0)
+        table.append(f'    {{"{case.id}", {rules}, {scale!r}, {len(rows)}, vector_{n}}}')
     lines += [f"enum {{ N_VECTOR_CASES = {len(table)} }};",
               "static const vector_case vector_cases[N_VECTOR_CASES] = {", ",\n".join(table),
               "};", "#endif", ""]
@@ -124,16 +126,19 @@ def add_arguments(parser):
     one.add_argument("where", metavar="DIR")
     one = actions.add_parser("check", help="check what a program made of the vectors in a folder")
     one.add_argument("where", metavar="DIR")
-    one.add_argument("--results", help="a folder or .safetensors file; without it, our own kernels are checked")
-    one.add_argument("--precision", help="hold every tensor to this precision's budget, whatever its own type is")
+    one.add_argument("--results",
+                     help="a folder or .safetensors file; without it, our own kernels are checked")
+    one.add_argument("--precision",
+                     help="hold every tensor to this precision's budget, whatever its own type is")
     one.add_argument("--json", metavar="FILE", help="write every row there")
-    one = actions.add_parser("header", help="write the ten smallest cases of a mechanism as a C header")
+    one = actions.add_parser("header",
+                             help="write the ten smallest cases of a mechanism as a C header")
     one.add_argument("where", metavar="FILE")
     one.add_argument("--mechanism", default="softmax", help="default %(default)s")
 
 
 def run(args):
-    """-> 0 all good, 1 something is wrong; InputError (exit code 2) where nothing could be checked."""
+    """-> 0 all good, 1 something is wrong; InputError (exit code 2) if nothing could be checked."""
     if args.action == "header":
         header(args.where, args.mechanism)
         print(f"{args.where}: the smallest cases of {args.mechanism}")
