@@ -93,9 +93,9 @@ def run_text(known, **options):
     """
     corpus = load_corpus(known["name"], **options)
     if about(corpus)["sha256"] != known["sha256"]:
-        raise InputError(f"the corpus is not the one this run began with ({known['name']}, "
-                         f"{known['characters']:,} characters); found {corpus.name} with "
-                         f"{len(corpus.text):,}.")
+        raise InputError("the corpus differs from the one this run was trained on "
+                         f"({known['name']}, {known['characters']:,} characters); found "
+                         f"{corpus.name} with {len(corpus.text):,}.")
     return corpus.text
 
 
@@ -146,7 +146,7 @@ def _read_text(path):
                          f"0x{content[error.start]:02x}; save the file as UTF-8.") from None
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     if not text:
-        raise InputError(f"{path!r} is empty; a corpus needs some text.")
+        raise InputError(f"{path!r} is empty.")
     return text
 
 
@@ -178,7 +178,7 @@ class Vocabulary:
         ids = id_of[np.minimum(codes, above)]                      # (N,)
         if ids.min(initial=0) < 0:
             unknown = "".join(sorted(set(text) - set(self.characters)))
-            raise InputError("the text has characters that the vocabulary lacks: "
+            raise InputError("the text contains characters outside the vocabulary: "
                              f"{_shown(unknown)}; it has these {len(self)}: "
                              f"{_shown(self.characters)}.")
         return ids.astype(np.uint16)

@@ -441,12 +441,12 @@ BAD = [
     (["--layers", "0"], "layers must be at least 1; got 0"),
     (["--mask", "window", "--window", "18"], "--window must be at most 17, the tokens of a sequence; got 18"),
     (["--mask", "prefix", "--prefix", "18"], "--prefix must be at most 17"),
-    (["--mask", "window"], "window belongs to mask=window"),
-    (["--window", "3"], "window belongs to mask=window"),
+    (["--mask", "window"], "window and mask=window must be given together"),
+    (["--window", "3"], "window and mask=window must be given together"),
     (["--mask", "prefix", "--prefix", "0"], "prefix must be at least 1"),
     (["--mask", "none", "--position", "decay"], "position=decay needs mask=causal or window"),
     (["--train-bias", "first,second"], "train-bias must be one of first, middle, last; got 'second'"),
-    (["--train-bias", "first,first"], "train-bias names a place twice"),
+    (["--train-bias", "first,first"], "train-bias names a position twice"),
     (["--scale", "big"], "scale must be one of paper, code"),
     (["--classes", "1"], "needs 2 distinct classes"),
     (["--middle", "8"], "middle must be at least 0 and at most 7"),
@@ -478,7 +478,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     assert command(out, "--residual") == 2
     assert "network.residual = False, not True" in capsys.readouterr().err
     assert cli.main(["bias", "--out", str(out), "--steps", "5"]) == 2
-    assert "holds a run of 6 steps" in capsys.readouterr().err
+    assert "already holds a run of 6 steps" in capsys.readouterr().err
     assert run_cases.contents(out) == before
     assert command(out, "--residual", "--overwrite") == 0
     assert json.loads((out / "config.json").read_text(encoding="utf-8"))["network"]["residual"] is True

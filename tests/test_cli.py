@@ -86,7 +86,7 @@ BAD = {
     "resume-and-overwrite": (["train", "--resume", RUN, "--overwrite"], "leave out --out and --overwrite"),
     "sample-missing": (["sample", "{home}/nowhere"], "nowhere is not a run folder"),
     "sample-no-run": (["sample"], "the following arguments are required: RUN"),
-    "sample-prompt": (["sample", RUN, "--prompt", "O λόγος 7"], "characters that the vocabulary lacks: '7γλοςό'"),
+    "sample-prompt": (["sample", RUN, "--prompt", "O λόγος 7"], "characters outside the vocabulary: '7γλοςό'"),
     "sample-prompt-empty": (["sample", RUN, "--prompt", ""], "--prompt must have at least one character."),
     "sample-temperature-0": (["sample", RUN, "--temperature", "0"], "temperature must be above 0; got 0.0."),
     "sample-temperature-negative": (["sample", RUN, "--temperature", "-1"], "temperature must be above 0; got -1.0."),

@@ -497,7 +497,7 @@ def test_vocabulary_round_trip():
     ("abc€cd", "'d€'"),                                     # between and above: each named once
 ])
 def test_unknown_characters(text, unknown):
-    with pytest.raises(InputError, match=f"lacks: {unknown}; it has these 4: 'abce'"):
+    with pytest.raises(InputError, match=f"vocabulary: {unknown}; it has these 4: 'abce'"):
         Vocabulary("cabe").encode(text)
 
 

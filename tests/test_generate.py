@@ -149,5 +149,5 @@ def test_text():
     out = generate.text(run, "bad", 12, temperature=0.9, seed=3)
     assert out.startswith("bad") and len(out) == 15 and out == generate.text(run, "bad", 12, temperature=0.9, seed=3)
     assert generate.text(run, "bad", 0) == "bad"
-    with pytest.raises(InputError, match="characters that the vocabulary lacks: 'z'"):
+    with pytest.raises(InputError, match="characters outside the vocabulary: 'z'"):
         generate.text(run, "zebra", 12)

@@ -331,7 +331,7 @@ def test_one_token_of_context(place, tmp_path, capsys):
     (["{home}/run", "--sequences", "1000"], "at most 256; got 1000"),
     (["{home}/run", "--sequences", "few"], "invalid int value"),
     (["{home}/run", "--text", "{home}/none.txt"], "none.txt"),
-    (["{home}/run", "--text", "{tmp}/other.txt"], "the vocabulary lacks: '\u0424'"),
+    (["{home}/run", "--text", "{tmp}/other.txt"], "outside the vocabulary: '\u0424'"),
     (["{home}/run", "--text", "{tmp}/short.txt"], "needs at least 8 characters"),
     (["{home}/run", "--out", "{tmp}/short.txt"], "short.txt is a file; name a folder"),
     (["{home}/run", "--out", "{tmp}/short.txt/deep"], "cannot write to"),
@@ -352,7 +352,7 @@ def test_the_corpus_has_changed_or_gone(place, tmp_path, capsys):
     folder = write_run(tmp_path / "run", corpus)
     corpus.write_text(corpus.read_text(encoding="utf-8") + "!", encoding="utf-8")
     assert cli.main(["inspect", str(folder)]) == 2
-    assert "is not the one this run began with" in capsys.readouterr().err
+    assert "differs from the one this run was trained on" in capsys.readouterr().err
     corpus.unlink()
     assert cli.main(["inspect", str(folder)]) == 2
     assert "Name another text with --text" in capsys.readouterr().err

@@ -471,7 +471,7 @@ def test_corpus_that_changed(stopped, corpus, tmp_path, capsys):
     other.write_text(corpus.read_text() + "!")
     edit(folder, lambda c: c["corpus"].update(name=str(other)))
     assert cli.main(["train", "--resume", str(folder)]) == 2
-    assert "is not the one this run began with" in capsys.readouterr().err
+    assert "differs from the one this run was trained on" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------ writing

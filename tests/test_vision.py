@@ -197,7 +197,7 @@ def test_float32_and_learning(name):
     (dict(layers=0), "layers must be at least 1"),
     (dict(width="wide"), "width must be an integer; got 'wide'."),
     (dict(values="none"), "values must be one of own, projected, raw"),
-    (dict(qk_norm=True), "qk_norm is no option of softmax"),
+    (dict(qk_norm=True), "softmax has no option qk_norm"),
     (dict(attention="gaussian", sigma_init=0), "sigma_init must be above 0"),
 ])
 def test_bad_networks(fields, message):
@@ -358,7 +358,7 @@ def test_other_settings_than_what_is_there(study, tmp_path, capsys):
     for damaged in ("{", "[]", json.dumps({"settings": {}}), path.read_text().replace('"curve"', '"curves"')):
         path.write_text(damaged)
         assert command(out) == 2
-        assert "or damaged: remove it, or choose another --out." in capsys.readouterr().err
+        assert "is damaged or was not written by `minattn vision`; remove it, or choose a different --out." in capsys.readouterr().err
 
 
 def test_a_learning_rate_that_is_too_large(tmp_path, capsys):

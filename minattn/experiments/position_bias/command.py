@@ -37,24 +37,26 @@ def add_arguments(parser):
     network.add_argument("--window", type=int, metavar="W",
                          help="keys a query sees, itself included (with --mask window)")
     network.add_argument("--prefix", type=int, metavar="K",
-                         help="first tokens that all see each other (with --mask prefix)")
+                         help="number of leading tokens that all see each other "
+                              "(with --mask prefix)")
     network.add_argument("--position", default="none",
                          help=f"one of {', '.join(recall_network.positions())}{default}")
     network.add_argument("--residual", action="store_true",
                          help="add each attention layer's input to its output")
     task = parser.add_argument_group("task and training")
     task.add_argument("--train-bias", default="none", metavar="PLACES",
-                      help="where the query's item is while training: none, or some of "
+                      help="position of the query's item in training: none, or some of "
                            f"{','.join(recall_task.PLACES)}{default}")
     task.add_argument("--scale", default="paper",
                       help="size of the inputs: paper (variance 1/d) or code (standard deviation "
                            "1/d, as in the authors' code)" + default)
     task.add_argument("--classes", type=int, default=2048, help="classes to train on" + default)
     task.add_argument("--middle", type=int,
-                      help="item called middle, from 0 (default 4, as in the authors' code; the "
+                      help="index of the item counted as middle, from 0 (default 4, as in the "
+                           "authors' code; the "
                            "paper's text says 3)")
     task.add_argument("--steps", type=int, default=20000,
-                      help="training steps; the paper takes 100,000" + default)
+                      help="training steps; the paper uses 100,000" + default)
     task.add_argument("--seeds", default="0", help="0-2 or 0,1,2: one network each" + default)
     task.add_argument("--sequences", type=int, default=10000,
                       help="test sequences for each order of each pair" + default)
@@ -64,10 +66,10 @@ def add_arguments(parser):
     folders.add_argument("--overwrite", action="store_true",
                          help="replace a run that is already there")
     folders.add_argument("--jobs", type=int, default=1,
-                         help="seeds to train at the same time, each on one thread" + default)
+                         help="seeds to train in parallel, each on one thread" + default)
     folders.add_argument("--report", nargs="+", metavar="DIR",
-                         help="train nothing: one table of these run folders")
-    folders.add_argument("--picture", metavar="FILE", help="draw that table (with --report)")
+                         help="do not train; print one table of these run folders")
+    folders.add_argument("--picture", metavar="FILE", help="plot that table (with --report)")
 
 
 def run(args):
@@ -195,7 +197,8 @@ def _check_same(folder, old, done, new, steps):
     found = f"of {done} steps, more than --steps {steps}"
     if other:
         found = f"with {'; '.join(other)}"
-    raise InputError(f"{folder} holds a run {found}: choose another --out, or replace it with "
+    raise InputError(f"{folder} already holds a run {found}; choose a different --out, or "
+                     "replace it with "
                      "--overwrite.")
 
 
@@ -211,7 +214,8 @@ def read_config(folder):
         raise InputError(f"{folder} is not a run folder of `minattn bias`: {path.name}: "
                          f"{error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is not one of `minattn bias`, or damaged: choose another --out, "
+        raise InputError(f"{path} is damaged or was not written by `minattn bias`; "
+                         "choose a different --out, "
                          "or remove it.") from None
 
 
@@ -295,9 +299,10 @@ def read(folder):
         label(row), row["gaps"], row["published"], row["seeds"]
         return row
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; a finished run has one.") from None
+        raise InputError(f"cannot read {path}: {error.strerror}; "
+                         "the run is probably unfinished.") from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is not one of `minattn bias`, or damaged.") from None
+        raise InputError(f"{path} is damaged or was not written by `minattn bias`.") from None
 
 
 def print_table(rows):

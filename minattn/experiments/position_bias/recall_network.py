@@ -47,13 +47,13 @@ class Config:
         for name in ("window", "prefix"):
             value = getattr(self, name)
             if (value is not None) != (self.mask == name):
-                raise InputError(f"{name} belongs to mask={name} and must be given with it; "
+                raise InputError(f"{name} and mask={name} must be given together; "
                                  f"got mask={self.mask}, {name}={value}.")
             if value is not None:
                 checks.number(name, value, 1, integer=True)
         if self.kind == "bias" and self.mask not in ("causal", "window"):
             raise InputError(f"position={self.position} needs mask=causal or window (it would "
-                             f"favour keys ahead); got mask={self.mask}.")
+                             f"favour future keys); got mask={self.mask}.")
         if self.kind == "rotation" and self.width % 2:
             raise InputError(f"position={self.position} needs an even width; got {self.width}.")
 

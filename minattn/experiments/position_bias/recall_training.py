@@ -37,7 +37,7 @@ class Training:
         for place in self.places:
             checks.choice("train-bias", place, recall_task.PLACES)
         if len(set(self.places)) < len(self.places):
-            raise InputError(f"train-bias names a place twice: {','.join(self.places)}.")
+            raise InputError(f"train-bias names a position twice: {','.join(self.places)}.")
         checks.number("batch", self.batch, 1, integer=True)
         checks.number("lr", self.lr, above=0)
         checks.number("weight_decay", self.weight_decay, 0)

@@ -72,7 +72,7 @@ def checked_mask(mask):
     """The mask as an array; InputError unless it is square, boolean, and every query sees a key."""
     mask = np.asarray(mask)
     if mask.dtype != bool or mask.ndim != 2 or mask.shape[0] != mask.shape[1] or mask.size == 0:
-        raise InputError("the mask must be booleans (N, N), [query, key]; "
+        raise InputError("the mask must be a boolean array (N, N), indexed [query, key]; "
                          f"got {mask.dtype} of shape {mask.shape}.")
     sees = mask.any(axis=1)
     if not sees.all():

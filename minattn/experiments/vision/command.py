@@ -34,7 +34,7 @@ def add_arguments(parser):
     parser.add_argument("--seeds", default="0-2", help="0-4 or 0,3,7" + default)
     parser.add_argument("--steps", type=int, default=1500,
                         help="training steps (default %(default)s: about 35 s a run)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate" + default)
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate" + default)
     parser.add_argument("--out", default="runs/vision",
                         help="folder of results, table and picture" + default)
 
@@ -121,13 +121,13 @@ def finished(path, settings):
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is not a run of `minattn vision`, or damaged: remove it, or "
-                         "choose another --out.") from None
+        raise InputError(f"{path} is damaged or was not written by `minattn vision`; remove it, or "
+                         "choose a different --out.") from None
     if other:
         name = other[0]
         raise InputError(f"{path} holds a run with {name} = {row['settings'][name]!r}, not "
                          f"{settings[name]!r}: give the settings it was made with, or choose "
-                         "another --out.")
+                         "a different --out.")
     return row
 
 

@@ -55,7 +55,7 @@ class Config:
             checks.number("sigma_init", self.sigma_init, above=0)
         for name in ("qk_norm", "sigma_init"):
             if getattr(self, name) and name not in self.mechanism.layer_options:
-                raise InputError(f"{name} is no option of {self.attention}: leave it out.")
+                raise InputError(f"{self.attention} has no option {name}.")
 
     @property
     def mechanism(self):
