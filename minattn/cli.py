@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import os
 import sys
-import typing
 
 from minattn.errors import InputError
 
@@ -15,6 +14,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(f"{message} (see {self.prog} --help)")
 
+
+DEFAULT = " (default %(default)s)"        # the end of a flag's help
 
 # name -> (what it does, the module that brings add_arguments and run; None: this one)
 COMMANDS = {
@@ -100,54 +101,58 @@ def build_parser(command=None):
 
 def _train_arguments(parser):
     from minattn import model, train
-    parser.add_argument("--preset", help=f"one of {', '.join(train.PRESETS)} (default nano)")
-    parser.add_argument("--out", help="run folder (default runs/PRESET)")
-    parser.add_argument("--resume", metavar="RUN",
-                        help="continue a run folder (or a checkpoint in one) to its end")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing run")
-    parser.add_argument("--threads", type=int,
-                        help="threads to use; the result does not depend on it")
-    parser.add_argument("--data-dir", default="data",
-                        help="where corpora are kept (default %(default)s)")
+    add = parser.add_argument
+    add("--preset", help=f"one of {', '.join(train.PRESETS)} (default nano)")
+    add("--out", help="run folder (default runs/PRESET)")
+    add("--resume", metavar="RUN", help="continue a run folder (or a checkpoint in one) to its end")
+    add("--overwrite", action="store_true", help="replace an existing run")
+    add("--threads", type=int, help="threads to use; the result does not depend on it")
+    add("--data-dir", default="data", help="where corpora are kept" + DEFAULT)
     for group, cls in (("training", train.Settings), ("model", model.Config)):
         section = parser.add_argument_group(group, "defaults come from the preset")
-        hints = typing.get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            flag, kind = "--" + field.name.replace("_", "-"), hints[field.name]
-            if field.name == "vocab_size":
-                continue
-            if kind is bool:
-                section.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
-            else:
-                kind = int if kind == int | None else kind
-                section.add_argument(flag, type=kind, metavar=field.name.upper())
+        add_settings(section, [field.name for field in dataclasses.fields(cls)
+                               if field.name in train.FIELDS])
     for what in ("attention", "position"):
-        section.add_argument(f"--{what}-option", dest=f"{what}_options", action="append",
-                             metavar="NAME=VALUE", help=f"the same as in brackets in --{what}")
+        section.add_argument(f"--{what}-option", action="append", metavar="NAME=VALUE",
+                             dest=f"{what}_options", help=f"the same as in brackets in --{what}")
+
+
+def add_settings(section, names):
+    """A flag for each of these fields of train.Settings and model.Config."""
+    from minattn import train
+    for name in names:
+        flag, kind = "--" + name.replace("_", "-"), train.FIELDS[name]
+        if kind is bool:
+            section.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+        else:
+            section.add_argument(flag, type=kind, metavar=name.upper())
+
+
+def given(args, names):
+    """{name: value} of those flags that were given"""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def run_train(args):
-    from minattn import checks, model, spec, train
-    fields = [f.name for cls in (train.Settings, model.Config) for f in dataclasses.fields(cls)]
-    fields += ["attention_options", "position_options"]
-    given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
+    from minattn import checks, spec, train
+    fields = given(args, train.FIELDS)
     for name in ("attention_options", "position_options"):
-        if name in given:
-            given[name] = dict(spec.option(text) for text in given[name])
+        if texts := getattr(args, name):
+            fields[name] = dict(spec.option(text) for text in texts)
     common = dict(threads=args.threads, data_dir=args.data_dir)
-    if args.threads is not None and args.threads < 1:
-        raise InputError(f"--threads must be at least 1; got {args.threads}.")
+    if args.threads is not None:
+        checks.number("--threads", args.threads, 1, integer=True)
+    preset = args.preset or "nano"
     try:
         if args.resume is not None:
             if args.out is not None or args.overwrite:
                 raise InputError("--resume continues a run in its own folder: leave out --out and "
                                  "--overwrite.")
-            checks.choice("preset", args.preset or "nano", train.PRESETS)
-            overrides = {**train.PRESETS.get(args.preset, {}), **given}
+            checks.choice("preset", preset, train.PRESETS)
+            overrides = {**train.PRESETS.get(args.preset, {}), **fields}
             run = train.resume(args.resume, overrides=overrides, **common)
         else:
-            preset = args.preset or "nano"
-            settings, shape = train.settings_for(preset, given)
+            settings, shape = train.settings_for(preset, fields)
             if args.out == "":
                 raise InputError("--out must name a folder.")
             run = train.start(settings, shape, args.out or f"runs/{preset}",
@@ -170,17 +175,15 @@ def run_train(args):
 
 
 def _sample_arguments(parser):
-    parser.add_argument("folder", metavar="RUN", help="a run folder")
-    parser.add_argument("--prompt", default="\n", help="text to continue (default: a new line)")
-    parser.add_argument("--tokens", type=int, default=500,
-                        help="characters to write (default %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.8,
-                        help="below 1: safer, above 1: wilder (default %(default)s)")
-    parser.add_argument("--top-k", type=int,
-                        help="choose among the K most likely characters only; 1 is greedy")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default %(default)s)")
-    parser.add_argument("--no-cache", action="store_true",
-                        help="recompute every prefix: slow, the same text")
+    add = parser.add_argument
+    add("folder", metavar="RUN", help="a run folder")
+    add("--prompt", default="\n", help="text to continue (default: a new line)")
+    add("--tokens", type=int, default=500, help="characters to write" + DEFAULT)
+    add("--temperature", type=float, default=0.8, help="below 1: safer, above 1: wilder" + DEFAULT)
+    add("--top-k", type=int,
+        help="choose among the K most likely characters only; 1 is greedy")
+    add("--seed", type=int, default=0, help="of the draws" + DEFAULT)
+    add("--no-cache", action="store_true", help="recompute every prefix: slow, the same text")
 
 
 def run_sample(args):
@@ -214,8 +217,10 @@ def run_list(args):
     from minattn.attention import MECHANISMS
     from minattn.positions import POSITIONS
     from minattn.train import PRESETS
+
     def show(rows):
-        print(report_table.markdown(rows) if args.markdown else report_table.text(rows, rule=True))
+        text = report_table.markdown(rows) if args.markdown else report_table.text(rows, rule=True)
+        print(text + "\n")
 
     rows = [("attention", "paper", "what it changes", "file", "causal",
              "parameters a layer adds", "options")]
@@ -225,17 +230,13 @@ def run_list(args):
         rows.append((name, m.arxiv, m.summary, _file(m.module), "; ".join(causal),
                      m.extra_parameters(), _defaults(m.all_options())))
     show(rows)
-    print()
-    rows = [("position", "paper", "what it does", "file", "kind", "options")]
-    rows += [(name, p.arxiv or "", p.summary, _file(p.module), p.kind, _defaults(p.options))
-             for name, p in POSITIONS.items()]
-    show(rows)
-    print()
+    show([("position", "paper", "what it does", "file", "kind", "options"),
+          *((name, p.arxiv or "", p.summary, _file(p.module), p.kind, _defaults(p.options))
+            for name, p in POSITIONS.items())])
     keys = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "steps")
-    rows = [("preset", "layers", "heads", "channels", "block", "batch", "steps")]
-    rows += [(name, *(str(preset[key]) for key in keys)) for name, preset in PRESETS.items()]
-    show(rows)
-    print("\nOptions in brackets (energy[norm=prefix]); a gate on top (affine+gated); "
+    show([("preset", "layers", "heads", "channels", "block", "batch", "steps"),
+          *((name, *(str(preset[key]) for key in keys)) for name, preset in PRESETS.items())])
+    print("Options in brackets (energy[norm=prefix]); a gate on top (affine+gated); "
           "layers that alternate (energy/softmax); several positions (learned+rope).")
     return 0
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from minattn import model
 from minattn.errors import InputError
@@ -25,6 +27,10 @@ from minattn.errors import InputError
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.safetensors"
 PREVIOUS, LOSS, SAMPLE = "checkpoint.previous.safetensors", "loss.png", "sample.txt"
 FILES = (CONFIG, METRICS, CHECKPOINT, PREVIOUS, LOSS, SAMPLE)
+
+
+class InUse(InputError):
+    """Another process is training in this folder."""
 
 
 class Checkpoint(NamedTuple):
@@ -45,7 +51,15 @@ class Run(NamedTuple):
     train: dict
     vocabulary: str
     corpus: dict
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
+
+    def other_setting(self, wanted):
+        """The first of these settings that the run has not: "lr = 0.01, not 0.5"; or None."""
+        known = {**model.to_dict(self.config), **self.train}
+        for name, value in wanted.items():
+            if known.get(name) != value:
+                return f"{name} = {known.get(name)!r}, not {value!r}"
+        return None
 
 
 # ----------------------------------------------------------------------------------------- writing
@@ -104,7 +118,10 @@ def create(folder, *, overwrite=False):
 
 @contextmanager
 def lock(folder):
-    """Keep other processes from training in this folder. The lock ends with the process."""
+    """Keep other processes from training in this folder; InUse if one is.
+
+    The lock ends with the process.
+    """
     try:
         import fcntl
         handle = os.open(folder, os.O_RDONLY)
@@ -112,14 +129,13 @@ def lock(folder):
         yield
         return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(f"another process is training in {folder}: let it finish, "
-                         "or choose another --out.") from None
-    except OSError:                      # a file system without locks
-        pass
-    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(f"another process is training in {folder}: let it finish, "
+                        "or choose another --out.") from None
+        except OSError:                  # a file system without locks
+            pass
         yield
     finally:
         os.close(handle)
@@ -133,7 +149,6 @@ def write_config(folder, config, train, vocabulary, corpus):
 
 def save_checkpoint(folder, checkpoint):
     """Write the checkpoint; the last one becomes the previous one. A whole one is always there."""
-    from safetensors.numpy import save
     folder = Path(folder)
     tensors = {f"{there}/{name}": np.ascontiguousarray(array) for part, there in PARTS.items()
                for name, array in getattr(checkpoint, part).items()}
@@ -162,10 +177,7 @@ def _digest(tensors):
 
 
 def read_config(folder):
-    """config.json -> (Config, train settings, vocabulary, corpus).
-
-    InputError if it is missing or damaged.
-    """
+    """config.json -> Run, without its checkpoint; InputError if it is missing or damaged."""
     path = Path(folder) / CONFIG
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is not a run folder: no folder has this name.")
@@ -177,7 +189,7 @@ def read_config(folder):
                              f"{len(set(vocabulary))} characters")
         kinds = {"name": str, "sha256": str, "characters": int}
         corpus = {key: kind(content["corpus"][key]) for key, kind in kinds.items()}
-        return config, dict(content["train"]), vocabulary, corpus
+        return Run(Path(folder), config, dict(content["train"]), vocabulary, corpus, None)
     except FileNotFoundError:
         raise InputError(f"{folder} is not a run folder: it has no {CONFIG}.") from None
     except OSError as error:
@@ -195,15 +207,13 @@ def load(folder, which=CHECKPOINT):
     InputError names what is missing, truncated, damaged or from other settings, and the previous
     good checkpoint if there is one.
     """
-    folder = Path(folder)
-    config, train, vocabulary, corpus = read_config(folder)
+    run = read_config(folder)
     try:
-        checkpoint = read_checkpoint(folder / which, config)
+        return run._replace(checkpoint=read_checkpoint(run.folder / which, run.config))
     except InputError as error:
         if which != CHECKPOINT:
             raise
-        raise InputError(f"{error}{_previous_good(folder, config)}") from None
-    return Run(folder, config, train, vocabulary, corpus, checkpoint)
+        raise InputError(f"{error}{_previous_good(run)}") from None
 
 
 def read_checkpoint(path, config=None, shapes=None):
@@ -211,7 +221,6 @@ def read_checkpoint(path, config=None, shapes=None):
 
     Verified: whole, undamaged, and of this config (or with parameters of these shapes).
     """
-    from safetensors import SafetensorError, safe_open
     try:
         with safe_open(path, framework="np") as file:
             header = file.metadata() or {}
@@ -226,33 +235,37 @@ def read_checkpoint(path, config=None, shapes=None):
         raise InputError(f"{path} is not a checkpoint of this program.")
     if _digest(tensors) != header["sha256"]:
         raise InputError(f"{path} is damaged: its contents do not match their checksum.")
-    parts = {part: {} for part in PARTS.values()}
-    for name, array in tensors.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = array
     if shapes is None:
         shapes = {name: shape for name, (shape, _) in model.parameter_shapes(config).items()}
-    came = {name: array.shape for name, array in parts["params"].items()}
+    came = {name: array.shape for name, array in _part(tensors, "params").items()}
     for name in shapes.keys() | came.keys():
         if came.get(name) != shapes.get(name):
             raise InputError(f"{path} is from other settings: {CONFIG} expects "
                              f"{shapes.get(name, 'nothing')} for {name}; "
                              f"got {came.get(name, 'nothing')}.")
-    params, m, v = ({name: parts[PARTS[part]][name] for name in shapes}
+    params, m, v = ({name: tensors[f"{PARTS[part]}/{name}"] for name in shapes}
                     for part in ("params", "m", "v"))
-    buffers = parts["buffers"]
-    return Checkpoint(params, buffers, m, v, int(header["step"]), float(header.get("seconds", 0)))
+    return Checkpoint(params, _part(tensors, "buffers"), m, v, int(header["step"]),
+                      float(header.get("seconds", 0)))
 
 
-def _previous_good(folder, config):
-    if not (folder / CHECKPOINT).exists() and not (folder / PREVIOUS).exists():
+def _part(tensors, part):
+    start = PARTS[part] + "/"
+    return {name.removeprefix(start): array for name, array in tensors.items()
+            if name.startswith(start)}
+
+
+def _previous_good(run):
+    """A sentence on what to go on from, after one on what is wrong with the checkpoint."""
+    previous = run.folder / PREVIOUS
+    if not (run.folder / CHECKPOINT).exists() and not previous.exists():
         return " The run stopped before its first checkpoint: begin again with --overwrite."
     try:
-        step = read_checkpoint(folder / PREVIOUS, config).step
+        step = read_checkpoint(previous, run.config).step
     except InputError:
         return ""
     return (f" The previous good checkpoint, of step {step}, is kept: "
-            f"go on from it with --resume {folder / PREVIOUS}")
+            f"go on from it with --resume {previous}")
 
 
 # ----------------------------------------------------------------------------------------- metrics

@@ -4,15 +4,18 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from minattn import checks, data, model, parallel, runs
 from minattn.errors import InputError, NotFinite
+from minattn.layers import layers
 
 # Biases everywhere, and every weight starts from normal(0, 0.02), those back into the residual
 # stream too. GPT-2 and nanoGPT start those smaller, and nanoGPT has no biases; at this size both
@@ -75,6 +78,16 @@ class Settings:
         checks.choice("dtype", self.dtype, ("float32", "float64"))
 
 
+def integer_or_none(text):
+    return None if text.lower() == "none" else int(text)
+
+
+# every setting of a run -> what makes its value of a text
+FIELDS = {field.name: integer_or_none if field.type == int | None else field.type
+          for cls in (Settings, model.Config) for field in dataclasses.fields(cls)
+          if field.name != "vocab_size"}
+
+
 class Interrupted(Exception):
     """Ctrl-C: the step was finished and saved."""
 
@@ -87,9 +100,8 @@ def settings_for(preset, overrides):
     """A preset with overrides -> (Settings, fields of model.Config)."""
     checks.choice("preset", preset, PRESETS)
     values = {**PRESETS[preset], **overrides}
-    ours = {f.name for f in dataclasses.fields(Settings)}
-    shape = {name: value for name, value in values.items() if name not in ours}
-    return Settings(**{name: values[name] for name in values if name in ours}), shape
+    ours = {f.name: values.pop(f.name) for f in dataclasses.fields(Settings) if f.name in values}
+    return Settings(**ours), values
 
 
 # ------------------------------------------------------------------------------- start and resume
@@ -113,56 +125,54 @@ def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="d
     with runs.create(folder, overwrite=overwrite) as folder:        # here an older run is removed
         runs.write_config(folder, config, dataclasses.asdict(settings), vocabulary.characters,
                           data.about(corpus))
-        return _train(folder, config, settings, batches, checkpoint, threads=threads, say=say)
+        return _train(folder, config, settings, batches, checkpoint, threads, say)
 
 
 def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
     """Continue a run to its end, bit for bit as if it had never stopped.
 
-    where: its folder, or a checkpoint in it.
+    where: its folder, or a checkpoint in it. InputError if the run has other settings than
+    `overrides`.
     """
     where, folder, which = Path(where), Path(where), runs.CHECKPOINT
     if where.suffix == ".safetensors":
         folder, which = where.parent, where.name
     with runs.lock(folder):
-        return _resume(where, runs.load(folder, which), which, overrides, threads, data_dir, say)
-
-
-def _resume(where, run, which, overrides, threads, data_dir, say):
-    folder = run.folder
-    known, wanted = {**model.to_dict(run.config), **run.train}, dict(overrides or {})
-    for name in ("attention", "position"):       # compared in their canonical spelling
-        if name in wanted or f"{name}_options" in wanted:
-            text, options = wanted.get(name, known[name]), wanted.pop(f"{name}_options", None)
-            shape = {**model.to_dict(run.config), name: text, f"{name}_options": options}
-            wanted[name] = getattr(model.Config(**shape), name)
-    for name, value in wanted.items():
-        if known.get(name) != value:
-            raise InputError(f"--resume {where}: that run has {name} = {known.get(name)!r}, not "
-                             f"{value!r}; leave the flag out, or start a new run with another "
-                             "--out.")
-    try:
-        settings = Settings(**run.train)
-    except (InputError, TypeError) as error:
-        raise InputError(f"--resume {where}: {folder / runs.CONFIG} has no usable settings: "
-                         f"{error}") from None
-    came = run.checkpoint.params["wte.weight"].dtype
-    if came != settings.dtype:
-        raise InputError(f"--resume {where}: the checkpoint is from other settings: {came}, not "
-                         f"{settings.dtype}.")
-    try:
+        run = runs.load(folder, which)
+        if other := run.other_setting(_canonical(overrides or {}, run.config)):
+            raise InputError(f"--resume {where}: that run has {other}; leave the flag out, or "
+                             "start a new run with another --out.")
+        try:
+            settings = Settings(**run.train)
+        except (InputError, TypeError) as error:
+            raise InputError(f"--resume {where}: {folder / runs.CONFIG} has no usable settings: "
+                             f"{error}") from None
+        dtype = run.checkpoint.params["wte.weight"].dtype
+        if dtype != settings.dtype:
+            raise InputError(f"--resume {where}: the checkpoint is from other settings: {dtype}, "
+                             f"not {settings.dtype}.")
         text = data.run_text(run.corpus, data_dir=data_dir, say=say)
-    except InputError as error:
-        raise InputError(f"--resume {where}: {error}") from None
-    if run.checkpoint.step >= settings.steps:
-        say(f"{folder} is finished: {run.checkpoint.step} of {settings.steps} steps are done.")
-        return _finish(run, say)                 # a kill may have come before picture and sample
-    if which != runs.CHECKPOINT:                 # a damaged one must not become the previous one
-        runs.write_aside(folder / runs.CHECKPOINT, (folder / which).read_bytes())
-    say(f"{folder}: continuing after step {run.checkpoint.step} of {settings.steps}")
-    ids = data.Vocabulary(run.vocabulary).encode(text)
-    batches = Batches(ids, run.config, settings)
-    return _train(folder, run.config, settings, batches, run.checkpoint, threads=threads, say=say)
+        step, steps = run.checkpoint.step, settings.steps
+        if step >= steps:                        # a kill may have come before picture and sample
+            say(f"{folder} is finished: {step} of {steps} steps are done.")
+            return _finish(run, say)
+        if which != runs.CHECKPOINT:             # a damaged one must not become the previous one
+            runs.write_aside(folder / runs.CHECKPOINT, (folder / which).read_bytes())
+        say(f"{folder}: continuing after step {step} of {steps}")
+        batches = Batches(data.Vocabulary(run.vocabulary).encode(text), run.config, settings)
+        return _train(folder, run.config, settings, batches, run.checkpoint, threads, say)
+
+
+def _canonical(wanted, config):
+    """Settings with attention and position spelled as the config of a run spells them."""
+    wanted = dict(wanted)
+    for name in ("attention", "position"):
+        options = wanted.pop(f"{name}_options", None)
+        if name in wanted or options:
+            shape = {**model.to_dict(config), name: wanted.get(name, getattr(config, name)),
+                     f"{name}_options": options}
+            wanted[name] = getattr(model.Config(**shape), name)
+    return wanted
 
 
 class Batches:
@@ -197,86 +207,75 @@ class Batches:
 # --------------------------------------------------------------------------------------- the loop
 
 
-def _train(folder, config, settings, batches, checkpoint, *, threads, say):
+def _train(folder, config, settings, batches, checkpoint, threads, say):
     threads = threads or min(os.cpu_count() or 1, settings.chunks)
     checks.number("threads", threads, 1, integer=True)
-    for name, why in _leaks(config):
-        say(f"warning: {name} is not causal: {why}. Losses below are measured with that leak.")
+    leaks = dict.fromkeys((layer.mechanism.name, layer.mechanism.leak(**layer.options))
+                          for layer in layers(config))
+    for name, why in leaks:
+        if why:
+            say(f"warning: {name} is not causal: {why}. Losses below are measured with that "
+                "leak.")
     say(f"{model.count_parameters(config):,} parameters, {settings.steps} steps of "
         f"{settings.batch_size} x {config.block_size} tokens, {threads} "
         + ("thread" if threads == 1 else "threads"))
-    metrics = runs.Metrics(folder, keep=checkpoint.step)
-    loop = _Loop(folder, config, settings, batches, checkpoint)
-    with (closing(metrics), _stop_on_interrupt() as stop, parallel.workers(threads) as pool,
-          _progress(settings.steps, checkpoint.step) as bar):
-        while loop.state.step < settings.steps:
-            row = loop.step(pool)
-            loop.record(row, metrics, bar, stop)
+    state = parallel.start(checkpoint.params, checkpoint.buffers, settings.decay,
+                           m=checkpoint.m, v=checkpoint.v, step=checkpoint.step)
+    steps, began = settings.steps, time.perf_counter() - checkpoint.seconds
+    with (closing(runs.Metrics(folder, keep=state.step)) as metrics,
+          _interrupt_asks() as stop, parallel.workers(threads) as pool,
+          tqdm(total=steps, initial=state.step, unit="step", dynamic_ncols=True,
+               mininterval=0.2 if sys.stderr.isatty() else 5) as bar):
+        for step in range(state.step + 1, steps + 1):
+            row = _step(pool, state, batches, config, settings, folder / runs.CHECKPOINT)
+            seconds, stopping = time.perf_counter() - began, stop.is_set()
+            row["seconds"] = round(seconds, 3)
+            metrics.add(**row)
+            _show(row, bar, steps)
+            if step == steps or stopping or step % settings.checkpoint_interval == 0:
+                metrics.flush()
+                moments = state.named(state.m), state.named(state.v)
+                runs.save_checkpoint(folder, runs.Checkpoint(state.params, state.buffers, *moments,
+                                                             step, seconds))
+            if stopping and step < steps:
+                raise Interrupted(f"stopped after step {step} of {steps} and saved; continue with: "
+                                  f"python -m minattn train --resume {folder}")
     return _finish(runs.load(folder), say)
 
 
-class _Loop:
-    """A run in training: what its steps share."""
+def _step(pool, state, batches, config, settings, good):
+    """One training step, and the validation loss if it is due -> the line of metrics.jsonl.
 
-    def __init__(self, folder, config, settings, batches, checkpoint):
-        self.folder, self.config, self.settings = folder, config, settings
-        self.batches = batches
-        self.state = parallel.start(checkpoint.params, checkpoint.buffers, settings.decay,
-                                    m=checkpoint.m, v=checkpoint.v, step=checkpoint.step)
-        self.began = time.perf_counter() - checkpoint.seconds
-
-    def step(self, pool):
-        """One training step, and the validation loss if it is due -> the line of metrics.jsonl."""
-        state, step = self.state, self.state.step + 1
-        x, y = self.batches.training(state.step)
-        tick = time.perf_counter()
-        try:
-            loss, norm, lr = parallel.train_step(pool, state, x, y, self.config, self.settings)
-        except NotFinite as error:
-            raise self.diverged(step, error.name) from None
+    good: the last checkpoint, for the error where something is not finite.
+    """
+    step, val_loss = state.step + 1, None
+    x, y = batches.training(state.step)
+    tick = time.perf_counter()
+    try:
+        loss, norm, lr = parallel.train_step(pool, state, x, y, config, settings)
         speed = x.size / (time.perf_counter() - tick)
-        val_loss = None
-        if windows := self.batches.validation(step):
-            val_loss = parallel.mean_loss(pool, state.params, state.buffers, *windows, self.config)
+        if windows := batches.validation(step):
+            val_loss = parallel.mean_loss(pool, state.params, state.buffers, *windows, config)
             if not math.isfinite(val_loss):
-                raise self.diverged(step, "the validation loss")
-        return {"step": step, "train_loss": loss, "val_loss": val_loss, "grad_norm": norm,
-                "lr": lr, "tokens_per_second": round(speed), "seconds": round(self.seconds(), 3)}
-
-    def record(self, row, metrics, bar, stop):
-        """Show the step and write it down; raises Interrupted after Ctrl-C, once all is saved."""
-        step, steps = row["step"], self.settings.steps
-        if row["val_loss"] is not None:
-            windows = "  (whole split)" if step == steps else ""
-            bar.write(f"step {step:5d}   train {row['train_loss']:.4f}   "
-                      f"val {row['val_loss']:.4f}{windows}")
-        metrics.add(**row)
-        speed = row["tokens_per_second"] / 1000
-        bar.set_postfix_str(f"loss {row['train_loss']:.3f}, {speed:.1f}k tokens/s", refresh=False)
-        bar.update()
-        if step == steps or stop or step % self.settings.checkpoint_interval == 0:
-            metrics.flush()
-            runs.save_checkpoint(self.folder, self.checkpoint())
-        if stop and step < steps:
-            raise Interrupted(f"stopped after step {step} of {steps} and saved; continue with: "
-                              f"python -m minattn train --resume {self.folder}")
-
-    def checkpoint(self):
-        state = self.state
-        return runs.Checkpoint(state.params, state.buffers, state.named(state.m),
-                               state.named(state.v), state.step, self.seconds())
-
-    def seconds(self):
-        return time.perf_counter() - self.began
-
-    def diverged(self, step, what):
-        """The exception that says what is not finite, and where the last good checkpoint is."""
-        good = Path(self.folder) / runs.CHECKPOINT
+                raise NotFinite("the validation loss")
+    except NotFinite as error:
         kept = "no checkpoint had been written yet"
         if good.exists():
             kept = f"the last good checkpoint is {good}"
-        return Diverged(f"step {step}: {what} is not finite; {kept}. "
-                        "Try a smaller --lr, or a --clip.")
+        raise Diverged(f"step {step}: {error.name} is not finite; {kept}. "
+                       "Try a smaller --lr, or a --clip.") from None
+    return {"step": step, "train_loss": loss, "val_loss": val_loss, "grad_norm": norm, "lr": lr,
+            "tokens_per_second": round(speed)}
+
+
+def _show(row, bar, steps):
+    if row["val_loss"] is not None:
+        windows = "  (whole split)" if row["step"] == steps else ""
+        bar.write(f"step {row['step']:5d}   train {row['train_loss']:.4f}   "
+                  f"val {row['val_loss']:.4f}{windows}")
+    speed = row["tokens_per_second"] / 1000
+    bar.set_postfix_str(f"loss {row['train_loss']:.3f}, {speed:.1f}k tokens/s", refresh=False)
+    bar.update()
 
 
 def evenly(n, most):
@@ -296,39 +295,22 @@ def _finish(run, say):
     return run
 
 
-def _leaks(config):
-    """(mechanism, reason) for those of the model that are not causal."""
-    from minattn.layers import layers
-    return dict.fromkeys((layer.mechanism.name, why) for layer in layers(config)
-                         if (why := layer.mechanism.leak(**layer.options)))
+@contextmanager
+def _interrupt_asks():
+    """Ctrl-C once sets the Event: finish the step and save. Twice: stop at once."""
+    asked = threading.Event()
 
-
-class _stop_on_interrupt:
-    """Ctrl-C once: finish the step and save. Twice: stop at once. True after the first."""
-
-    def __enter__(self):
-        self.asked = False
-        try:
-            self.old = signal.signal(signal.SIGINT, self._ask)
-        except ValueError:                 # not in the main thread: leave the signals alone
-            self.old = None
-        return self
-
-    def _ask(self, *_):
-        if self.asked:
+    def ask(*_):
+        if asked.is_set():
             raise KeyboardInterrupt
-        self.asked = True
+        asked.set()
         print("\nfinishing this step and saving ...", file=sys.stderr)
 
-    def __bool__(self):
-        return self.asked
-
-    def __exit__(self, *_):
-        if self.old is not None:
-            signal.signal(signal.SIGINT, self.old)
-
-
-def _progress(steps, done):
-    from tqdm import tqdm
-    interval = 0.2 if sys.stderr.isatty() else 5
-    return tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, mininterval=interval)
+    if threading.current_thread() is not threading.main_thread():
+        yield asked                              # only the main thread may take signals
+        return
+    old = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, old)

@@ -107,7 +107,7 @@ BAD = {
     "seeds-empty": (["--attention", "softmax", "--seeds", ""], "got ''."),
     "baseline": (["--attention", "softmax,sink", "--baseline", "sinks learned"], "Did you mean 'sink learned'?"),
     "preset": (["--attention", "softmax", "--preset", "nanno"], "Did you mean 'nano'?"),
-    "steps": (["--attention", "softmax", "--steps", "many"], "steps must be an integer; got 'many'."),
+    "steps": (["--attention", "softmax", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
     "workers": (["--attention", "softmax", "--workers", "0"], "--workers must be at least 1"),
     "prefix": (["--attention", "softmax", "--prefix-positions", "0"], "--prefix-positions must be at least 1"),
     "file": (["--attention", "softmax", "--out", "{home}/file"], "file is a file; name a folder."),

@@ -6,12 +6,10 @@ A run folder of `minattn bias` works too.
 """
 from pathlib import Path
 
-import numpy as np
-
-from minattn import checks, data, model, parallel, report_table, runs
+from minattn import checks, data, model, parallel, report_table, runs, train
 from minattn.errors import InputError
 from minattn.inspect import figures
-from minattn.inspect.look import even, look, table
+from minattn.inspect.look import labels, look, table
 from minattn.layers import embeddings
 
 MOST = 256          # sequences at once: their maps are kept in memory
@@ -59,26 +57,20 @@ def run(args):
 def _trained(args):
     """A run of `minattn train` -> the model and the text in words, [Inside], waves or None"""
     run = runs.load(args.folder)
-    config, checkpoint = run.config, run.checkpoint
-    text, ids = _text(run, args)
-    blocks = data.blocks(ids, config.block_size)[0]
-    some = blocks[np.unique(np.linspace(0, len(blocks) - 1, args.sequences).astype(int))]
-    inside = look(checkpoint.params, checkpoint.buffers, config, some)
-    about = f"{config.attention}, {config.position} positions, step {checkpoint.step}"
-    return about, text, inside, waves(checkpoint.params, config)
-
-
-def _text(run, args):
-    """What to read, in words, and its ids."""
-    vocabulary = data.Vocabulary(run.vocabulary)
+    config, (params, buffers, *_) = run.config, run.checkpoint
+    encode = data.Vocabulary(run.vocabulary).encode
     if args.text is not None:
-        corpus = data.load_corpus(args.text, data_dir=args.data_dir)
-        return args.text, vocabulary.encode(corpus.text)
-    try:
-        text = data.run_text(run.corpus, data_dir=args.data_dir)
-    except InputError as error:
-        raise InputError(f"{error} Name another text with --text.") from None
-    return f"{run.corpus['name']}, validation part", data.split(vocabulary.encode(text))[1]
+        what, ids = args.text, encode(data.load_corpus(args.text, data_dir=args.data_dir).text)
+    else:
+        what = f"{run.corpus['name']}, validation part"
+        try:
+            ids = data.split(encode(data.run_text(run.corpus, data_dir=args.data_dir)))[1]
+        except InputError as error:
+            raise InputError(f"{error} Name another text with --text.") from None
+    blocks = data.blocks(ids, config.block_size)[0]
+    inside = look(params, buffers, config, blocks[train.evenly(len(blocks), args.sequences)])
+    about = f"{config.attention}, {config.position} positions, step {run.checkpoint.step}"
+    return about, what, inside, waves(params, config)
 
 
 def waves(params, config):
@@ -106,15 +98,13 @@ def waves(params, config):
 
 def draw(inside, folder, waves=None):
     """Draw every picture that has something to show -> the names of the files"""
-    pictures = [("maps.png", figures.maps, inside, 0),
-                ("rollout.png", figures.rollout, inside),
-                ("sinks.png", figures.sinks, inside, [even(layer) for layer in inside])]
+    pictures = [("maps.png", figures.maps, inside, 0), ("rollout.png", figures.rollout, inside),
+                ("sinks.png", figures.sinks, inside)]
     if len(inside[0].weights) > 1:
         pictures.append(("maps_mean.png", figures.maps, inside, None))
-    if any(layer.computed for layer in inside):
-        pictures.append(("computed.png", figures.computed, inside))
-    if any(layer.learned for layer in inside):
-        pictures.append(("learned.png", figures.learned, inside))
+    for what, picture in (("computed", figures.computed), ("learned", figures.learned)):
+        if labels(inside, what):
+            pictures.append((f"{what}.png", picture, inside))
     if waves:
         pictures.append(("wavelets.png", figures.wavelets, *waves))
     for name, picture, *arguments in pictures:

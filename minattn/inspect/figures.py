@@ -5,7 +5,7 @@ import numpy as np
 
 from minattn import plots
 from minattn.inspect import statistics
-from minattn.inspect.look import labels
+from minattn.inspect.look import even, labels
 from minattn.inspect.rollout import rollout as products
 from minattn.positions.morlet import MIN_PRODUCT
 
@@ -15,58 +15,43 @@ def maps(inside, sequence, path):
 
     Colours follow the square root of the weight, so that small ones show; hidden keys are grey.
     """
-    shown = [layer.weights.mean(axis=0) if sequence is None else layer.weights[sequence]
-             for layer in inside]                                               # (H, T, T)
-    L, H = len(shown), len(shown[0])
-    fig, axes = _square_panels(1.6 + 1.75 * max(H, 2), 1 + 1.75 * max(L, 2), L, H)
-    colours = _colours(shown)
-    for n, (layer, w) in enumerate(zip(inside, shown)):
-        for h, ax in enumerate(axes[n]):
-            image = _image(ax, w[h], layer.visible, colours)
-            ax.set_title(f"head {h}" if n == 0 else "", fontsize=9)
-        axes[n, 0].set_ylabel(f"layer {n}, {layer.name}\nquery", fontsize=8)
-    for ax in axes[-1]:
-        ax.set_xlabel("key", fontsize=8)
-    fig.colorbar(image, ax=axes, shrink=min(1, 3 / (1.75 * L)), label="weight")
     what = f"mean of {len(inside[0].weights)} sequences" if sequence is None else "one sequence"
-    fig.suptitle(f"Attention weights, {what}")
-    plots.save(fig, path)
+    rows = {}
+    for n, layer in enumerate(inside):
+        w = layer.weights.mean(axis=0) if sequence is None else layer.weights[sequence]
+        rows[f"layer {n}, {layer.name}\nquery"] = w, [layer.visible] * len(w)  # (H, T, T)
+    L, H = len(inside), len(w)
+    _grid(path, rows, [f"head {h}" for h in range(H)], f"Attention weights, {what}", "key",
+          "weight", size=(1.6 + 1.75 * max(H, 2), 1 + 1.75 * max(L, 2)),
+          shrink=min(1, 3 / (1.75 * L)))
 
 
 def rollout(inside, path):
     """Which input token reaches which position, by layer: mean over heads, then sequences."""
     stack = [layer.weights.mean(axis=1) for layer in inside]                    # (B, T, T)
-    L = len(stack)
-    fig, axes = _square_panels(1.6 + 2.2 * max(L, 2), 5.4, 2, L)
-    shown = [products(stack, residual=residual, stochastic=False).mean(axis=1)
-             for residual in (False, True)]                                     # (L, T, T)
-    colours = _colours([w for row in shown for w in row])
     reach = list(accumulate((layer.visible for layer in inside),
                             lambda below, visible: visible @ below))
-    for row, what, line in zip(shown, ("attention alone", "with the residual stream"), axes):
-        for n, ax in enumerate(line):
-            image = _image(ax, row[n], reach[n], colours)
-            ax.set_title(f"layers 0 to {n}" if n else "layer 0", fontsize=9)
-        line[0].set_ylabel(f"{what}\nposition")
-    for ax in axes[-1]:
-        ax.set_xlabel("input token")
-    fig.colorbar(image, ax=axes, shrink=0.6, label="share")
-    fig.suptitle("Attention rollout")
-    plots.save(fig, path)
+    alone, with_residual = (products(stack, residual=residual, stochastic=False).mean(axis=1)
+                            for residual in (False, True))                      # (L, T, T)
+    rows = {"attention alone\nposition": (alone, reach),
+            "with the residual stream\nposition": (with_residual, reach)}
+    titles = ["layer 0", *(f"layers 0 to {n}" for n in range(1, len(stack)))]
+    _grid(path, rows, titles, "Attention rollout", "input token", "share",
+          size=(1.6 + 2.2 * max(len(stack), 2), 5.4), shrink=0.6)
 
 
-def sinks(inside, even, path):
+def sinks(inside, path):
     """First-token mass and entropy by head, against even weights; and which keys are sinks."""
     fig, (left, middle, right) = plots.figure(13, 4, ncols=3)
 
-    def panel(ax, statistic, what):
-        _heads(ax, {n: statistic(layer) for n, layer in enumerate(inside)})
-        _level(ax, {n: statistic(layer)[0] for n, layer in enumerate(even)}, "spread evenly")
-        ax.set(xlabel="layer", ylabel=what, xticks=range(len(inside)))
+    def panel(ax, what, statistic):
+        _by_layer(ax, what, dict(enumerate(map(statistic, inside))),
+                  {n: statistic(even(layer))[0] for n, layer in enumerate(inside)},
+                  "spread evenly", len(inside))
 
-    panel(left, lambda layer: statistics.first_token_mass(layer.weights, layer.visible),
-          "mean weight on the first token")
-    panel(middle, lambda layer: statistics.entropy(layer.weights), "mean entropy (nats)")
+    panel(left, "mean weight on the first token",
+          lambda layer: statistics.first_token_mass(layer.weights, layer.visible))
+    panel(middle, "mean entropy (nats)", lambda layer: statistics.entropy(layer.weights))
     for n, layer in enumerate(inside):
         fraction = statistics.sink_fraction(layer.weights, visible=layer.visible).mean(axis=0)
         right.plot(fraction, **_line(n), lw=1.5, label=f"layer {n}")
@@ -110,11 +95,10 @@ def learned(inside, path):
     fig, axes = plots.figure(1.8 + 3.4 * len(names), 3.6, ncols=len(names), squeeze=False)
     for name, ax in zip(names, axes[0]):
         found = {n: layer.learned[name] for n, layer in enumerate(inside) if name in layer.learned}
-        _heads(ax, {n: values for n, (values, _) in found.items()})
         start = {n: first for n, (_, first) in found.items() if first is not None}
-        _level(ax, start, "at the start")
-        ax.set(xlabel="layer", ylabel=name, xticks=range(len(inside)),
-               xlim=(-0.5, len(inside) - 0.5))
+        _by_layer(ax, name, {n: values for n, (values, _) in found.items()}, start,
+                  "at the start", len(inside))
+        ax.set_xlim(-0.5, len(inside) - 0.5)
     _legend(fig, axes[0])
     plots.save(fig, path)
 
@@ -150,11 +134,23 @@ def wavelets(start, now, path):
 # ------------------------------------------------------------------------------------------ pieces
 
 
-def _square_panels(width, height, rows, columns):
-    fig, axes = plots.figure(width, height, nrows=rows, ncols=columns, squeeze=False, sharex=True,
+def _grid(path, rows, titles, title, xlabel, bar, *, size, shrink):
+    """Maps on one scale of colours: {label of a row: (maps (n, T, T), visible (T, T) of each)}."""
+    fig, axes = plots.figure(*size, nrows=len(rows), ncols=len(titles), squeeze=False, sharex=True,
                              sharey=True)
     fig.set_layout_engine("compressed")                             # panels close together
-    return fig, axes
+    colours = _colours([w for shown, _ in rows.values() for w in shown])
+    for line, (label, (shown, visible)) in zip(axes, rows.items()):
+        for ax, w, seen in zip(line, shown, visible):
+            image = _image(ax, w, seen, colours)
+        line[0].set_ylabel(label, fontsize=8)
+    for ax, name in zip(axes[0], titles):
+        ax.set_title(name, fontsize=9)
+    for ax in axes[-1]:
+        ax.set_xlabel(xlabel, fontsize=8)
+    fig.colorbar(image, ax=axes, shrink=shrink, label=bar)
+    fig.suptitle(title)
+    plots.save(fig, path)
 
 
 def _colours(shown):
@@ -178,21 +174,18 @@ def _image(ax, w, visible, colours):
     return ax.imshow(np.ma.array(w, mask=~visible), interpolation="nearest", **colours)
 
 
-def _heads(ax, found):
-    """A dot for each head, side by side at its layer: {layer: (H,)}"""
-    H = max(len(values) for values in found.values())
+def _by_layer(ax, what, heads, level, label, n_layer):
+    """A dot for each head {layer: (H,)}, side by side; a dashed line, {layer: number}."""
+    H = max(len(values) for values in heads.values())
     for h in range(H):
-        x = [n + 0.6 * ((h + 0.5) / H - 0.5) for n in found]
+        x = [n + 0.6 * ((h + 0.5) / H - 0.5) for n in heads]
         marker = "os"[h // len(plots.COLOURS) % 2]
-        ax.plot(x, [values[h] for values in found.values()], marker, ms=5,
+        ax.plot(x, [values[h] for values in heads.values()], marker, ms=5,
                 color=_line(h)["color"], label=f"head {h}")
-
-
-def _level(ax, found, label):
-    """A dashed line at each layer: {layer: number}"""
-    if found:
-        ax.hlines(list(found.values()), [n - 0.4 for n in found], [n + 0.4 for n in found],
+    if level:
+        ax.hlines(list(level.values()), [n - 0.4 for n in level], [n + 0.4 for n in level],
                   color="0.4", ls="--", lw=1.2, label=label)
+    ax.set(xlabel="layer", ylabel=what, xticks=range(n_layer))
 
 
 def _legend(fig, axes):

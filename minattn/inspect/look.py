@@ -73,12 +73,12 @@ def top_sink(layer):
 
 def table(inside):
     """Rows of strings: column names, a row per layer and head, one per window for even weights."""
-    computed, learned = labels(inside, "computed"), labels(inside, "learned")
+    more = [f"mean {label}" for label in labels(inside, "computed")] + labels(inside, "learned")
     sums_differ = any(np.abs(layer.weights.sum(axis=3) - 1).max() > 1e-3 for layer in inside)
     names = ["layer", "head", "attention", "entropy", "first token", "top sink"]
     if sums_differ:
         names.append("row sum")
-    rows = [(*names, *(f"mean {label}" for label in computed), *learned)]
+    rows = [(*names, *more)]
     references = {even(layer).name: even(layer) for layer in inside}
     for n, layer in [*enumerate(inside), *(("-", layer) for layer in references.values())]:
         total, spread = statistics.row_sums(layer.weights)
@@ -86,14 +86,13 @@ def table(inside):
         first = statistics.first_token_mass(layer.weights, layer.visible)
         keys, fractions = top_sink(layer)
         for h in range(layer.weights.shape[1]):
+            sink = f"key {keys[h]}: {fractions[h]:.0%}" if fractions[h] > 0 else "none"
             row = [str(n), "-" if n == "-" else str(h), layer.name, f"{entropy[h]:.2f}",
-                   f"{first[h]:.3f}",
-                   f"key {keys[h]}: {fractions[h]:.0%}" if fractions[h] > 0 else "none"]
+                   f"{first[h]:.3f}", sink]
             if sums_differ:
                 row.append(f"{total[h]:.2f} +- {spread[h]:.2f}")
-            means = {label: values[h].mean() for label, values in layer.computed.items()}
-            values = {label: values[h] for label, (values, _) in layer.learned.items()}
-            row += [f"{means[label]:.3g}" if label in means else "-" for label in computed]
-            row += [f"{values[label]:.3g}" if label in values else "-" for label in learned]
+            found = {f"mean {label}": values[h].mean() for label, values in layer.computed.items()}
+            found |= {label: values[h] for label, (values, _) in layer.learned.items()}
+            row += [f"{found[label]:.3g}" if label in found else "-" for label in more]
             rows.append(tuple(row))
     return rows

@@ -26,28 +26,19 @@ def run(plan, executor, *, report=None):
     plan = plans.with_corpus(plan, say=lambda line: print(line, file=sys.stderr))
     plans.check_runs(plan)
     jobs = plan.jobs()
-    rows = {job.key: row for job in jobs if (row := work.finished(job))}
-    todo, pending = [job for job in jobs if job.key not in rows], {}
+    rows = {job.folder: work.finished(job) for job in jobs}             # None: not yet
+    todo, pending = [job for job in jobs if not rows[job.folder]], {}
 
-    def take(job, row):
-        rows[job.key] = row
-        progress.finished(row)
-        if report:
-            report(in_order())
+    def so_far():
+        return [row for row in rows.values() if row]
 
     def collect():
-        for future, job in [item for item in pending.items() if item[0].done()]:
-            del pending[future]
-            try:
-                take(job, future.result())
-            except CancelledError:
-                take(job, work.failed(job, "given up by its executor (was the scheduler lost?); "
-                                           "the same command takes it up again"))
-            except Exception as error:                     # a worker was lost, say
-                take(job, work.failed(job, str(error) or type(error).__name__))
-
-    def in_order():
-        return [rows[job.key] for job in jobs if job.key in rows]
+        for future in [future for future in pending if future.done()]:
+            job = pending.pop(future)
+            rows[job.folder] = row = _result(future, job)
+            progress.finished(row)
+            if report:
+                report(so_far())
 
     with Progress(todo, len(jobs)) as progress:
         try:
@@ -61,5 +52,15 @@ def run(plan, executor, *, report=None):
             for future in pending:
                 future.cancel()
             raise
-    return in_order()
+    return so_far()
+
+
+def _result(future, job):
+    try:
+        return future.result()
+    except CancelledError:
+        return work.failed(job, "given up by its executor (was the scheduler lost?); the same "
+                                "command takes it up again")
+    except Exception as error:                             # a worker was lost, say
+        return work.failed(job, str(error) or type(error).__name__)
 

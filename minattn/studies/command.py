@@ -3,9 +3,12 @@ import argparse
 import sys
 
 from minattn import checks, studies, train
+from minattn.cli import add_settings, given
 from minattn.errors import InputError
 from minattn.studies import executors, figures, plan, tables
 
+# the settings that have one value for all runs
+FOR_ALL = [name for name in plan.FIELDS if name not in ("attention", "position")]
 EXAMPLE = """
   python -m minattn compare --attention softmax,sink,energy --position learned,morlet --seeds 0-4
   python -m minattn compare --attention "softmax,energy[norm=sequence],affine+gated,energy/softmax"
@@ -41,18 +44,7 @@ def add_arguments(parser):
                                         "defaults come from the preset")
     section.add_argument("--preset", default="nano",
                          help=f"one of {', '.join(train.PRESETS)}" + default)
-    for name, kind in _settings():
-        flag = "--" + name.replace("_", "-")
-        if kind is bool:
-            section.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
-        else:
-            section.add_argument(flag, metavar=name.upper())
-
-
-def _settings():
-    """(field, type) of every setting that is a flag for all runs."""
-    return [(name, kind) for name, kind in plan.FIELDS.items()
-            if name not in ("attention", "position")]
+    add_settings(section, FOR_ALL)
 
 
 def run(args):
@@ -66,7 +58,11 @@ def run(args):
     if args.scheduler is not None and args.workers is not None:
         raise InputError("--workers are on this machine; with --scheduler the cluster's workers do "
                          "the runs: leave one of the two out.")
-    study = _plan(args)
+    study = plan.make(args.out, attention=args.attention, position=args.position,
+                      variants=args.variant, seeds=args.seeds, preset=args.preset,
+                      overrides=given(args, FOR_ALL), baseline=args.baseline,
+                      prefix_positions=args.prefix_positions, threads=args.threads,
+                      data_dir=args.data_dir)
     workers = args.workers or min(executors.cores(), len(study.jobs()))
     if args.threads is None:
         threads = 1 if args.scheduler else max(1, executors.cores() // workers)
@@ -88,18 +84,6 @@ def run(args):
               "why. The same command tries them again and leaves the others.", file=sys.stderr)
         return 1
     return 0
-
-
-def _plan(args):
-    given = {}
-    for name, _ in _settings():
-        value = getattr(args, name)
-        if value is not None:
-            given[name] = value if isinstance(value, bool) else plan.value_of(name, value)
-    return plan.make(args.out, attention=args.attention, position=args.position,
-                     variants=args.variant, seeds=args.seeds, preset=args.preset, overrides=given,
-                     baseline=args.baseline, prefix_positions=args.prefix_positions,
-                     threads=args.threads, data_dir=args.data_dir)
 
 
 def _executor(scheduler, workers):

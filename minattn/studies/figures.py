@@ -17,14 +17,13 @@ def draw(plan, rows):
 
     -> their names
     """
-    drawn = []
-    if any(row["status"] == "done" for row in rows):
-        curves(plan, rows, plan.folder / CURVES)
-        drawn.append(CURVES)
-        if len(plan.variants) > 1:
-            differences(plan, rows, plan.folder / DIFFERENCES)
-            drawn.append(DIFFERENCES)
-    return drawn
+    if not any(row["status"] == "done" for row in rows):
+        return []
+    curves(plan, rows, plan.folder / CURVES)
+    if len(plan.variants) == 1:
+        return [CURVES]
+    differences(plan, rows, plan.folder / DIFFERENCES)
+    return [CURVES, DIFFERENCES]
 
 
 def curves(plan, rows, path):
@@ -78,8 +77,7 @@ def differences(plan, rows, path):
     """Each variant minus the baseline, seed by seed: points, mean, 95 % interval; teacher-forced
     beside prefix-only."""
     base, others = plan.baseline, [v.name for v in plan.variants if v.name != plan.baseline]
-    found = {measure: [tables.paired(tables.by_seed(rows, name, measure),
-                                     tables.by_seed(rows, base, measure)) for name in others]
+    found = {measure: [tables.difference(rows, name, base, measure) for name in others]
              for measure in PANELS}
     edge = _edge(rows, others, found)
     fig, axes = plots.figure(10.5, 1.6 + 0.42 * len(others), ncols=2, sharey=True)

@@ -1,11 +1,36 @@
 """What is measured of a finished run.
 
-Kept in its folder (measures.json) with the checksum of the checkpoint it belongs to.
+Kept in its folder (measures.json) with the checksum of the checkpoint it belongs to. results.csv
+has one column for each number:
+
+    parameters              numbers that are learned
+    val_loss                validation loss of the whole split, teacher-forced (nats per character)
+    val_loss_prefix_only    val_loss + leak: the loss without what comes after
+    leak                    prefix-only minus teacher-forced loss, over the same sampled validation
+                            predictions
+    leak_se                 its standard error, from the sampled predictions
+    sample_teacher_forced   teacher-forced loss of the sampled predictions
+    sample_prefix_only      loss of the same predictions, each from its own prefix alone
+    sample_size             how many those are
+    train_loss_last         loss of the last training batch
+    train_loss_last_100     mean of the last 100 training batches
+    train_loss_eval         loss in evaluation mode, over as many windows of the training split as
+                            the validation split has, evenly spread
+    gap                     val_loss - train_loss_eval
+    first_token_mass        mean weight of later queries on the first key, over layers and heads
+    entropy                 mean entropy of the rows of weights (of |w| / sum |w|), nats
+    row_sum                 mean sum of a row of weights
+    grad_norm_mean          mean gradient norm over all steps, before clipping; _std is its standard
+                            deviation, _variance its variance, _cv standard deviation / mean
+    spikes_6, spikes_9      steps whose gradient norm exceeds median + k MAD, k = 6 or 9
+                            (arXiv 2602.23057)
+    seconds                 of training, all sittings together
 """
 import json
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from minattn import data, model, parallel, runs, train
 from minattn.errors import InputError
@@ -14,33 +39,12 @@ from minattn.inspect import leak, maps, statistics
 MEASURES = "measures.json"
 EDITION = 1               # of the definitions below: another one, and every run is measured again
 MAP_TOKENS = 4096         # tokens of the validation split whose attention maps are looked at
-SPIKES = (6, 9)           # k: gradient norms above median + k * MAD are spikes (arXiv 2602.23057)
-
-# what each number is; results.csv has one column for each
-SCALARS = {
-    "parameters": "numbers that are learned",
-    "val_loss": "validation loss of the whole split, teacher-forced (nats per character)",
-    "val_loss_prefix_only": "val_loss + leak: the loss without what comes after",
-    "leak": "prefix-only minus teacher-forced loss, over the same sampled validation predictions",
-    "leak_se": "standard error of leak, from the sampled predictions",
-    "sample_teacher_forced": "teacher-forced loss of the sampled predictions",
-    "sample_prefix_only": "loss of the same predictions, each from its own prefix alone",
-    "sample_size": "how many those are",
-    "train_loss_last": "loss of the last training batch",
-    "train_loss_last_100": "mean of the last 100 training batches",
-    "train_loss_eval": "loss in evaluation mode, over as many windows of the training split as the "
-                       "validation split has, evenly spread",
-    "gap": "val_loss - train_loss_eval",
-    "first_token_mass": "mean weight of later queries on the first key, over layers and heads",
-    "entropy": "mean entropy of the rows of weights (of |w| / sum |w|), nats",
-    "row_sum": "mean sum of a row of weights",
-    "grad_norm_mean": "mean gradient norm over all steps, before clipping",
-    "grad_norm_std": "its standard deviation",
-    "grad_norm_variance": "its variance",
-    "grad_norm_cv": "standard deviation / mean",
-    **{f"spikes_{k}": f"steps whose gradient norm exceeds median + {k} MAD" for k in SPIKES},
-    "seconds": "of training, all sittings together",
-}
+SPIKES = (6, 9)           # k
+SCALARS = ("parameters", "val_loss", "val_loss_prefix_only", "leak", "leak_se",
+           "sample_teacher_forced", "sample_prefix_only", "sample_size", "train_loss_last",
+           "train_loss_last_100", "train_loss_eval", "gap", "first_token_mass", "entropy",
+           "row_sum", "grad_norm_mean", "grad_norm_std", "grad_norm_variance", "grad_norm_cv",
+           *(f"spikes_{k}" for k in SPIKES), "seconds")
 
 
 def read(folder, prefix_positions):
@@ -48,17 +52,14 @@ def read(folder, prefix_positions):
     try:
         there = json.loads((Path(folder) / MEASURES).read_text(encoding="utf-8"))
         return there if there["of"] == _of(folder, prefix_positions) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
 
 
 def _of(folder, prefix_positions):
-    from safetensors import SafetensorError, safe_open
-    try:
-        with safe_open(Path(folder) / runs.CHECKPOINT, framework="np") as file:
-            checkpoint = file.metadata()["sha256"]
-    except SafetensorError as error:
-        raise ValueError(str(error)) from None
+    """What measures belong to."""
+    with safe_open(Path(folder) / runs.CHECKPOINT, framework="np") as file:
+        checkpoint = file.metadata()["sha256"]
     return {"checkpoint": checkpoint, "prefix_positions": prefix_positions, "edition": EDITION}
 
 
@@ -75,34 +76,30 @@ def measure(folder, prefix_positions, *, threads=None, data_dir="data"):
                          f"{run.checkpoint.step} with a validation loss.")
     train_ids, val_ids = data.split(data.Vocabulary(run.vocabulary).encode(text))
     val = data.blocks(val_ids, run.config.block_size)
+    x, y = data.blocks(train_ids, run.config.block_size)
+    some = train.evenly(len(x), len(val[0]))
+    trained = run.checkpoint.params, run.checkpoint.buffers
     with parallel.workers(threads or 1) as pool:
         found = {"of": _of(folder, prefix_positions),
                  "parameters": model.count_parameters(run.config), "val_loss": rows[-1]["val_loss"],
-                 **_leak(run, val, prefix_positions, pool), **_training(rows),
-                 "train_loss_eval": _evaluated(run, train_ids, len(val[0]), pool),
-                 **_weights(run, val[0]), "seconds": round(run.checkpoint.seconds, 1)}
+                 **_leak(trained, run.config, val, prefix_positions, pool), **_training(rows),
+                 "train_loss_eval": parallel.mean_loss(pool, *trained, x[some], y[some],
+                                                       run.config),
+                 **_weights(trained, run.config, val[0]),
+                 "seconds": round(run.checkpoint.seconds, 1)}
     found["val_loss_prefix_only"] = found["val_loss"] + found["leak"]
     found["gap"] = found["val_loss"] - found["train_loss_eval"]
     runs.write_aside(Path(folder) / MEASURES, (json.dumps(found) + "\n").encode())
     return found
 
 
-def _leak(run, val, n, pool):
-    windows, positions = leak.spread(*val[0].shape, n)
-    forced, alone = leak.losses(run.checkpoint.params, run.checkpoint.buffers, run.config, *val,
-                                windows, positions, over=pool.map)
+def _leak(trained, config, val, n, pool):
+    forced, alone = leak.losses(*trained, config, *val, *leak.spread(*val[0].shape, n),
+                                over=pool.map)
     d = alone - forced
     return {"sample_teacher_forced": forced.mean(), "sample_prefix_only": alone.mean(),
             "leak": d.mean(), "leak_se": d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else None,
             "sample_size": len(d)}
-
-
-def _evaluated(run, train_ids, n, pool):
-    """The loss over n windows of the training split, in evaluation mode."""
-    x, y = data.blocks(train_ids, run.config.block_size)
-    some = train.evenly(len(x), n)
-    return parallel.mean_loss(pool, run.checkpoint.params, run.checkpoint.buffers, x[some], y[some],
-                              run.config)
 
 
 def _training(rows):
@@ -128,13 +125,13 @@ MAPS = {"first_token_mass": statistics.first_token_mass, "entropy": statistics.e
         "row_sum": _row_sum, "row_sum_by_query": _row_sum_by_query}
 
 
-def _weights(run, x):
+def _weights(trained, config, x):
     """Statistics of the attention maps by layer, and their means."""
     some = train.evenly(len(x), max(1, MAP_TOKENS // x.shape[1]))
     by_layer = dict.fromkeys(MAPS, 0.0)                       # (layers, H) or (layers, T)
     parts = max(1, len(some) * x.shape[1] // 1024)            # few at a time: maps are T x T
     for part in np.array_split(x[some], parts):
-        layers = maps.weights(run.checkpoint.params, run.checkpoint.buffers, run.config, part)
+        layers = maps.weights(*trained, config, part)
         share = len(part) / len(some)
         for name, statistic in MAPS.items():
             by_layer[name] += share * np.array([statistic(w) for w in layers])

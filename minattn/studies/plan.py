@@ -5,23 +5,20 @@ Mechanisms and positions are spelled as everywhere (minattn.spec), with commas b
 """
 import dataclasses
 import re
-import typing
 from pathlib import Path
 from typing import NamedTuple
 
 from minattn import checks, data, model, runs, spec, train
 from minattn.errors import InputError
 
-FIELDS = {name: kind for cls in (train.Settings, model.Config)
-          for name, kind in typing.get_type_hints(cls).items()
-          if name not in ("vocab_size", "seed") and not isinstance(kind, dataclasses.InitVar)}
+FIELDS = {name: kind for name, kind in train.FIELDS.items() if name != "seed"}
 
 
 class Variant(NamedTuple):
     name: str
     folder: str              # its name as a folder's
     settings: train.Settings
-    shape: dict              # fields of model.Config
+    shape: dict              # fields of model.Config, all but vocab_size
 
 
 class Job(NamedTuple):
@@ -35,15 +32,9 @@ class Job(NamedTuple):
     threads: int | None
     data_dir: str
 
-    @property
-    def key(self):
-        return self.variant, self.seed
-
     def expected(self):
         """What config.json of the run folder must say."""
-        shape = model.to_dict(model.Config(**self.shape))
-        del shape["vocab_size"]
-        return {**shape, **dataclasses.asdict(self.settings)}
+        return {**self.shape, **dataclasses.asdict(self.settings)}
 
 
 class Plan(NamedTuple):
@@ -78,18 +69,18 @@ def make(folder, *, attention="", position="learned", variants=(), seeds="0", pr
     if not attention and not variants:
         raise InputError("nothing to compare: name some with --attention softmax,energy "
                          "or --variant \"NAME: FIELD=VALUE ...\".")
-    given, made = [], []
+    given, made = [explicit(text) for text in variants], []
     if attention:
-        given += [(f"{a} {p}", {"attention": a, "position": p})
-                  for a in spec.variants("attention", attention)
-                  for p in spec.variants("position", position)]
-    given += [explicit(text) for text in variants]
+        given = [(f"{a} {p}", {"attention": a, "position": p})
+                 for a in spec.variants("attention", attention)
+                 for p in spec.variants("position", position)] + given
     for name, fields in given:
         try:
             settings, shape = train.settings_for(preset, {**(overrides or {}), **fields})
-            model.Config(**shape)
+            shape = model.to_dict(model.Config(**shape))
         except InputError as error:
             raise InputError(f"variant {name!r}: {error}") from None
+        del shape["vocab_size"]
         made.append(Variant(name, folder_name(name), settings, shape))
     for n, variant in enumerate(made):
         for other in made[:n]:
@@ -97,8 +88,7 @@ def make(folder, *, attention="", position="learned", variants=(), seeds="0", pr
                 raise InputError(f"variants {other.name!r} and {variant.name!r} would share the "
                                  f"folder {variant.folder}: leave one out, or give one another "
                                  "name with --variant.")
-            if (variant.settings == other.settings
-                    and model.Config(**variant.shape) == model.Config(**other.shape)):
+            if variant.settings == other.settings and variant.shape == other.shape:
                 raise InputError(f"variants {other.name!r} and {variant.name!r} are the same: "
                                  "leave one out.")
     return Plan(Path(folder), tuple(made), numbers(seeds), chosen(baseline, made), **options)
@@ -125,11 +115,7 @@ def value_of(field, text):
     """A setting's value from its text, by the type of the field."""
     kind = FIELDS[field]
     try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind in (int | None, float | None) and text.lower() == "none":
-            return None
-        return (int if kind == int | None else kind)(text)
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
         expected = {bool: "true or false", float: "a number"}.get(kind, "an integer")
         raise InputError(f"{field} must be {expected}; got {text!r}.") from None
@@ -149,12 +135,10 @@ def numbers(text):
     seeds = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-        first, last = 0, -1
-        if found:
-            first, last = int(found[1]), int(found[2] or found[1])
-        if last < first:
+        if not found or int(found[2] or found[1]) < int(found[1]):
             raise InputError("--seeds must be numbers and ranges such as 0-4 or 0,3,7; "
                              f"got {text!r}.")
+        first, last = int(found[1]), int(found[2] or found[1])
         if last - first > 9999:
             raise InputError(f"--seeds {text!r} are more than 10,000.")
         seeds += range(first, last + 1)
@@ -181,14 +165,11 @@ def check_runs(plan):
     """InputError unless the runs already below plan.folder have the plan's settings."""
     for job in plan.jobs():
         if (Path(job.folder) / runs.CONFIG).exists():
-            config, settings, _, _ = runs.read_config(job.folder)
-            there = {**model.to_dict(config), **settings}
-            for name, value in job.expected().items():
-                if there.get(name) != value:
-                    folder = Path(job.folder).relative_to(plan.folder.resolve())
-                    raise InputError(f"{plan.folder / folder} holds a run with {name} = "
-                                     f"{there.get(name)!r}, not {value!r}: give the settings it "
-                                     "was made with, or choose another --out.")
+            other = runs.read_config(job.folder).other_setting(job.expected())
+            if other:
+                folder = Path(job.folder).relative_to(plan.folder.resolve())
+                raise InputError(f"{plan.folder / folder} holds a run with {other}: give the "
+                                 "settings it was made with, or choose another --out.")
 
 
 def with_corpus(plan, say):
@@ -196,11 +177,8 @@ def with_corpus(plan, say):
 
     Where another corpus came instead, all runs take that one.
     """
-    variants, came = [], {}
-    for v in plan.variants:
-        name = v.settings.corpus
-        if name not in came:
-            came[name] = data.load_corpus(name, data_dir=plan.data_dir, say=say).name
-        settings = dataclasses.replace(v.settings, corpus=came[name])
-        variants.append(v._replace(settings=settings))
-    return plan._replace(variants=tuple(variants))
+    came = {name: data.load_corpus(name, data_dir=plan.data_dir, say=say).name
+            for name in dict.fromkeys(v.settings.corpus for v in plan.variants)}
+    return plan._replace(variants=tuple(
+        v._replace(settings=dataclasses.replace(v.settings, corpus=came[v.settings.corpus]))
+        for v in plan.variants))

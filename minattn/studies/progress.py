@@ -15,7 +15,7 @@ class Progress:
 
     def __init__(self, jobs, total):
         self.jobs, self.total, self.stderr = jobs, total, sys.stderr
-        self.end, self.lock, self.over = threading.Event(), threading.Lock(), total - len(jobs)
+        self.end, self.over = threading.Event(), total - len(jobs)
 
     def __enter__(self):
         tqdm.set_lock(threading.RLock())     # not a system semaphore, which a kill would leave
@@ -34,12 +34,11 @@ class Progress:
             self._count()
 
     def _count(self):
-        with self.lock:
-            for i, job in enumerate(self.jobs):
-                done = min(work.steps_done(job.folder), job.settings.steps)
-                self.bar.update(max(0, done - self.done[i]))
-                self.done[i] = max(done, self.done[i])
-            self.bar.set_postfix_str(f"{self.over} of {self.total} runs", refresh=False)
+        for i, job in enumerate(self.jobs):
+            done = min(work.steps_done(job.folder), job.settings.steps)
+            self.bar.update(max(0, done - self.done[i]))
+            self.done[i] = max(done, self.done[i])
+        self.bar.set_postfix_str(f"{self.over} of {self.total} runs", refresh=False)
 
     def finished(self, row):
         self.over += 1
@@ -47,7 +46,6 @@ class Progress:
         if row["status"] == "done":
             what = (f"val {row['val_loss']:.4f}, prefix-only {row['val_loss_prefix_only']:.4f}, "
                     f"{row['seconds']:.0f} s")
-        self._count()
         self.bar.write(f"{row['variant']}, seed {row['seed']}: {what}", file=self.stderr)
 
     def __exit__(self, *_):

@@ -1,13 +1,12 @@
 """From rows to results.csv and back, and to table.md: means over seeds, and differences to the
 baseline paired by seed."""
 import csv
-import dataclasses
 import io
 import math
 import statistics
 from typing import NamedTuple
 
-from minattn import model, report_table, runs
+from minattn import report_table, runs
 from minattn.errors import InputError
 from minattn.studies.measures import SCALARS
 
@@ -53,8 +52,10 @@ def crossed(variants, base):
     -> [(attention alone, position alone, both)], names of variants
     """
     def parts(variant):
-        config = model.Config(**variant.shape)
-        return config.attention, config.position, _others(variant, config)
+        others = [(name, value) for name, value in variant.shape.items()
+                  if name not in ("attention", "position")]
+        return (variant.shape["attention"], variant.shape["position"],
+                (*others, variant.settings))
 
     named = {parts(v): v.name for v in variants}
     attention, position, rest = next(key for key, name in named.items() if name == base)
@@ -64,9 +65,9 @@ def crossed(variants, base):
     return [triple for triple in found if None not in triple]
 
 
-def _others(variant, config):
-    """Every setting of a variant but its attention and its position."""
-    return dataclasses.replace(config, attention="softmax", position="none"), variant.settings
+def difference(rows, variant, base, measure):
+    """A variant minus the baseline in one measure -> Paired"""
+    return paired(by_seed(rows, variant, measure), by_seed(rows, base, measure))
 
 
 def interaction(rows, base, one, other, both, measure):
@@ -110,14 +111,8 @@ def read_csv(path):
 def _row(texts):
     row = {name: kind(texts[name]) for name, kind in ABOUT.items()}
     if row["status"] == "done":
-        row |= {name: _number(texts[name]) for name in SCALARS}
+        row |= {name: float(texts[name]) if texts[name] else None for name in SCALARS}
     return row
-
-
-def _number(text):
-    if text == "":
-        return None
-    return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
 # ---------------------------------------------------------------------------------------- table.md
@@ -151,7 +146,11 @@ def markdown(plan, rows):
     """The comparison as a page: losses, differences, training and attention, what failed."""
     names, base = [v.name for v in plan.variants], plan.baseline
     size = max((row["sample_size"] for row in rows if row["status"] == "done"), default=0)
-    parts = [_section("Loss", _means(plan, rows, LOSS, runs=True), LOSS_NOTE.format(size=size))]
+    losses = _means(plan, rows, LOSS)
+    done = [f"{len(by_seed(rows, name, 'seed'))} of {len(plan.seeds)}" for name in names]
+    for line, runs_done in zip(losses, ["runs", *done]):
+        line.insert(1, runs_done)
+    parts = [_section("Loss", losses, LOSS_NOTE.format(size=round(size)))]
     if len(names) > 1:
         parts.append(_section(f"Difference to {base}", _differences(plan, rows, LOSSES),
                               DIFFERENCE_NOTE))
@@ -178,17 +177,11 @@ def _section(title, lines, note=""):
     return "\n\n".join(part for part in parts if part)
 
 
-def _means(plan, rows, columns, runs=False):
-    """A line for each variant; runs: with how many of its runs are done."""
-    lines = [["variant", *(column.title for column in columns)]]
-    for variant in plan.variants:
-        lines.append([variant.name, *(_mean(rows, variant.name, column) for column in columns)])
-    if runs:
-        lines[0].insert(1, "runs")
-        for line in lines[1:]:
-            done = by_seed(rows, line[0], "status")
-            line.insert(1, f"{len(done)} of {len(plan.seeds)}")
-    return lines
+def _means(plan, rows, columns):
+    """A line for each variant."""
+    titles = ["variant", *(column.title for column in columns)]
+    return [titles, *([variant.name, *(_mean(rows, variant.name, column) for column in columns)]
+                      for variant in plan.variants)]
 
 
 def _mean(rows, name, column):
@@ -209,8 +202,7 @@ def _differences(plan, rows, measures):
     """A line for each variant but the baseline; measures: title -> measure"""
     lines = [("variant", *measures)]
     for name in (v.name for v in plan.variants if v.name != plan.baseline):
-        found = (paired(by_seed(rows, name, measure), by_seed(rows, plan.baseline, measure))
-                 for measure in measures.values())
+        found = (difference(rows, name, plan.baseline, measure) for measure in measures.values())
         lines.append((name, *map(_interval, found)))
     return lines
 

@@ -16,23 +16,18 @@ from minattn.studies import measures
 def finished(job):
     """The row of a run that is there and measured, else None."""
     found = measures.read(job.folder, job.prefix_positions)
-    return found and _row(job, found)
+    return found and _row(job, "done", "", **{name: found[name] for name in measures.SCALARS})
 
 
 def failed(job, reason):
-    return {**_about(job), "status": "failed", "reason": reason}
+    return _row(job, "failed", reason)
 
 
-def _row(job, found):
-    numbers = {name: found[name] for name in measures.SCALARS}
-    return {**_about(job), "status": "done", "reason": "", **numbers}
-
-
-def _about(job):
-    expected = job.expected()
-    return {"variant": job.variant, "seed": job.seed, "attention": expected["attention"],
-            "position": expected["position"], "steps": job.settings.steps,
-            "folder": os.path.join(*Path(job.folder).parts[-2:])}
+def _row(job, status, reason, **numbers):
+    return {"variant": job.variant, "seed": job.seed, "attention": job.shape["attention"],
+            "position": job.shape["position"], "steps": job.settings.steps,
+            "folder": os.path.join(*Path(job.folder).parts[-2:]), "status": status,
+            "reason": reason, **numbers}
 
 
 def do(job):
@@ -46,8 +41,15 @@ def do(job):
     try:
         with (open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere),
               contextlib.redirect_stderr(nowhere)):
-            _when_free(job.folder, lambda: _train(job))
-            return finished(job) or _row(job, _when_free(job.folder, lambda: _measure(job)))
+            while not (row := finished(job)):
+                try:
+                    _train(job)
+                    with runs.lock(job.folder):
+                        measures.measure(job.folder, job.prefix_positions, threads=job.threads,
+                                         data_dir=job.data_dir)
+                except runs.InUse:                   # by one that was thought dead, say
+                    time.sleep(0.5)
+            return row
     except train.Interrupted:
         raise KeyboardInterrupt from None
     except train.Diverged as error:
@@ -65,34 +67,6 @@ def _train(job):
         train.start(job.settings, job.shape, folder, overwrite=True, **options)
     elif steps_done(folder) < job.settings.steps or not (folder / runs.SAMPLE).exists():
         train.resume(folder, overrides=job.expected(), **options)
-
-
-def _measure(job):
-    with runs.lock(job.folder):
-        return measures.measure(job.folder, job.prefix_positions, threads=job.threads,
-                                data_dir=job.data_dir)
-
-
-def _when_free(folder, action):
-    """Do it as soon as no other process trains in this folder: one thought dead may still work."""
-    again = True
-    while True:
-        try:
-            return action()
-        except InputError:
-            if _free(folder):
-                if not again:
-                    raise
-                again = False                         # it may have become free just now
-        time.sleep(0.5)
-
-
-def _free(folder):
-    try:
-        with runs.lock(folder):
-            return True
-    except InputError:
-        return False
 
 
 def steps_done(folder):
