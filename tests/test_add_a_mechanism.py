@@ -1,4 +1,6 @@
-"""docs/add_a_mechanism.md, followed to the letter: its code, and nothing else, makes a mechanism."""
+"""docs/add_a_mechanism.md, followed to the letter: its code, and nothing else, makes a mechanism.
+"""
+
 import json
 import re
 from pathlib import Path
@@ -17,8 +19,24 @@ from minattn.validate.gradients import assert_gradients
 
 PAGE = (Path(__file__).parents[1] / "docs" / "add_a_mechanism.md").read_text(encoding="utf-8")
 MODULE, NAIVE, TORCH = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-SETTINGS = ["--preset", "demo", "--n-layer", "2", "--n-head", "2", "--n-embd", "16", "--block-size",
-            "16", "--batch-size", "4", "--eval-interval", "4", "--threads", "1"]
+SETTINGS = [
+    "--preset",
+    "demo",
+    "--n-layer",
+    "2",
+    "--n-head",
+    "2",
+    "--n-embd",
+    "16",
+    "--block-size",
+    "16",
+    "--batch-size",
+    "4",
+    "--eval-interval",
+    "4",
+    "--threads",
+    "1",
+]
 
 
 @pytest.fixture
@@ -59,8 +77,10 @@ def test_the_page_caps_scores(softcap):
 def test_gradients(softcap, mask):
     rng, options = np.random.default_rng(1), dict(MASKS[mask][0])
     sizes = {"Tq": 5, "Tk": 7, **MASKS[mask][1]}
-    arrays = {name: rng.standard_normal((2, 3, sizes[T], 11))
-              for name, T in (("q", "Tq"), ("k", "Tk"), ("v", "Tk"))}
+    arrays = {
+        name: rng.standard_normal((2, 3, sizes[T], 11))
+        for name, T in (("q", "Tq"), ("k", "Tk"), ("v", "Tk"))
+    }
     allowed = options.get("allowed")
     if callable(allowed):
         options["allowed"] = allowed(2, 3, sizes["Tq"], sizes["Tk"])
@@ -70,6 +90,7 @@ def test_gradients(softcap, mask):
 def test_equals_its_pytorch_formula(softcap):
     torch = pytest.importorskip("torch")
     from minattn import torch_refs
+
     formula = dict(torch_refs.attention.__dict__)
     exec(TORCH, formula)
     rng = np.random.default_rng(0)
@@ -87,7 +108,8 @@ def test_equals_its_pytorch_formula(softcap):
 
 
 def test_trains_resumes_and_samples(softcap, corpus, tmp_path):
-    """Half a run and its resumption end at the same bits; the cache writes the same text as none."""
+    """Half a run and its resumption end at the same bits; the cache writes the same text as none.
+    """
     attention = ["--attention", "softcap[cap=5]", "--position", "rope"]
     assert train(corpus, tmp_path / "whole", 8, *attention) == 0
     assert train(corpus, tmp_path / "half", 8, *attention, "--checkpoint-interval", "4") == 0
@@ -108,7 +130,7 @@ def test_is_validated(softcap):
     """check, quick and by gradient; a wrong backward is caught; the future does not leak."""
     report = check("softcap", softcap, quick=True, show=False)
     assert report.ok, str(report)
-    assert any("cap=2.0" in result.id for result in report.results)     # its option is a case
+    assert any("cap=2.0" in result.id for result in report.results)  # its option is a case
 
     def backward(dout, cache):
         """As if the scores had not been capped."""
@@ -123,7 +145,8 @@ def test_has_golden_vectors(softcap, tmp_path, monkeypatch):
     from safetensors.numpy import load_file
 
     from minattn.validate import golden, vectors
-    both = {name: MECHANISMS[name] for name in ("softmax", "softcap")}    # all: test_vectors.py
+
+    both = {name: MECHANISMS[name] for name in ("softmax", "softcap")}  # all: test_vectors.py
     monkeypatch.setattr(golden, "MECHANISMS", both)
     vectors.write(tmp_path)
     index = json.loads((tmp_path / vectors.INDEX).read_text(encoding="utf-8"))
@@ -132,8 +155,11 @@ def test_has_golden_vectors(softcap, tmp_path, monkeypatch):
     assert len(found) > 5 and {case["attributes"]["cap"] for case in found} >= {30.0, 2.0}
     for case in found:
         x = {name: tensors[f"{case['caseId']}/{name}"] for name, about in case["tensors"].items()}
-        inputs = {name: x[name] if x[name].dtype == bool else x[name].astype(np.float64)
-                  for name, about in case["tensors"].items() if about["role"] == "input"}
+        inputs = {
+            name: x[name] if x[name].dtype == bool else x[name].astype(np.float64)
+            for name, about in case["tensors"].items()
+            if about["role"] == "input"
+        }
         out, cache = softcap.forward(**inputs, **case["attributes"])
         np.testing.assert_allclose(x["out"], out, rtol=1e-9, atol=1e-12)
         grads = softcap.backward(x["dout"].astype(np.float64), cache)
@@ -144,8 +170,22 @@ def test_is_inspected_and_compared(softcap, corpus, tmp_path, capsys):
     assert train(corpus, tmp_path / "run", 2, "--attention", "softcap/softmax") == 0
     assert cli.main(["inspect", str(tmp_path / "run"), "--text", str(corpus)]) == 0
     assert "softcap" in capsys.readouterr().out
-    argv = ["compare", "--attention", "softmax,softcap[cap=5]", "--seeds", "0-1", "--workers", "1",
-            "--out", str(tmp_path / "all"), *SETTINGS, "--corpus", str(corpus), "--steps", "2"]
+    argv = [
+        "compare",
+        "--attention",
+        "softmax,softcap[cap=5]",
+        "--seeds",
+        "0-1",
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path / "all"),
+        *SETTINGS,
+        "--corpus",
+        str(corpus),
+        "--steps",
+        "2",
+    ]
     assert cli.main(argv) == 0
     assert "softcap[cap=5]" in (tmp_path / "all" / "table.md").read_text(encoding="utf-8")
 

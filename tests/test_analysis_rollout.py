@@ -1,4 +1,7 @@
-"""Rollout and the mask as a graph: against products written out, counted walks, and what graphs must do."""
+"""Rollout and the mask as a graph: against products written out, counted walks, and what graphs
+must do.
+"""
+
 from itertools import product
 from math import comb
 
@@ -24,20 +27,27 @@ from minattn.inspect import maps
 from minattn.inspect.rollout import rollout
 
 L, B, H, N = 5, 2, 3, 7
-MASKS = {"causal": graph(N, causal=True), "window": graph(N, window=3), "prefix": graph(N, causal=True, prefix=4), "none": graph(N),
-         "any": np.random.default_rng(1).random((N, N)) < 0.4 + np.eye(N)}
+MASKS = {
+    "causal": graph(N, causal=True),
+    "window": graph(N, window=3),
+    "prefix": graph(N, causal=True, prefix=4),
+    "none": graph(N),
+    "any": np.random.default_rng(1).random((N, N)) < 0.4 + np.eye(N),
+}
 
 
 def close(actual, expected, rtol=1e-13):
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=1e-15)
 
 
-# ------------------------------------------------------------------------------------------------------------- rollout
+# ------------------------------------------------------------------------------------------ rollout
 
 
 def test_rollout_by_hand():
     bottom, top = np.array([[1, 0], [0.25, 0.75]]), np.array([[1, 0], [0.5, 0.5]])
-    close(rollout([bottom, top]), [bottom, [[1, 0], [0.625, 0.375]]])             # 0.5 * 1 + 0.5 * 0.25: top on the left
+    close(
+        rollout([bottom, top]), [bottom, [[1, 0], [0.625, 0.375]]]
+    )  # 0.5 * 1 + 0.5 * 0.25: top on the left
     close(rollout([top, bottom])[-1], [[1, 0], [0.25 + 0.75 * 0.5, 0.375]])
     close(rollout([bottom, top], residual=True)[-1], [[1, 0], [0.25 + 0.75 * 0.125, 0.75 * 0.875]])
 
@@ -62,7 +72,7 @@ def test_rollout_keeps_rows_stochastic_and_inside_the_reachable(name, residual):
     assert (P >= 0).all()
     assert (P[-1][..., ~np.isfinite(steps(MASKS[name]))] == 0).all()
     close(rollout(list(A), residual=residual), P)
-    for b, h in product(range(B), range(H)):                                      # each head by itself
+    for b, h in product(range(B), range(H)):  # each head by itself
         close(rollout(A[:, b, h], residual=residual), P[:, b, h])
 
 
@@ -77,13 +87,19 @@ def test_residual_rollout_is_a_binomial_mixture():
 def test_rollout_takes_the_weights_of_a_model(mechanism):
     config = gpt_cases.config_of("softmax", attention=mechanism)
     params, buffers, ids, _ = gpt_cases.inputs(config)
-    params, buffers = ({name: a.astype(np.float32) for name, a in d.items()} for d in (params, buffers))
+    params, buffers = (
+        {name: a.astype(np.float32) for name, a in d.items()} for d in (params, buffers)
+    )
     assert all(a.dtype == np.float32 for a in model.init(config)[0].values())
     stack = maps.weights(params, buffers, config, ids)
     P = rollout(stack, stochastic=False)
-    np.testing.assert_allclose(P[1], np.einsum("bhik,bhkj->bhij", *map(np.float64, stack[::-1])), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        P[1], np.einsum("bhik,bhkj->bhij", *map(np.float64, stack[::-1])), rtol=1e-12, atol=1e-15
+    )
     if mechanism in ("off_by_one", "sink", "affine"):
-        with pytest.raises(InputError, match=r"layer 0 of the stack: (row|entry) \(0, 0, \d.*stochastic=False"):
+        with pytest.raises(
+            InputError, match=r"layer 0 of the stack: (row|entry) \(0, 0, \d.*stochastic=False"
+        ):
             rollout(stack)
     else:
         close(rollout(stack), P)
@@ -100,21 +116,35 @@ def off(where, value):
     return stack
 
 
-@pytest.mark.parametrize("stack, said", [
-    (off((2, 1, 4, 3), 0.01), r"layer 2 of the stack: row \(1, 4\) must sum to 1; its sum is off by \+0.01 "),
-    (off((1, 0, 3, 6), -0.5), r"layer 1 .*entry \(0, 3, 6\).*negative; it is -0.5"),
-    (off((0, 1, 2, 1), 1e-13), r"layer 0 .*row \(1, 2\).*off by \+(9\.9\d*e-14|1(\.0\d*)?e-13) "),
-    (off((1, 1, 6, 6), np.nan), r"layer 1 .*entry \(1, 6, 6\) must be finite; it is nan"),
-    (off((1, 1, 6, 6), np.inf), r"layer 1 .*entry \(1, 6, 6\) must be finite; it is inf"),
-    (good()[:1] + [np.eye(N)], r"layer 1 .*shape of layer 0; got \(7, 7\), layer 0 has \(2, 7, 7\)"),
-    ([np.eye(N)[:, :6]], r"layer 0 .*\(\.\.\., N, N\).*got \(7, 6\)"),
-    ([np.ones(N)], r"layer 0 .*got \(7,\)"),
-    ([np.zeros((0, 0))], r"layer 0 .*N >= 1.*got \(0, 0\)"),
-    ([np.eye(N, dtype=int)], "float32 or float64 array; got int64"),
-    ([[[1.0]]], "float32 or float64 array; got list"),
-    (np.eye(N), r"at least one layer; got ndarray of shape \(7, 7\)"),
-    ([], "at least one layer; got list"), (np.ones((0, N, N)), "at least one layer; got ndarray"), (3.0, "at least one layer; got float"),
-])
+@pytest.mark.parametrize(
+    "stack, said",
+    [
+        (
+            off((2, 1, 4, 3), 0.01),
+            r"layer 2 of the stack: row \(1, 4\) must sum to 1; its sum is off by \+0.01 ",
+        ),
+        (off((1, 0, 3, 6), -0.5), r"layer 1 .*entry \(0, 3, 6\).*negative; it is -0.5"),
+        (
+            off((0, 1, 2, 1), 1e-13),
+            r"layer 0 .*row \(1, 2\).*off by \+(9\.9\d*e-14|1(\.0\d*)?e-13) ",
+        ),
+        (off((1, 1, 6, 6), np.nan), r"layer 1 .*entry \(1, 6, 6\) must be finite; it is nan"),
+        (off((1, 1, 6, 6), np.inf), r"layer 1 .*entry \(1, 6, 6\) must be finite; it is inf"),
+        (
+            good()[:1] + [np.eye(N)],
+            r"layer 1 .*shape of layer 0; got \(7, 7\), layer 0 has \(2, 7, 7\)",
+        ),
+        ([np.eye(N)[:, :6]], r"layer 0 .*\(\.\.\., N, N\).*got \(7, 6\)"),
+        ([np.ones(N)], r"layer 0 .*got \(7,\)"),
+        ([np.zeros((0, 0))], r"layer 0 .*N >= 1.*got \(0, 0\)"),
+        ([np.eye(N, dtype=int)], "float32 or float64 array; got int64"),
+        ([[[1.0]]], "float32 or float64 array; got list"),
+        (np.eye(N), r"at least one layer; got ndarray of shape \(7, 7\)"),
+        ([], "at least one layer; got list"),
+        (np.ones((0, N, N)), "at least one layer; got ndarray"),
+        (3.0, "at least one layer; got float"),
+    ],
+)
 def test_stacks_that_are_none(stack, said):
     with pytest.raises(InputError, match=said) as caught:
         rollout(stack)
@@ -131,7 +161,7 @@ def test_rows_of_any_sum_on_request():
         rollout([2 * a for a in A])
 
 
-# ------------------------------------------------------------------------------------------------------- random stacks
+# ------------------------------------------------------------------------------------ random stacks
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -140,7 +170,9 @@ def test_random_stacks(name):
     A = random_stack(mask, (L, B), 5, temperature=0.3, floor=0.05)
     assert A.shape == (L, B, N, N) and (A[..., ~mask] == 0).all() and (A[..., mask] >= 0.05).all()
     close(A.sum(axis=-1), np.ones((L, B, N)))
-    np.testing.assert_array_equal(A, random_stack(mask, (L, B), np.random.default_rng(5), temperature=0.3, floor=0.05))
+    np.testing.assert_array_equal(
+        A, random_stack(mask, (L, B), np.random.default_rng(5), temperature=0.3, floor=0.05)
+    )
     assert np.abs(A - random_stack(mask, (L, B), 6, temperature=0.3, floor=0.05)).max() > 0.1
     close(least_entry(A, mask), A[..., mask].min(axis=(0, 2)))
     assert least_entry(A[:, 0], mask).shape == ()
@@ -151,16 +183,21 @@ def test_random_stacks(name):
     close(attention(np.zeros((N, N)), mask), even)
 
 
-@pytest.mark.parametrize("options, said", [
-    (dict(temperature=0), "temperature must be above 0"), (dict(floor=-0.1), "floor must be at least 0"),
-    (dict(floor=0.2), "floor must be .*at most 0.1428"), (dict(temperature=np.nan), "temperature must be a finite number"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (dict(temperature=0), "temperature must be above 0"),
+        (dict(floor=-0.1), "floor must be at least 0"),
+        (dict(floor=0.2), "floor must be .*at most 0.1428"),
+        (dict(temperature=np.nan), "temperature must be a finite number"),
+    ],
+)
 def test_random_stacks_that_cannot_be(options, said):
     with pytest.raises(InputError, match=said):
         random_stack(MASKS["causal"], 2, 0, **options)
 
 
-# --------------------------------------------------------------------------------------------------------------- graph
+# -------------------------------------------------------------------------------------------- graph
 
 
 @pytest.mark.parametrize("length", (0, 1, 2, 5, 24))
@@ -169,7 +206,7 @@ def test_causal_walks_are_binomials(length):
     for i, j in product(range(N), repeat=2):
         expected = int(i == j) if length == 0 else comb(length - 1 + i - j, i - j) if i >= j else 0
         assert counted[i, j] == expected and type(counted[i, j]) is int
-    assert (walks(MASKS["none"], length + 1) == N**length).all()                  # 7^24 > 2^64: exact all the same
+    assert (walks(MASKS["none"], length + 1) == N**length).all()  # 7^24 > 2^64: exact all the same
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -195,25 +232,35 @@ def test_centers():
         mask = graph(N, window=window)
         assert has_self_loops(mask) and list(center_nodes(mask)) == [0]
         assert steps(mask)[N - 1, 0] == -(-(N - 1) // (window - 1))
-    assert list(center_nodes(graph(N, window=1))) == []                           # everyone sees itself only
+    assert list(center_nodes(graph(N, window=1))) == []  # everyone sees itself only
     assert list(center_nodes(MASKS["causal"])) == [0]
     assert list(center_nodes(MASKS["prefix"])) == [0, 1, 2, 3]
     assert list(center_nodes(MASKS["none"])) == list(range(N))
     assert list(center_nodes(graph(1))) == [0]
-    cycle = np.roll(np.eye(N, dtype=bool), 1, axis=1)                             # i sees i + 1: no self-loops, all centers
+    cycle = np.roll(np.eye(N, dtype=bool), 1, axis=1)  # i sees i + 1: no self-loops, all centers
     assert not has_self_loops(cycle) and len(center_nodes(cycle)) == N
-    assert steps(cycle)[0, 1] == 1 and steps(cycle)[1, 0] == N - 1                # one layer from key 1 to query 0
+    assert (
+        steps(cycle)[0, 1] == 1 and steps(cycle)[1, 0] == N - 1
+    )  # one layer from key 1 to query 0
 
 
-@pytest.mark.parametrize("call, said", [
-    (lambda: graph(N, window=8), r"at most N = 7 tokens; got window=8"), (lambda: graph(N, causal=True, prefix=9), "prefix=9"),
-    (lambda: graph(0), "N must be at least 1"), (lambda: graph(N, window=0), "window must be at least 1"),
-    (lambda: graph(2.5), "N must be an integer"), (lambda: checked_mask(np.ones((3, 3))), r"booleans \(N, N\).*float64 of shape \(3, 3\)"),
-    (lambda: checked_mask(np.ones((3, 4), bool)), r"bool of shape \(3, 4\)"), (lambda: checked_mask(np.ones((2, 3, 3), bool)), "shape"),
-    (lambda: checked_mask(np.zeros((0, 0), bool)), "shape"), (lambda: steps(np.eye(4, k=-1, dtype=bool)), "row 0 of the mask is empty"),
-    (lambda: random_stack(np.diag([True, True, False]), 2, 0), "row 2 of the mask is empty"),
-    (lambda: walks(MASKS["causal"], -1), "length must be at least 0"),
-])
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: graph(N, window=8), r"at most N = 7 tokens; got window=8"),
+        (lambda: graph(N, causal=True, prefix=9), "prefix=9"),
+        (lambda: graph(0), "N must be at least 1"),
+        (lambda: graph(N, window=0), "window must be at least 1"),
+        (lambda: graph(2.5), "N must be an integer"),
+        (lambda: checked_mask(np.ones((3, 3))), r"boolean array \(N, N\).*float64 of shape \(3, 3\)"),
+        (lambda: checked_mask(np.ones((3, 4), bool)), r"bool of shape \(3, 4\)"),
+        (lambda: checked_mask(np.ones((2, 3, 3), bool)), "shape"),
+        (lambda: checked_mask(np.zeros((0, 0), bool)), "shape"),
+        (lambda: steps(np.eye(4, k=-1, dtype=bool)), "row 0 of the mask is empty"),
+        (lambda: random_stack(np.diag([True, True, False]), 2, 0), "row 2 of the mask is empty"),
+        (lambda: walks(MASKS["causal"], -1), "length must be at least 0"),
+    ],
+)
 def test_masks_that_are_none(call, said):
     with pytest.raises(InputError, match=said):
         call()

@@ -1,4 +1,5 @@
 """The attention core and its masks: against loops, against dense formulas, and in the corners."""
+
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import NamedTuple
@@ -19,11 +20,15 @@ B, H, TQ, TK, D, DV = 2, 3, 5, 7, 11, 13
 
 def qkv(Tq=TQ, Tk=TK, D=D, Dv=DV, seed=0, B=B, H=H, dtype=np.float64):
     rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal((B, H, T, n)).astype(dtype) for T, n in ((Tq, D), (Tk, D), (Tk, Dv)))
+    return tuple(
+        rng.standard_normal((B, H, T, n)).astype(dtype) for T, n in ((Tq, D), (Tk, D), (Tk, Dv))
+    )
 
 
 def grid(x):
-    """Multiples of 1/8: products and sums of a few of these, and shifts by whole numbers, are exact."""
+    """Multiples of 1/8: products and sums of a few of these, and shifts by whole numbers, are
+    exact.
+    """
     return np.round(8 * x) / 8
 
 
@@ -44,7 +49,7 @@ def seeing(Tq, Tk, causal=False, window=None, prefix=0, align="end"):
 def dense(q, k, v, scale=None, bias=0.0, sink=None, allowed=True, **rules):
     """out, lse and weights, written with whole arrays."""
     see = seeing(q.shape[2], k.shape[2], **rules) & allowed
-    s = np.einsum("bhid,bhjd->bhij", q, k) * (q.shape[3]**-0.5 if scale is None else scale) + bias
+    s = np.einsum("bhid,bhjd->bhij", q, k) * (q.shape[3] ** -0.5 if scale is None else scale) + bias
     see = np.broadcast_to(see, s.shape)
     top = np.max(s, axis=3, keepdims=True, where=see, initial=-1e9)
     e = np.where(see, np.exp(np.where(see, s - top, 0)), 0)
@@ -66,10 +71,15 @@ def result(q, k, v, dlse=None, seed=1, **options):
         biases = grads.pop("bias")
         for n, grad in enumerate(biases if isinstance(biases, tuple) else (biases,)):
             grads.update(grad if isinstance(grad, dict) else {f"bias{n}": grad})
-    return {"out": out, "lse": cache.lse, "weights": weights, **{"d" + name: grad for name, grad in grads.items()}}
+    return {
+        "out": out,
+        "lse": cache.lse,
+        "weights": weights,
+        **{"d" + name: grad for name, grad in grads.items()},
+    }
 
 
-# --------------------------------------------------------------------------------------------------------- masks
+# -------------------------------------------------------------------------------------------- masks
 
 LENGTHS = [(7, 7), (5, 7), (7, 5), (1, 7), (7, 1), (1, 1)]
 lengths = pytest.mark.parametrize(("Tq", "Tk"), LENGTHS, ids=[f"{Tq}x{Tk}" for Tq, Tk in LENGTHS])
@@ -78,28 +88,43 @@ lengths = pytest.mark.parametrize(("Tq", "Tk"), LENGTHS, ids=[f"{Tq}x{Tk}" for T
 def all_rules(Tk):
     """Every combination of causal, window, prefix and align, as keyword arguments."""
     windows, prefixes = (None, 1, 2, max(Tk - 1, 1), Tk, Tk + 5), (0, 1, 3, Tk, Tk + 2)
-    for causal, window, prefix, align in product((False, True), windows, prefixes, ("end", "start")):
+    for causal, window, prefix, align in product(
+        (False, True), windows, prefixes, ("end", "start")
+    ):
         yield {"causal": causal, "window": window, "prefix": prefix, "align": align}
 
 
 @lengths
 def test_visible_is_what_a_loop_finds(Tq, Tk):
     for rules in all_rules(Tk):
-        np.testing.assert_array_equal(masks.visible(Tq, Tk, **rules), seeing(Tq, Tk, **rules), err_msg=str(rules))
+        np.testing.assert_array_equal(
+            masks.visible(Tq, Tk, **rules), seeing(Tq, Tk, **rules), err_msg=str(rules)
+        )
 
 
-@pytest.mark.parametrize(("align", "rows"), [("end", ["1110000", "1111000", "1111100", "1111110", "1111111"]),
-                                             ("start", ["1000000", "1100000", "1110000", "1111000", "1111100"])])
+@pytest.mark.parametrize(
+    ("align", "rows"),
+    [
+        ("end", ["1110000", "1111000", "1111100", "1111110", "1111111"]),
+        ("start", ["1000000", "1100000", "1110000", "1111000", "1111100"]),
+    ],
+)
 def test_causal_by_eye(align, rows):
-    assert ["".join(map(str, row.astype(int))) for row in masks.visible(5, 7, causal=True, align=align)] == rows
+    assert [
+        "".join(map(str, row.astype(int))) for row in masks.visible(5, 7, causal=True, align=align)
+    ] == rows
 
 
-@pytest.mark.parametrize(("rules", "rows"), [
-    ({"window": 2}, ["10000", "11000", "01100", "00110", "00011"]),
-    ({"causal": True, "prefix": 3}, ["11100", "11100", "11100", "11110", "11111"]),
-    ({"window": 2, "prefix": 3}, ["11100", "11100", "01100", "00110", "00011"]),
-    ({"prefix": 3}, ["11111"] * 5),
-], ids=["window2", "prefix3", "window2-prefix3", "prefix3-not_causal"])
+@pytest.mark.parametrize(
+    ("rules", "rows"),
+    [
+        ({"window": 2}, ["10000", "11000", "01100", "00110", "00011"]),
+        ({"causal": True, "prefix": 3}, ["11100", "11100", "11100", "11110", "11111"]),
+        ({"window": 2, "prefix": 3}, ["11100", "11100", "01100", "00110", "00011"]),
+        ({"prefix": 3}, ["11111"] * 5),
+    ],
+    ids=["window2", "prefix3", "window2-prefix3", "prefix3-not_causal"],
+)
 def test_rules_by_eye(rules, rows):
     assert ["".join(map(str, row.astype(int))) for row in masks.visible(5, 5, **rules)] == rows
 
@@ -120,9 +145,14 @@ def test_edges_cover_exactly_what_is_seen(Tq, Tk):
 
 
 def test_edges_are_tight():
-    """What makes a window cheap: a block of rows looks at no more keys than its rows see together."""
-    expected = {(41, 44, 51, 54): {"window": 10}, (0, 0, 51, 54): {"causal": True},
-                (0, 0, 60, 60): {"causal": True, "prefix": 60}, (0, 0, 52, 54): {"causal": True, "prefix": 52}}
+    """What makes a window cheap: a block of rows looks at no more keys than its rows see together.
+    """
+    expected = {
+        (41, 44, 51, 54): {"window": 10},
+        (0, 0, 51, 54): {"causal": True},
+        (0, 0, 60, 60): {"causal": True, "prefix": 60},
+        (0, 0, 52, 54): {"causal": True, "prefix": 52},
+    }
     for edges, rules in expected.items():
         lo, hi = masks.intervals(masks.make(**rules), np.arange(100), 100)
         assert masks.edges(lo[50:54], hi[50:54]) == edges
@@ -148,17 +178,25 @@ def test_sums_over_what_is_seen(Tq, Tk, allowed):
     v, x = rng.standard_normal((B, H, Tk, DV)), rng.standard_normal((B, H, Tq, DV))
     for rules in all_rules(Tk):
         seen = masks.seen(Tq, Tk, masks.make(**rules), allowed)
-        see = np.broadcast_to(seeing(Tq, Tk, **rules) & (True if allowed is None else allowed), (B, H, Tq, Tk))
+        see = np.broadcast_to(
+            seeing(Tq, Tk, **rules) & (True if allowed is None else allowed), (B, H, Tq, Tk)
+        )
         np.testing.assert_array_equal(np.broadcast_to(masks.dense(seen, float), see.shape), see)
-        np.testing.assert_allclose(masks.sum_seen(v, seen), see @ v, rtol=0, atol=1e-13, err_msg=str(rules))
+        np.testing.assert_allclose(
+            masks.sum_seen(v, seen), see @ v, rtol=0, atol=1e-13, err_msg=str(rules)
+        )
         heard = see.swapaxes(2, 3) @ x
-        np.testing.assert_allclose(masks.sum_seeing(x, seen), heard, rtol=0, atol=1e-13, err_msg=str(rules))
+        np.testing.assert_allclose(
+            masks.sum_seeing(x, seen), heard, rtol=0, atol=1e-13, err_msg=str(rules)
+        )
         count = np.broadcast_to(masks.count_seen(seen), (B, H, Tq))
         np.testing.assert_array_equal(count, see.sum(axis=3), err_msg=str(rules))
 
 
 def test_running_sums_in_float32_keep_their_digits():
-    """A window's sum is a difference of two long running sums: in float32 it would lose a thousandfold here."""
+    """A window's sum is a difference of two long running sums: in float32 it would lose a
+    thousandfold here.
+    """
     v = (1e3 + np.random.default_rng(0).standard_normal((1, 1, 10_000, 1))).astype(np.float32)
     seen = masks.seen(10_000, 10_000, masks.make(window=3))
     sums = masks.sum_seen(v, seen)
@@ -166,12 +204,18 @@ def test_running_sums_in_float32_keep_their_digits():
     assert sums.dtype == np.float32 and abs(sums[0, 0, -1, 0] - expected) <= 1e-7 * expected
 
 
-# --------------------------------------------------------------------------------------------- values and gradients
+# ----------------------------------------------------------------------------- values and gradients
 
 RULES = {
-    "none": {}, "causal": {"causal": True}, "causal-start": {"causal": True, "align": "start"},
-    "window1": {"window": 1}, "window2": {"window": 2}, "window-T-1": {"window": 6}, "window-T": {"window": 7},
-    "window-T+5": {"window": 12}, "prefix3": {"causal": True, "prefix": 3},
+    "none": {},
+    "causal": {"causal": True},
+    "causal-start": {"causal": True, "align": "start"},
+    "window1": {"window": 1},
+    "window2": {"window": 2},
+    "window-T-1": {"window": 6},
+    "window-T": {"window": 7},
+    "window-T+5": {"window": 12},
+    "prefix3": {"causal": True, "prefix": 3},
     "window2-prefix3": {"window": 2, "prefix": 3},
 }
 rules = pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
@@ -182,7 +226,12 @@ rules = pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
 def test_forward_is_the_dense_formula(Tq, Tk, rules):
     q, k, v = qkv(Tq, Tk)
     sink, bias = np.array([0.5, -1, 2]), np.random.default_rng(2).standard_normal((H, 1, Tk))
-    for extra in ({}, {"sink": sink}, {"bias": bias, "scale": 0.7}, {"allowed": padding(B, H, Tq, Tk)}):
+    for extra in (
+        {},
+        {"sink": sink},
+        {"bias": bias, "scale": 0.7},
+        {"allowed": padding(B, H, Tq, Tk)},
+    ):
         out, cache, P = attend(q, k, v, return_weights=True, **rules, **extra)
         for actual, expected in zip((out, cache.lse, P), dense(q, k, v, **rules, **extra)):
             np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
@@ -214,11 +263,16 @@ def test_odd_head_sizes(D):
 
 
 OPTIONS = {
-    "plain": {}, "scale": {"scale": 0.3}, "sink": {"sink": np.array([0.5, -1, 2])},
+    "plain": {},
+    "scale": {"scale": 0.3},
+    "sink": {"sink": np.array([0.5, -1, 2])},
     "bias": {"bias": np.random.default_rng(2).standard_normal((H, TQ, TK))},
     "allowed": {"allowed": holes(B, H, TQ, TK)},
-    "sink-bias-allowed": {"sink": np.array([0.5, -1, 2]), "allowed": padding(B, H, TQ, TK),
-                          "bias": np.random.default_rng(2).standard_normal((B, 1, 1, TK))},
+    "sink-bias-allowed": {
+        "sink": np.array([0.5, -1, 2]),
+        "allowed": padding(B, H, TQ, TK),
+        "bias": np.random.default_rng(2).standard_normal((B, 1, 1, TK)),
+    },
 }
 options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 
@@ -238,8 +292,11 @@ def test_gradients(options, rules):
     assert {s.argument for s in slopes} == arrays.keys()
 
 
-@pytest.mark.parametrize("options", [OPTIONS[name] for name in ("plain", "scale", "sink", "bias")],
-                         ids=["plain", "scale", "sink", "bias"])
+@pytest.mark.parametrize(
+    "options",
+    [OPTIONS[name] for name in ("plain", "scale", "sink", "bias")],
+    ids=["plain", "scale", "sink", "bias"],
+)
 @rules
 def test_gradient_through_the_log_sum_exp(options, rules):
     arrays, rest = split(options)
@@ -250,17 +307,22 @@ def test_gradient_through_the_log_sum_exp(options, rules):
         return np.concatenate([out, cache.lse[..., None]], axis=3)
 
     dboth = np.random.default_rng(5).standard_normal((B, H, TQ, DV + 1))
-    grads = attend_backward(np.ascontiguousarray(dboth[..., :-1]), attend(**arrays, **rest, **rules)[1], dboth[..., -1])
+    grads = attend_backward(
+        np.ascontiguousarray(dboth[..., :-1]), attend(**arrays, **rest, **rules)[1], dboth[..., -1]
+    )
     for seed in range(3):
         for slope in directional(both, arrays, grads, dboth, seed=seed):
             assert slope.error <= 1e-7, slope
 
 
-# ----------------------------------------------------------------------------------------------------------- tiles
+# -------------------------------------------------------------------------------------------- tiles
 
 TILINGS = {
-    "one_row": {"ROWS": 1, "TILE": 1}, "two_rows": {"ROWS": 2, "TILE": 64}, "three_rows": {"ROWS": 3},
-    "recomputed": {"KEEP_BYTES": 0}, "two_rows-recomputed": {"ROWS": 2, "TILE": 64, "KEEP_BYTES": 0},
+    "one_row": {"ROWS": 1, "TILE": 1},
+    "two_rows": {"ROWS": 2, "TILE": 64},
+    "three_rows": {"ROWS": 3},
+    "recomputed": {"KEEP_BYTES": 0},
+    "two_rows-recomputed": {"ROWS": 2, "TILE": 64, "KEEP_BYTES": 0},
 }
 
 
@@ -278,10 +340,14 @@ def test_tiles_change_nothing(tiling, rules, options, monkeypatch):
     assert_close(result(*args, **options), whole, 1e-12)
 
 
-@pytest.mark.parametrize(("together", "groups"), [
-    (2 * H, [(0, 2, 0, H), (2, 4, 0, H), (4, 5, 0, H)]),
-    (2, [(b, b + 1, h, min(h + 2, H)) for b in range(5) for h in (0, 2)]),
-], ids=["sequences", "heads"])
+@pytest.mark.parametrize(
+    ("together", "groups"),
+    [
+        (2 * H, [(0, 2, 0, H), (2, 4, 0, H), (4, 5, 0, H)]),
+        (2, [(b, b + 1, h, min(h + 2, H)) for b in range(5) for h in (0, 2)]),
+    ],
+    ids=["sequences", "heads"],
+)
 def test_tiles_group(together, groups, monkeypatch):
     monkeypatch.setattr(core, "TILE", together * TQ * TK)
     tiles = list(core._tiles(5, H, TQ, TK, masks.make()))
@@ -289,7 +355,9 @@ def test_tiles_group(together, groups, monkeypatch):
     args, bias = qkv(B=5), np.random.default_rng(0).standard_normal((5, 1, TQ, 1))
     small = result(*args, bias=bias, allowed=padding(5, H, TQ, TK) | (np.arange(TK) == 0))
     monkeypatch.undo()
-    assert_close(small, result(*args, bias=bias, allowed=padding(5, H, TQ, TK) | (np.arange(TK) == 0)), 1e-12)
+    assert_close(
+        small, result(*args, bias=bias, allowed=padding(5, H, TQ, TK) | (np.arange(TK) == 0)), 1e-12
+    )
 
 
 def test_a_window_is_computed_in_a_band():
@@ -302,12 +370,17 @@ def test_weights_are_not_kept_when_they_are_large(monkeypatch):
     assert attend(q, k, v)[1].kept is not None
     monkeypatch.setattr(core, "KEEP_BYTES", q.itemsize * B * H * TQ * TK - 1)
     assert attend(q, k, v)[1].kept is None
-    assert attend(q, k, v, dropout=0.5, rng=np.random.default_rng(0))[1].kept is not None       # the mask must be
+    assert (
+        attend(q, k, v, dropout=0.5, rng=np.random.default_rng(0))[1].kept is not None
+    )  # the mask must be
 
 
-# ----------------------------------------------------------------------------------------------------------- bias
+# --------------------------------------------------------------------------------------------- bias
 
-SHAPES = [tuple(n if on else 1 for n, on in zip((B, H, TQ, TK), chosen)) for chosen in product((0, 1), repeat=4)]
+SHAPES = [
+    tuple(n if on else 1 for n, on in zip((B, H, TQ, TK), chosen))
+    for chosen in product((0, 1), repeat=4)
+]
 SHAPES += [(TQ, TK), (H, TQ, TK), (H, 1, TK), (TK,), ()]
 
 
@@ -325,7 +398,9 @@ def test_bias_of_every_shape(shape, rows, tile, monkeypatch):
     grad = result(q, k, v, bias=full)["dbias"]
     four = (1,) * (4 - len(shape)) + shape
     summed = grad.sum(axis=tuple(a for a, n in enumerate(four) if n == 1), keepdims=True)
-    np.testing.assert_allclose(result(q, k, v, bias=bias)["dbias"], summed.reshape(shape), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(
+        result(q, k, v, bias=bias)["dbias"], summed.reshape(shape), rtol=0, atol=1e-13
+    )
     assert_gradients(attend, attend_backward, {"q": q, "k": k, "v": v, "bias": bias}, seeds=(0,))
 
 
@@ -333,7 +408,7 @@ def test_tuple_of_biases():
     rng = np.random.default_rng(0)
     args, slopes = qkv(), np.array([0.1, 0.2, 0.3])
     one, two = rng.standard_normal((H, TQ, TK)), rng.standard_normal((TK,))
-    steps = (np.arange(TK) - np.arange(TQ)[:, None] - TK + TQ) * slopes[:, None, None]           # -(p - j) m
+    steps = (np.arange(TK) - np.arange(TQ)[:, None] - TK + TQ) * slopes[:, None, None]  # -(p - j) m
     whole = result(*args, bias=one + two + steps)
     parts = result(*args, bias=(one, DecayBias(slopes), two))
     np.testing.assert_allclose(parts["out"], whole["out"], rtol=0, atol=1e-13)
@@ -356,8 +431,12 @@ def test_a_bias_that_makes_its_own_tiles_alone():
 def test_own_biases_have_their_gradients_apart(form):
     rng, decay = np.random.default_rng(0), DecayBias(np.array([0.1, 0.2, 0.3]))
     own, theirs = rng.standard_normal((H, 1, TK)), rng.standard_normal((TQ, TK))
-    bias, rest = {"none": (None, ()), "array": (theirs, (theirs,)), "tuple": ((theirs,), (theirs,)),
-                  "empty": ((), ())}[form]
+    bias, rest = {
+        "none": (None, ()),
+        "array": (theirs, (theirs,)),
+        "tuple": ((theirs,), (theirs,)),
+        "empty": ((), ()),
+    }[form]
     args, dout = qkv(), rng.standard_normal((B, H, TQ, DV))
     expected = attend_backward(dout, attend(*args, bias=(own, decay, *rest))[1])
     grads = attend_backward(dout, attend(*args, own_bias=(own, decay), bias=bias)[1])
@@ -376,7 +455,7 @@ def test_tuple_of_no_biases():
     assert_close(result(*qkv(), bias=()), result(*qkv()), 0)
 
 
-# -------------------------------------------------------------------------------------------------------- rescore
+# ------------------------------------------------------------------------------------------ rescore
 
 
 class SoftCap:
@@ -392,24 +471,25 @@ class SoftCap:
         return s
 
     def backward(self, ds, s):
-        ds *= 1 - np.tanh(s / self.cap)**2
+        ds *= 1 - np.tanh(s / self.cap) ** 2
         return ds
 
 
 class Plain(NamedTuple):
     """The same with new arrays."""
+
     cap: float
 
     def forward(self, s):
         return self.cap * np.tanh(s / self.cap)
 
     def backward(self, ds, s):
-        return ds / np.cosh(s / self.cap)**2
+        return ds / np.cosh(s / self.cap) ** 2
 
 
 def capped_dense(q, k, v, cap, scale=None, bias=0.0, **options):
     """dense, its products capped: they come in as a bias beside products of 0."""
-    scale = q.shape[3]**-0.5 if scale is None else scale
+    scale = q.shape[3] ** -0.5 if scale is None else scale
     products = np.einsum("bhid,bhjd->bhij", q, k) * scale
     return dense(0 * q, k, v, bias=cap * np.tanh(products / cap) + bias, **options)
 
@@ -420,7 +500,9 @@ def capped_dense(q, k, v, cap, scale=None, bias=0.0, **options):
 def test_rescore_is_the_dense_formula(options, rules, cap):
     q, k, v = qkv()
     out, cache, P = attend(q, k, v, rescore=SoftCap(cap), return_weights=True, **options, **rules)
-    for actual, expected in zip((out, cache.lse, P), capped_dense(q, k, v, cap, **options, **rules)):
+    for actual, expected in zip(
+        (out, cache.lse, P), capped_dense(q, k, v, cap, **options, **rules)
+    ):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
@@ -429,7 +511,9 @@ def test_rescore_is_the_dense_formula(options, rules, cap):
 def test_rescore_gradients(options, rules):
     arrays, rest = split(options)
     arrays = {**dict(zip("qkv", qkv())), **arrays}
-    assert_gradients(attend, attend_backward, arrays, seeds=(0,), **rest, **rules, rescore=SoftCap(0.7))
+    assert_gradients(
+        attend, attend_backward, arrays, seeds=(0,), **rest, **rules, rescore=SoftCap(0.7)
+    )
 
 
 @pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS.keys())
@@ -444,37 +528,47 @@ def test_rescore_in_tiles(tiling, options, monkeypatch):
 
 
 def test_rescore_with_dropout_and_a_bias_in_tiles():
-    """Every part of the backward at once: the bias gets its gradient before rescore may overwrite it."""
-    arrays = {**dict(zip("qkv", qkv())), "sink": np.array([0.5, -1, 2]),
-              "bias": np.random.default_rng(2).standard_normal((H, TQ, TK))}
+    """Every part of the backward at once: the bias gets its gradient before rescore may overwrite
+    it.
+    """
+    arrays = {
+        **dict(zip("qkv", qkv())),
+        "sink": np.array([0.5, -1, 2]),
+        "bias": np.random.default_rng(2).standard_normal((H, TQ, TK)),
+    }
     assert_gradients(lambda **a: dropped(**a, rescore=SoftCap(0.7)), attend_backward, arrays)
 
 
 def test_rescore_for_one_query():
     (q, k, v), bias = qkv(1), np.random.default_rng(2).standard_normal((H, 1, TK))
     one = core.attend_last(0.3 * q, k, v, bias=bias, rescore=SoftCap(0.7))
-    np.testing.assert_allclose(one, attend(q, k, v, scale=0.3, bias=bias, rescore=SoftCap(0.7))[0],
-                               rtol=0, atol=1e-14)
+    np.testing.assert_allclose(
+        one, attend(q, k, v, scale=0.3, bias=bias, rescore=SoftCap(0.7))[0], rtol=0, atol=1e-14
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------- sink
+# --------------------------------------------------------------------------------------------- sink
 
 
 def test_sink_is_one_more_key():
     (q, k, v), sink, rng = qkv(), np.array([0.5, -1, 2]), np.random.default_rng(0)
-    k1, v1 = (np.concatenate([np.zeros_like(x[:, :, :1]), x], axis=2) for x in (k, v))     # a key of zeros: score 0,
+    k1, v1 = (
+        np.concatenate([np.zeros_like(x[:, :, :1]), x], axis=2) for x in (k, v)
+    )  # a key of zeros: score 0,
     bias = np.zeros((H, 1, TK + 1))
-    bias[:, 0, 0] = sink                                                                   # and its logit as a bias
+    bias[:, 0, 0] = sink  # and its logit as a bias
     with_key, cache1 = attend(q, k1, v1, bias=bias)
     with_sink, cache = attend(q, k, v, sink=sink)
     np.testing.assert_allclose(with_sink, with_key, rtol=0, atol=1e-13)
     np.testing.assert_allclose(cache.lse, cache1.lse, rtol=0, atol=1e-13)
     dout, dlse = rng.standard_normal(with_key.shape), rng.standard_normal((B, H, TQ))
     dsink = attend_backward(dout, cache1, dlse)["bias"][:, 0, 0]
-    np.testing.assert_allclose(attend_backward(dout, cache, dlse)["sink"], dsink, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        attend_backward(dout, cache, dlse)["sink"], dsink, rtol=0, atol=1e-12
+    )
 
 
-# --------------------------------------------------------------------------------------------------------- dropout
+# ------------------------------------------------------------------------------------------ dropout
 
 
 def dropped(**arrays):
@@ -491,17 +585,21 @@ def test_dropout_gradients(rows, monkeypatch):
 def test_dropout_of_weights():
     q, k, v = qkv(64, 64)
     _, _, P = attend(q, k, v, return_weights=True)
-    out, _, weights = attend(q, k, v, return_weights=True, dropout=0.25, rng=np.random.default_rng(0))
+    out, _, weights = attend(
+        q, k, v, return_weights=True, dropout=0.25, rng=np.random.default_rng(0)
+    )
     kept = weights != 0
     assert abs(kept.mean() - 0.75) < 0.01
     np.testing.assert_allclose(weights[kept], P[kept] / 0.75, rtol=1e-13)
     np.testing.assert_allclose(out, weights @ v, rtol=0, atol=1e-13)
     again = attend(q, k, v, dropout=0.25, rng=np.random.default_rng(0))[0]
     np.testing.assert_array_equal(out, again)
-    np.testing.assert_array_equal(attend(q, k, v, dropout=0.25)[0], attend(q, k, v)[0])          # without a generator
+    np.testing.assert_array_equal(
+        attend(q, k, v, dropout=0.25)[0], attend(q, k, v)[0]
+    )  # without a generator
 
 
-# ------------------------------------------------------------------------------------------------------- empty rows
+# --------------------------------------------------------------------------------------- empty rows
 
 
 def nothing_seen(case):
@@ -514,16 +612,19 @@ def nothing_seen(case):
         return qkv(), {"allowed": np.zeros((1, 1, 1, 1), bool)}, np.ones((B, H, TQ), bool)
     if case == "allowed-causal":
         allowed = np.ones((B, 1, 1, TK), bool)
-        allowed[1, ..., :4] = False                                    # padding on the left
+        allowed[1, ..., :4] = False  # padding on the left
         empty = np.zeros((B, H, TQ), bool)
         empty[1, :, :2] = True
         return qkv(), {"allowed": allowed, "causal": True}, empty
-    return qkv(7, 5), {"causal": True}, np.broadcast_to(np.arange(7) < 2, (B, H, 7))             # by align
+    return qkv(7, 5), {"causal": True}, np.broadcast_to(np.arange(7) < 2, (B, H, 7))  # by align
 
 
 @pytest.mark.parametrize("case", ["allowed", "allowed-none", "allowed-causal", "align"])
-@pytest.mark.parametrize("tiling", [{}, {"KEEP_BYTES": 0}, {"ROWS": 1, "KEEP_BYTES": 0}],
-                         ids=["kept", "recomputed", "recomputed-rows"])
+@pytest.mark.parametrize(
+    "tiling",
+    [{}, {"KEEP_BYTES": 0}, {"ROWS": 1, "KEEP_BYTES": 0}],
+    ids=["kept", "recomputed", "recomputed-rows"],
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.filterwarnings("error")
 def test_rows_that_see_nothing(case, tiling, dtype, monkeypatch):
@@ -532,14 +633,20 @@ def test_rows_that_see_nothing(case, tiling, dtype, monkeypatch):
     args, options, empty = nothing_seen(case)
     args = tuple(x.astype(dtype) for x in args)
     r = result(*args, dlse=None, **options)
-    assert (r["out"][empty] == 0).all() and (r["lse"][empty] == -np.inf).all() and (r["weights"][empty] == 0).all()
+    assert (
+        (r["out"][empty] == 0).all()
+        and (r["lse"][empty] == -np.inf).all()
+        and (r["weights"][empty] == 0).all()
+    )
     assert (r["dq"][empty] == 0).all() and np.isfinite(r["lse"][~empty]).all()
     assert all(np.isfinite(r[name]).all() for name in ("out", "weights", "dq", "dk", "dv"))
     np.testing.assert_allclose(r["weights"].sum(axis=3), ~empty, rtol=0, atol=1e-6)
     sink = np.array([0.5, -1, 2], dtype)
     r = result(*args, sink=sink, **options)
     assert (r["out"][empty] == 0).all() and np.isfinite(r["dsink"]).all()
-    np.testing.assert_array_equal(r["lse"][empty], np.broadcast_to(sink[:, None], empty.shape)[empty])
+    np.testing.assert_array_equal(
+        r["lse"][empty], np.broadcast_to(sink[:, None], empty.shape)[empty]
+    )
 
 
 def test_rows_that_see_nothing_give_no_gradient_to_anyone():
@@ -550,12 +657,13 @@ def test_rows_that_see_nothing_give_no_gradient_to_anyone():
         np.testing.assert_array_equal(grad, 0)
 
 
-# -------------------------------------------------------------------------------------------------------- numerics
+# ----------------------------------------------------------------------------------------- numerics
 
 
 @pytest.mark.parametrize("shift", [1e2, -1e2, 1e4, -1e4, 1e6, -1e6])
 def test_shifted_scores_give_the_same_weights(shift):
-    """Exactly the same: the scores are multiples of 1/256, so that adding the shift loses nothing."""
+    """Exactly the same: the scores are multiples of 1/256, so that adding the shift loses nothing.
+    """
     q, k, v = (grid(x) for x in qkv())
     sink = grid(np.array([0.5, -1, 2]))
     for extra in ({}, {"causal": True}, {"sink": sink}):
@@ -574,11 +682,15 @@ def test_shifted_scores_when_the_weights_are_made_again(shift, monkeypatch):
     """exp(s - lse) cannot be better than the digits that lse has left: eps * shift."""
     monkeypatch.setattr(core, "KEEP_BYTES", 0)
     q, k, v = (grid(x) for x in qkv())
-    plain, moved = (result(q, k, v, scale=0.25, bias=np.full(1, b), causal=True) for b in (0.0, shift))
+    plain, moved = (
+        result(q, k, v, scale=0.25, bias=np.full(1, b), causal=True) for b in (0.0, shift)
+    )
     for name in ("out", "weights"):
         np.testing.assert_array_equal(moved[name], plain[name])
     for name in ("dq", "dk", "dv"):
-        np.testing.assert_allclose(moved[name], plain[name], rtol=0, atol=10 * np.finfo(float).eps * abs(shift))
+        np.testing.assert_allclose(
+            moved[name], plain[name], rtol=0, atol=10 * np.finfo(float).eps * abs(shift)
+        )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -599,13 +711,17 @@ def test_a_dominant_score_in_the_future_changes_nothing():
     """A finite mask (-1e4, -1e9) would let it in."""
     q, k, v = qkv(TK)
     bias = np.where(masks.visible(TK, TK, causal=True), 0, 1e12)
-    assert_close(result(q, k, v, bias=bias, causal=True), result(q, k, v, bias=0 * bias, causal=True), 0)
+    assert_close(
+        result(q, k, v, bias=bias, causal=True), result(q, k, v, bias=0 * bias, causal=True), 0
+    )
 
 
 def test_equal_scores_give_a_plain_mean():
     q, k, v = qkv()
     out, cache = attend(0 * q, k, v)
-    np.testing.assert_allclose(out, np.broadcast_to(v.mean(axis=2, keepdims=True), out.shape), rtol=0, atol=1e-15)
+    np.testing.assert_allclose(
+        out, np.broadcast_to(v.mean(axis=2, keepdims=True), out.shape), rtol=0, atol=1e-15
+    )
     np.testing.assert_allclose(cache.lse, np.log(TK), rtol=1e-15)
 
 
@@ -614,7 +730,9 @@ def test_tiny_values_scale_through(size):
     q, k, v = qkv()
     tiny, plain = result(q, k, size * v), result(q, k, v)
     for name in ("out", "dq", "dk"):
-        np.testing.assert_allclose(tiny[name] / size, plain[name], rtol=0, atol=1e-14 * np.abs(plain[name]).max())
+        np.testing.assert_allclose(
+            tiny[name] / size, plain[name], rtol=0, atol=1e-14 * np.abs(plain[name]).max()
+        )
 
 
 def test_large_values_scale_through():
@@ -623,12 +741,15 @@ def test_large_values_scale_through():
     np.testing.assert_allclose(large["dq"] / 1e100, plain["dq"], rtol=0, atol=1e-14)
 
 
-# ---------------------------------------------------------------------------------------------------------- promises
+# ----------------------------------------------------------------------------------------- promises
 
 
-@pytest.mark.parametrize("name", ["causal", "window1", "window2", "window-T", "prefix3", "window2-prefix3"])
+@pytest.mark.parametrize(
+    "name", ["causal", "window1", "window2", "window-T", "prefix3", "window2-prefix3"]
+)
 def test_the_future_changes_nothing_at_all(name):
-    """Equal to the last bit, with tiles of several shapes around the cut, and the rest does change."""
+    """Equal to the last bit, with tiles of several shapes around the cut, and the rest does change.
+    """
     T, rules = 67, RULES[name]
     q, k, v = qkv(T, T)
     before = result(q, k, v, **rules)
@@ -675,18 +796,22 @@ def test_memory_layout_does_not_matter(layout):
 
 def test_one_array_shared_along_a_broadcast_axis():
     q, k, v = qkv()
-    k1, v1 = (np.broadcast_to(x[:, :1], x.shape) for x in (k, v))            # grouped-query: strides of 0
+    k1, v1 = (np.broadcast_to(x[:, :1], x.shape) for x in (k, v))  # grouped-query: strides of 0
     assert_close(result(q, k1, v1), result(q, k1.copy(), v1.copy()), 1e-13)
 
 
 def test_arguments_are_left_alone():
-    arrays = {**dict(zip("qkv", qkv())), "bias": np.random.default_rng(0).random((1, 1, TQ, TK)), "sink": np.zeros(H),
-              "allowed": holes(B, H, TQ, TK)}
+    arrays = {
+        **dict(zip("qkv", qkv())),
+        "bias": np.random.default_rng(0).random((1, 1, TQ, TK)),
+        "sink": np.zeros(H),
+        "allowed": holes(B, H, TQ, TK),
+    }
     before = {name: x.copy() for name, x in arrays.items()}
     out, cache = attend(**arrays)
     dout, dlse = np.ones_like(out), np.ones((B, H, TQ))
     first = attend_backward(dout, cache, dlse)
-    second = attend_backward(dout, cache, dlse)                              # the cache survives a first use
+    second = attend_backward(dout, cache, dlse)  # the cache survives a first use
     for name, x in arrays.items():
         np.testing.assert_array_equal(x, before[name])
     assert (dout == 1).all() and (dlse == 1).all()
@@ -708,17 +833,25 @@ def test_threads_do_not_disturb_each_other(monkeypatch):
                 np.testing.assert_array_equal(parallel[name], alone[name])
 
 
-@pytest.mark.parametrize("Tq, Tk, D, Dv", [(1, 1, 1, 1), (1, 7, 1, 3), (5, 1, 3, 1), (1, 7, 11, 13)])
+@pytest.mark.parametrize(
+    "Tq, Tk, D, Dv", [(1, 1, 1, 1), (1, 7, 1, 3), (5, 1, 3, 1), (1, 7, 11, 13)]
+)
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_sizes_of_one(Tq, Tk, D, Dv, causal):
     q, k, v = qkv(Tq, Tk, D, Dv)
-    np.testing.assert_allclose(attend(q, k, v, causal=causal)[0], dense(q, k, v, causal=causal)[0], rtol=0, atol=1e-13)
+    np.testing.assert_allclose(
+        attend(q, k, v, causal=causal)[0], dense(q, k, v, causal=causal)[0], rtol=0, atol=1e-13
+    )
     assert_gradients(attend, attend_backward, {"q": q, "k": k, "v": v}, causal=causal)
     if Tk == 1:
-        assert not attend_backward(np.ones((B, H, Tq, Dv)), attend(q, k, v)[1])["q"].any()       # nothing to choose
+        assert not attend_backward(np.ones((B, H, Tq, Dv)), attend(q, k, v)[1])[
+            "q"
+        ].any()  # nothing to choose
 
 
-@pytest.mark.parametrize("empty", [{"B": 0}, {"Tq": 0}, {"Tk": 0}], ids=["no_batch", "no_queries", "no_keys"])
+@pytest.mark.parametrize(
+    "empty", [{"B": 0}, {"Tq": 0}, {"Tk": 0}], ids=["no_batch", "no_queries", "no_keys"]
+)
 def test_sizes_of_zero(empty):
     q, k, v = qkv(**empty)
     r = result(q, k, v, causal=True)
@@ -728,18 +861,26 @@ def test_sizes_of_zero(empty):
 
 def test_float32_in_float32_out():
     args = qkv(dtype=np.float32)
-    r = result(*args, bias=np.zeros((TQ, TK), np.float32), sink=np.zeros(H, np.float32), scale=np.float64(0.5))
+    r = result(
+        *args,
+        bias=np.zeros((TQ, TK), np.float32),
+        sink=np.zeros(H, np.float32),
+        scale=np.float64(0.5),
+    )
     assert {x.dtype for x in r.values()} == {np.dtype(np.float32)}
 
 
-# --------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 F32 = np.float32
 BAD = {
     "q-list": ({"q": [[1.0]]}, "q must be a NumPy array of shape (B, H, Tq, D); got list"),
     "q-axes": ({"q": np.zeros((TQ, D))}, "q must have 4 axes (B, H, Tq, D); got shape (5, 11)"),
     "q-integers": ({"q": np.zeros((B, H, TQ, D), int)}, "q must be float32 or float64; got int64"),
-    "k-float16": ({"k": np.zeros((B, H, TK, D), np.float16)}, "k must be float32 or float64; got float16"),
+    "k-float16": (
+        {"k": np.zeros((B, H, TK, D), np.float16)},
+        "k must be float32 or float64; got float16",
+    ),
     "k-float32": ({"k": np.zeros((B, H, TK, D), F32)}, "k has dtype float32, but q has float64"),
     "k-heads": ({"k": np.zeros((B, 1, TK, D))}, "k: axis 1 (H) must be 3 as in q; got 1"),
     "v-tokens": ({"v": np.zeros((B, H, TQ, DV))}, "v: axis 2 (Tk) must be 7 as in k; got 5"),
@@ -747,11 +888,20 @@ BAD = {
     "sink-shape": ({"sink": np.zeros(H + 1)}, "sink: axis 0 (H) must be 3; got 4"),
     "sink-float32": ({"sink": np.zeros(H, F32)}, "sink has dtype float32"),
     "sink-nan": ({"sink": np.array([0, np.nan, 0])}, "sink must be finite; entry (1,) is nan"),
-    "bias-shape": ({"bias": np.zeros((TQ, TK + 1))}, "bias must broadcast to (B, H, Tq, Tk) = (2, 3, 5, 7); got"),
+    "bias-shape": (
+        {"bias": np.zeros((TQ, TK + 1))},
+        "bias must broadcast to (B, H, Tq, Tk) = (2, 3, 5, 7); got",
+    ),
     "bias-axes": ({"bias": np.zeros((1,) * 5)}, "bias must broadcast"),
-    "bias-float32": ({"bias": np.zeros((TQ, TK), F32)}, "bias must have q's dtype, float64; got float32"),
+    "bias-float32": (
+        {"bias": np.zeros((TQ, TK), F32)},
+        "bias must have q's dtype, float64; got float32",
+    ),
     "bias-number": ({"bias": 0.5}, "bias must be an array or have a tile method; got float"),
-    "allowed-floats": ({"allowed": np.ones((TQ, TK))}, "allowed must be a boolean array, True = may attend; got float"),
+    "allowed-floats": (
+        {"allowed": np.ones((TQ, TK))},
+        "allowed must be a boolean array, True = may attend; got float",
+    ),
     "allowed-shape": ({"allowed": np.ones((TK, TQ), bool)}, "allowed must broadcast to"),
     "scale-text": ({"scale": "auto"}, "scale must be a finite number; got 'auto'"),
     "scale-inf": ({"scale": np.inf}, "scale must be a finite number"),
@@ -764,7 +914,11 @@ BAD = {
     "align-typo": ({"align": "strat"}, "Did you mean 'start'?"),
     "dropout-1": ({"dropout": 1.0}, "dropout must be at least 0 and at most 0.999; got 1.0"),
     "option-typo": ({"causl": True}, "unknown option 'causl'"),
-    "option-list": ({"causl": True}, "attention takes scale, bias, causal, window, prefix, allowed, align, dropout, rng, return_weights."),
+    "option-list": (
+        {"causl": True},
+        "attention takes scale, bias, causal, window, prefix, allowed, align, dropout, rng, "
+        "return_weights.",
+    ),
     "option-hint": ({"widnow": 3}, "Did you mean 'window'?"),
 }
 
@@ -776,10 +930,14 @@ def test_bad_input(change, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(("dout", "message"), [
-    (np.zeros((B, H, TQ, D)), "dout: axis 3 (Dv) must be 13; got 11"),
-    (np.zeros((B, H, TQ, DV), F32), "dout has dtype float32"),
-], ids=["shape", "dtype"])
+@pytest.mark.parametrize(
+    ("dout", "message"),
+    [
+        (np.zeros((B, H, TQ, D)), "dout: axis 3 (Dv) must be 13; got 11"),
+        (np.zeros((B, H, TQ, DV), F32), "dout has dtype float32"),
+    ],
+    ids=["shape", "dtype"],
+)
 def test_bad_cotangent(dout, message):
     with pytest.raises(InputError) as caught:
         attend_backward(dout, attend(*qkv())[1])

@@ -1,4 +1,5 @@
 """Every layer of minattn.ops against central differences, against PyTorch, and in the corners."""
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,14 +14,16 @@ N, C, C_OUT, V = 37, 11, 13, 17
 
 
 class Case(NamedTuple):
-    shapes: dict            # differentiable array argument -> shape
-    forward: Callable       # (**arrays) -> y, cache
+    shapes: dict  # differentiable array argument -> shape
+    forward: Callable  # (**arrays) -> y, cache
     backward: Callable
-    torch: Callable         # (torch, torch.nn.functional, **tensors) -> y
-    args: tuple = ()        # the other arguments
+    torch: Callable  # (torch, torch.nn.functional, **tensors) -> y
+    args: tuple = ()  # the other arguments
 
 
-ids = np.random.default_rng(1).integers(0, V - 3, N)         # repeated ids; the last three rows are never used
+ids = np.random.default_rng(1).integers(
+    0, V - 3, N
+)  # repeated ids; the last three rows are never used
 targets = np.random.default_rng(2).integers(0, V, N)
 NORM = {"x": (N, C), "weight": (C,)}
 LINEAR = {"x": (N, C), "weight": (C, C_OUT)}
@@ -35,25 +38,63 @@ def keep(torch, x):
 
 
 CASES = {
-    "linear": Case({**LINEAR, "bias": (C_OUT,)}, ops.linear_forward, ops.linear_backward,
-                   lambda t, F, x, weight, bias: F.linear(x, weight.T, bias)),
-    "linear-no_bias": Case(LINEAR, ops.linear_forward, ops.linear_backward,
-                           lambda t, F, x, weight: F.linear(x, weight.T)),
-    "layer_norm": Case({**NORM, "bias": (C,)}, ops.layer_norm_forward, ops.layer_norm_backward,
-                       lambda t, F, x, weight, bias: F.layer_norm(x, (C,), weight, bias)),
-    "layer_norm-no_bias": Case(NORM, ops.layer_norm_forward, ops.layer_norm_backward,
-                               lambda t, F, x, weight: F.layer_norm(x, (C,), weight)),
-    "rms_norm": Case({"x": (2, 3, 5, C)}, ops.rms_norm_forward, ops.rms_norm_backward,
-                     lambda t, F, x: x / t.sqrt((x**2).mean(-1, keepdim=True) + 1e-6)),
-    "gelu-tanh": Case({"x": (N, C)}, ops.gelu_forward, ops.gelu_backward,
-                      lambda t, F, x: F.gelu(x, approximate="tanh")),
-    "gelu-exact": Case({"x": (N, C)}, lambda x: ops.gelu_forward(x, "exact"), ops.gelu_backward,
-                       lambda t, F, x: F.gelu(x)),
-    "embedding": Case({"weight": (V, C)}, lambda weight: ops.embedding_forward(ids, weight), ops.embedding_backward,
-                      lambda t, F, weight: F.embedding(t.tensor(ids), weight)),
-    "dropout": Case({"x": (N, C)}, fixed_dropout, ops.dropout_backward, lambda t, F, x: x * keep(t, x)),
-    "cross_entropy": Case({"logits": (N, V)}, lambda logits: ops.cross_entropy_forward(logits, targets),
-                          ops.cross_entropy_backward, lambda t, F, logits: F.cross_entropy(logits, t.tensor(targets))),
+    "linear": Case(
+        {**LINEAR, "bias": (C_OUT,)},
+        ops.linear_forward,
+        ops.linear_backward,
+        lambda t, F, x, weight, bias: F.linear(x, weight.T, bias),
+    ),
+    "linear-no_bias": Case(
+        LINEAR,
+        ops.linear_forward,
+        ops.linear_backward,
+        lambda t, F, x, weight: F.linear(x, weight.T),
+    ),
+    "layer_norm": Case(
+        {**NORM, "bias": (C,)},
+        ops.layer_norm_forward,
+        ops.layer_norm_backward,
+        lambda t, F, x, weight, bias: F.layer_norm(x, (C,), weight, bias),
+    ),
+    "layer_norm-no_bias": Case(
+        NORM,
+        ops.layer_norm_forward,
+        ops.layer_norm_backward,
+        lambda t, F, x, weight: F.layer_norm(x, (C,), weight),
+    ),
+    "rms_norm": Case(
+        {"x": (2, 3, 5, C)},
+        ops.rms_norm_forward,
+        ops.rms_norm_backward,
+        lambda t, F, x: x / t.sqrt((x**2).mean(-1, keepdim=True) + 1e-6),
+    ),
+    "gelu-tanh": Case(
+        {"x": (N, C)},
+        ops.gelu_forward,
+        ops.gelu_backward,
+        lambda t, F, x: F.gelu(x, approximate="tanh"),
+    ),
+    "gelu-exact": Case(
+        {"x": (N, C)},
+        lambda x: ops.gelu_forward(x, "exact"),
+        ops.gelu_backward,
+        lambda t, F, x: F.gelu(x),
+    ),
+    "embedding": Case(
+        {"weight": (V, C)},
+        lambda weight: ops.embedding_forward(ids, weight),
+        ops.embedding_backward,
+        lambda t, F, weight: F.embedding(t.tensor(ids), weight),
+    ),
+    "dropout": Case(
+        {"x": (N, C)}, fixed_dropout, ops.dropout_backward, lambda t, F, x: x * keep(t, x)
+    ),
+    "cross_entropy": Case(
+        {"logits": (N, V)},
+        lambda logits: ops.cross_entropy_forward(logits, targets),
+        ops.cross_entropy_backward,
+        lambda t, F, logits: F.cross_entropy(logits, t.tensor(targets)),
+    ),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -105,7 +146,9 @@ def test_float32_stays_float32_and_close(case):
     assert isinstance(y, float) or y.dtype == np.float32
     assert error(y, exact[0]) <= 8 * np.finfo(np.float32).eps
     for name, grad in grads.items():
-        assert grad.dtype == np.float32 and error(grad, truth[name]) <= 8 * np.finfo(np.float32).eps, name
+        assert (
+            grad.dtype == np.float32 and error(grad, truth[name]) <= 8 * np.finfo(np.float32).eps
+        ), name
 
 
 @every_case
@@ -117,7 +160,7 @@ def test_pure(case):
     for name, x in arrays.items():
         np.testing.assert_array_equal(x, before[name])
     np.testing.assert_array_equal(first[0], second[0])
-    np.testing.assert_array_equal(first[1], second[1])                       # dy is not used as scratch either
+    np.testing.assert_array_equal(first[1], second[1])  # dy is not used as scratch either
     for name in first[2]:
         np.testing.assert_array_equal(first[2][name], second[2][name])
 
@@ -144,11 +187,15 @@ def test_more_rows_than_one_block(name):
     dx = case.backward(dy, cache)["x"]
     for part in (slice(0, 7), slice(rows - 7, rows)):
         y2, cache = case.forward(**{**arrays, "x": arrays["x"][part]})
-        np.testing.assert_allclose(y[part], y2, rtol=0, atol=1e-14)      # a matrix product may add a row up in another order
-        np.testing.assert_allclose(dx[part], case.backward(dy[part], cache)["x"], rtol=0, atol=1e-13)
+        np.testing.assert_allclose(
+            y[part], y2, rtol=0, atol=1e-14
+        )  # a matrix product may add a row up in another order
+        np.testing.assert_allclose(
+            dx[part], case.backward(dy[part], cache)["x"], rtol=0, atol=1e-13
+        )
 
 
-# ------------------------------------------------------------------------------------------------------- corners
+# ------------------------------------------------------------------------------------------ corners
 
 
 def test_layer_norm_rows_have_mean_0_and_variance_1():
@@ -156,8 +203,11 @@ def test_layer_norm_rows_have_mean_0_and_variance_1():
     assert np.abs(y.mean(axis=1)).max() < 1e-14 and np.abs(y.var(axis=1) - 1).max() < 1e-13
 
 
-@pytest.mark.parametrize("forward", [lambda x: ops.layer_norm_forward(x, np.ones(C)), ops.rms_norm_forward],
-                         ids=["layer_norm", "rms_norm"])
+@pytest.mark.parametrize(
+    "forward",
+    [lambda x: ops.layer_norm_forward(x, np.ones(C)), ops.rms_norm_forward],
+    ids=["layer_norm", "rms_norm"],
+)
 def test_norm_of_a_row_of_zeros_is_zero(forward):
     y, _ = forward(np.zeros((2, C)))
     np.testing.assert_array_equal(y, 0)
@@ -174,11 +224,18 @@ def test_gelu_far_out(form, dtype):
     x = np.array([[-1e4, -40, 0, 40, 1e4]], dtype)
     y, cache = ops.gelu_forward(x, form)
     np.testing.assert_array_equal(y, np.maximum(x, 0))
-    np.testing.assert_array_equal(ops.gelu_backward(np.ones_like(x), cache)["x"], [[0, 0, 0.5, 1, 1]])
+    np.testing.assert_array_equal(
+        ops.gelu_backward(np.ones_like(x), cache)["x"], [[0, 0, 0.5, 1, 1]]
+    )
 
 
-@pytest.mark.parametrize(("form", "at_1", "at_minus_half"), [("tanh", 0.8411919906082768, -0.15428599017485606),
-                                                             ("exact", 0.8413447460685429, -0.15426876936299344)])
+@pytest.mark.parametrize(
+    ("form", "at_1", "at_minus_half"),
+    [
+        ("tanh", 0.8411919906082768, -0.15428599017485606),
+        ("exact", 0.8413447460685429, -0.15426876936299344),
+    ],
+)
 def test_gelu_by_hand(form, at_1, at_minus_half):
     y, _ = ops.gelu_forward(np.array([[1.0, -0.5]]), form)
     np.testing.assert_allclose(y, [[at_1, at_minus_half]], rtol=1e-14)
@@ -191,14 +248,18 @@ def test_gelu_forms_differ_by_less_than_a_thousandth():
 
 
 def test_gelu_form_by_another_name():
-    with pytest.raises(InputError, match="gelu form must be one of tanh, exact; got 'tnah'. Did you mean 'tanh'"):
+    with pytest.raises(
+        InputError, match="gelu form must be one of tanh, exact; got 'tnah'. Did you mean 'tanh'"
+    ):
         ops.gelu_forward(np.zeros((1, 1)), "tnah")
 
 
 def test_embedding_collects_repeated_ids_and_leaves_unused_rows_alone():
     y, cache = ops.embedding_forward(np.array([2, 0, 2, 2]), np.arange(12.0).reshape(4, 3))
     np.testing.assert_array_equal(y[:, 0], [6, 0, 6, 6])
-    dweight = ops.embedding_backward(np.array([[1.0], [10], [100], [1000]]) * np.ones(3), cache)["weight"]
+    dweight = ops.embedding_backward(np.array([[1.0], [10], [100], [1000]]) * np.ones(3), cache)[
+        "weight"
+    ]
     np.testing.assert_array_equal(dweight, np.array([[10.0], [0], [1101], [0]]) * np.ones(3))
 
 
@@ -216,17 +277,23 @@ def test_dropout_statistics(p):
     assert abs(dropped - p) < 5 * np.sqrt(p * (1 - p) / x.size)
     assert np.unique(y).size == 2 and abs(y.max() * (1 - p) - 1) < 1e-4
     assert abs(y.mean() - 1) < 5 * np.sqrt(p / (1 - p) / x.size)
-    assert abs(np.corrcoef(y[:, 0], y[:, 1])[0, 1]) < 0.25 and np.ptp(np.mean(y == 0, axis=0)) < 0.25    # no stripes
+    assert (
+        abs(np.corrcoef(y[:, 0], y[:, 1])[0, 1]) < 0.25 and np.ptp(np.mean(y == 0, axis=0)) < 0.25
+    )  # no stripes
 
 
 def test_dropout_is_the_generators():
     x = draw(CASES["dropout"])["x"]
-    same, again, other = (ops.dropout_forward(x, 0.5, np.random.default_rng(s))[0] for s in (1, 1, 2))
+    same, again, other = (
+        ops.dropout_forward(x, 0.5, np.random.default_rng(s))[0] for s in (1, 1, 2)
+    )
     np.testing.assert_array_equal(same, again)
     assert (same != other).any()
 
 
-@pytest.mark.parametrize(("p", "rng"), [(0, np.random.default_rng(0)), (0.5, None)], ids=["p=0", "evaluation"])
+@pytest.mark.parametrize(
+    ("p", "rng"), [(0, np.random.default_rng(0)), (0.5, None)], ids=["p=0", "evaluation"]
+)
 def test_dropout_of_nothing(p, rng):
     x = draw(CASES["dropout"])["x"]
     y, cache = ops.dropout_forward(x, p, rng)
@@ -239,14 +306,16 @@ def test_dropout_of_nothing(p, rng):
 def test_cross_entropy_of_extreme_logits(dtype, scale):
     logits = scale * np.array([[0, 1, -1], [0, 1, -1]], dtype)
     loss, cache = ops.cross_entropy_forward(logits, np.array([1, 2]))
-    assert loss == pytest.approx(scale)                                      # rows: 0 nats, and 2 * scale
+    assert loss == pytest.approx(scale)  # rows: 0 nats, and 2 * scale
     grad = ops.cross_entropy_backward(1.0, cache)["logits"]
     np.testing.assert_allclose(grad, [[0, 0, 0], [0, 0.5, -0.5]], atol=1e-30)
 
 
 @pytest.mark.parametrize("shift", [1e2, -1e4, 1e6])
 def test_cross_entropy_ignores_a_shift(shift):
-    logits = np.round(8 * draw(CASES["cross_entropy"])["logits"]) / 8        # so that adding the shift is exact
+    logits = (
+        np.round(8 * draw(CASES["cross_entropy"])["logits"]) / 8
+    )  # so that adding the shift is exact
     loss, cache = ops.cross_entropy_forward(logits, targets)
     loss2, cache2 = ops.cross_entropy_forward(logits + shift, targets)
     assert loss == loss2
@@ -259,7 +328,7 @@ def test_cross_entropy_of_no_knowledge():
     assert np.abs(ops.cross_entropy_backward(3.0, cache)["logits"].sum(axis=1)).max() < 1e-15
 
 
-# --------------------------------------------------------------------------------------- the gradient check itself
+# ------------------------------------------------------------------------ the gradient check itself
 
 
 def wrong_by(factor):
@@ -271,7 +340,7 @@ def test_gradient_check_catches_an_error_in_the_sixth_digit():
     assert_gradients(ops.gelu_forward, wrong_by(1), x)
     with pytest.raises(AssertionError, match="hand-written +measured") as caught:
         assert_gradients(ops.gelu_forward, wrong_by(1 + 1e-6), x)
-    assert caught.value.args[0].count(" x ") == 3                            # one line per seed, both numbers in each
+    assert caught.value.args[0].count(" x ") == 3  # one line per seed, both numbers in each
 
 
 def test_gradient_check_catches_nan_and_zeros():
@@ -283,14 +352,25 @@ def test_gradient_check_catches_nan_and_zeros():
 
 def test_gradient_check_reports_both_numbers():
     x = np.array([1.0, 2, 3])
-    slope, = directional(lambda x: x**3, {"x": x}, {"x": 3 * x**2}, np.ones(3))
-    assert slope.argument == "x" and slope.written == pytest.approx(slope.measured, rel=1e-10) and slope.error < 1e-10
+    (slope,) = directional(lambda x: x**3, {"x": x}, {"x": 3 * x**2}, np.ones(3))
+    assert (
+        slope.argument == "x"
+        and slope.written == pytest.approx(slope.measured, rel=1e-10)
+        and slope.error < 1e-10
+    )
 
 
-@pytest.mark.parametrize(("arrays", "grads", "message"), [
-    ({"x": np.ones(3, np.float32)}, {"x": np.ones(3)}, "x must be float64"),
-    ({"x": np.ones(3)}, {"x": np.ones((3, 1))}, r"gradient of x must have its shape \(3,\); got \(3, 1\)"),
-])
+@pytest.mark.parametrize(
+    ("arrays", "grads", "message"),
+    [
+        ({"x": np.ones(3, np.float32)}, {"x": np.ones(3)}, "x must be float64"),
+        (
+            {"x": np.ones(3)},
+            {"x": np.ones((3, 1))},
+            r"gradient of x must have its shape \(3,\); got \(3, 1\)",
+        ),
+    ],
+)
 def test_gradient_check_refuses(arrays, grads, message):
     with pytest.raises(InputError, match=message):
         directional(lambda x: x, arrays, grads, np.ones(3))
