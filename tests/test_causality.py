@@ -15,9 +15,11 @@ from minattn.errors import InputError
 from minattn.inspect.leak import leak
 from minattn.validate.causality import causality
 
-module = importlib.import_module("minattn.validate.causality")      # the package may export its function by this name
+# the package may export its function by this name
+module = importlib.import_module("minattn.validate.causality")
 SETTINGS = [(name, options) for name in MECHANISMS for options in {
-    "affine": [{"length": n, "phi": phi} for n in ("total", "visible", 19) for phi in ("linear_clip", "sigmoid")],
+    "affine": [{"length": n, "phi": phi} for n in ("total", "visible", 19)
+               for phi in ("linear_clip", "sigmoid")],
     "energy": [{"norm": norm} for norm in ("key", "prefix", "sequence", "none")]}.get(name, [{}])]
 
 
@@ -36,7 +38,7 @@ def said(certificate, form):
     return "\n".join(certificate.findings[form])
 
 
-# ------------------------------------------------------------------------------------------------------------- kernels
+# ----------------------------------------------------------------------------------------- kernels
 
 
 @pytest.mark.parametrize("name, options", SETTINGS, ids=str)
@@ -45,7 +47,8 @@ def test_every_mechanism_of_the_registry(name, options):
     assert statuses(certificate) == [*expected(options), "not covered"], str(certificate)
     assert certificate.ok == ("fail" not in expected(options))
     row = MECHANISMS[name]
-    assert bool(row.leak(**options)) == (certificate.forms["suffix"] == "fail")            # the registry says the same
+    # the registry says the same
+    assert bool(row.leak(**options)) == (certificate.forms["suffix"] == "fail")
     assert bool(row.recompute(**options)) == (certificate.forms["prefix"] == "fail")
 
 
@@ -62,12 +65,15 @@ def test_a_prefix_that_sees_itself_is_reported():
 
 def test_the_words():
     text = str(causality("energy", options={"norm": "sequence"}))
-    for words in ("energy (norm=sequence), 67 positions", "output at position 1 changed when only token 66 changed",
+    for words in ("energy (norm=sequence), 67 positions",
+                  "output at position 1 changed when only token 66 changed",
                   "the gradient of output 2 with respect to input", "(energy) is", ", not 0",
                   "f(x[:3])[-1] differs from f(x)[2] by", "not covered"):
         assert words in text, text
     content = causality("softmax").to_json()
-    assert json.loads(json.dumps(content)) == content and content["ok"] and content["forms"]["prefix"] == "pass"
+    assert json.loads(json.dumps(content)) == content
+    assert content["ok"]
+    assert content["forms"]["prefix"] == "pass"
 
 
 def weights(q, k, causal, fill=-np.inf):
@@ -95,14 +101,20 @@ def block_means(q, k, v, causal):
 
 KERNELS = [      # (function, suffix, prefix, words of the first finding)
     (plain, "pass", "pass", ""),
-    (lambda q, k, v, causal: plain(q, k, v, False), "fail", "fail", "output at position 0 changed when only token 66"),
+    (lambda q, k, v, causal: plain(q, k, v, False), "fail", "fail",
+     "output at position 0 changed when only token 66"),
     (off_by_one_mask, "fail", "fail", "output at position 0 changed when only token 1 changed"),
     (block_means, "fail", "fail", "changed when only token"),
-    (lambda q, k, v, causal: weights(q, k, causal, -1e4) @ v, "fail", "pass", "is a finite number used for -infinity?"),
-    (lambda q, k, v, causal: weights(q, k, causal, -1e9) @ v, "fail", "pass", "is a finite number used for -infinity?"),
-    (lambda q, k, v, causal: plain(q, k, v, causal) / v.shape[2], "pass", "fail", "earlier outputs stay"),
-    (lambda q, k, v, causal: 0 * v, "fail", "pass", "from token 1, 3, 7, 15, 31, 32, .*it is ignored"),
-    (lambda q, k, v, causal: v * (np.nan if v.shape[2] > 66 else 1), "fail", "fail", "at position 0 is not finite"),
+    (lambda q, k, v, causal: weights(q, k, causal, -1e4) @ v, "fail", "pass",
+     "is a finite number used for -infinity?"),
+    (lambda q, k, v, causal: weights(q, k, causal, -1e9) @ v, "fail", "pass",
+     "is a finite number used for -infinity?"),
+    (lambda q, k, v, causal: plain(q, k, v, causal) / v.shape[2], "pass", "fail",
+     "earlier outputs stay"),
+    (lambda q, k, v, causal: 0 * v, "fail", "pass",
+     "from token 1, 3, 7, 15, 31, 32, .*it is ignored"),
+    (lambda q, k, v, causal: v * (np.nan if v.shape[2] > 66 else 1), "fail", "fail",
+     "at position 0 is not finite"),
 ]
 
 
@@ -118,7 +130,8 @@ def test_a_finite_mask_is_found_with_any_seed():
     def fn(q, k, v, causal):
         return weights(q, k, causal, -1e9) @ v
 
-    found = [causality(fn, mechanism="softmax", forms=("suffix",), sizes={"H": 1}, seed=seed).ok for seed in range(8)]
+    found = [causality(fn, mechanism="softmax", forms=("suffix",), sizes={"H": 1}, seed=seed).ok
+             for seed in range(8)]
     assert not any(found)
 
 
@@ -136,12 +149,16 @@ def next_token(grads, dout):
     return {**grads, "v": grads["v"] + np.roll(dout, 1, axis=2)}
 
 
+def last_is_nan(grads, dout):
+    return {**grads, "k": grads["k"] * np.where(np.arange(67) > 65, np.nan, 1)[:, None]}
+
+
 BACKWARDS = [
     (lambda grads, dout: grads, "pass", "exactly 0 at every later input"),
     (every_token, "fail", r"with respect to input \d+ \(v\) is .*, not 0"),
     (next_token, "fail", r"the gradient of output 0 with respect to input 1 \(v\) is"),
     (lambda grads, dout: {name: 0 * g for name, g in grads.items()}, "fail", "it does not arrive"),
-    (lambda grads, dout: {**grads, "k": grads["k"] * np.where(np.arange(67) > 65, np.nan, 1)[:, None]}, "fail", "nan"),
+    (last_is_nan, "fail", "nan"),
     (lambda grads, dout: {"q": grads["q"]}, "not covered", "the gradient of k is missing"),
 ]
 
@@ -172,16 +189,18 @@ def test_dropout_left_on_is_not_called_a_leak():
     assert "two different results" in said(certificate, "suffix")
 
 
-# ------------------------------------------------------------------------------------------------------- whole models
+# ------------------------------------------------------------------------------------ whole models
 
 
 def trained(attention, position="learned", T=64, **options):
     """A model far from its start, so that everything in it matters -> (params, buffers, config)"""
-    config = model.Config(vocab_size=13, block_size=T, n_layer=2, n_head=2, n_embd=12, attention=attention,
+    config = model.Config(vocab_size=13, block_size=T, n_layer=2, n_head=2, n_embd=12,
+                          attention=attention,
                           position=position, attention_options=options)
     params, buffers = model.init(config, 0)
     rng = np.random.default_rng(1)
-    params = {name: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype) for name, a in params.items()}
+    params = {name: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype) for name,
+              a in params.items()}
     return params, {name: a + np.float32(0.4) for name, a in buffers.items()}, config
 
 
@@ -191,7 +210,8 @@ def windows(config, n=3):
 
 
 MODELS = [("softmax", "learned", {}), ("sink", "rope", {}), ("energy", "decay", {"norm": "prefix"}),
-          ("gaussian", "rope", {}), ("affine+gated", "sinusoidal", {"length": "visible"}), ("gated", "none", {}),
+          ("gaussian", "rope", {}), ("affine+gated", "sinusoidal", {"length": "visible"}),
+          ("gated", "none", {}),
           ("energy,off_by_one", "morlet", {}), ("affine", "rope", {"length": "total"}),
           ("energy,softmax", "learned", {"norm": "sequence"})]
 
@@ -206,7 +226,7 @@ def test_whole_models(attention, position, options):
 
 
 def test_the_gradient_of_the_embedded_inputs_is_right():
-    """Form 2 against central differences: embeddings are moved one position at a time, through a longer table."""
+    """Form 2 against central differences: a longer table moves one embedding at a time."""
     params, buffers, config = module._float64(*trained("energy", "rope", T=9))
     subject = module._model(params, buffers, config, "it", 9)
     x, i = subject.draw(0, np.random.default_rng(3)), 5
@@ -235,10 +255,12 @@ def test_leak_is_the_loss_of_generation():
     for row, target in zip(x, y):
         for t in (0, 4, 15):
             logits = model.forward(params, row[None, :t + 1], config, buffers=buffers)[0][0, t]
-            own.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[target[t]])
+            lse = np.log(np.exp(logits - logits.max()).sum()) + logits.max()
+            own.append(lse - logits[target[t]])
     assert np.isclose(found.prefix_only, np.mean(own), rtol=1e-5) and found.n == 9
     whole = model.forward(params, x, config, targets=y, buffers=buffers)[1]
-    assert np.isclose(leak(params, buffers, config, x, y, range(16)).teacher_forced, whole, rtol=1e-5)
+    assert np.isclose(leak(params, buffers, config, x, y, range(16)).teacher_forced, whole,
+                      rtol=1e-5)
     assert abs(found.prefix_only - found.teacher_forced) > 1e-3
     params, buffers, config = trained("energy", T=16)
     found = leak(params, buffers, config, x, y, range(16))
@@ -246,21 +268,26 @@ def test_leak_is_the_loss_of_generation():
 
 
 def test_small_models_and_small_vocabularies():
-    params, buffers = model.init(config := model.Config(vocab_size=3, block_size=1, n_layer=1, n_head=1, n_embd=2))
+    size = {"n_layer": 1, "n_head": 1, "n_embd": 2}
+    params, buffers = model.init(config := model.Config(vocab_size=3, block_size=1, **size))
     assert statuses(causality((params, buffers, config)))[:3] == ["not covered"] * 3
-    params, buffers = model.init(config := model.Config(vocab_size=1, block_size=8, n_layer=1, n_head=1, n_embd=2))
+    params, buffers = model.init(config := model.Config(vocab_size=1, block_size=8, **size))
     certificate = causality((params, buffers, config))
-    assert certificate.forms["suffix"] == "not covered" and "vocabulary of one" in said(certificate, "suffix")
-    params, buffers = model.init(config := model.Config(vocab_size=2, block_size=2, n_layer=1, n_head=1, n_embd=4))
+    assert certificate.forms["suffix"] == "not covered"
+    assert "vocabulary of one" in said(certificate, "suffix")
+    size["n_embd"] = 4
+    params, buffers = model.init(config := model.Config(vocab_size=2, block_size=2, **size))
     assert statuses(causality((params, buffers, config)))[:3] == ["pass"] * 3
 
 
 def run_folder(where, text, **options):
     vocabulary = data.Vocabulary(text)
-    config = model.Config(vocab_size=len(vocabulary), block_size=16, n_layer=1, n_head=2, n_embd=8, attention="energy",
+    config = model.Config(vocab_size=len(vocabulary), block_size=16, n_layer=1, n_head=2, n_embd=8,
+                          attention="energy",
                           attention_options=options)
     params, buffers = model.init(config, 0)
-    corpus = {"name": "builtin", "sha256": hashlib.sha256(text.encode()).hexdigest(), "characters": len(text)}
+    corpus = {"name": "builtin", "sha256": hashlib.sha256(text.encode()).hexdigest(),
+              "characters": len(text)}
     zeros = {name: np.zeros_like(a) for name, a in params.items()}
     where.mkdir()
     runs.write_config(where, config, {}, vocabulary.characters, corpus)
@@ -276,18 +303,23 @@ def command(*words):
 
 def test_a_run_folder_brings_its_own_text(tmp_path, capsys):
     text = data.load_corpus("builtin").text
-    causal, leaking = run_folder(tmp_path / "a", text), run_folder(tmp_path / "b", text, norm="sequence")
+    causal = run_folder(tmp_path / "a", text)
+    leaking = run_folder(tmp_path / "b", text, norm="sequence")
     assert command(causal, "--json", tmp_path / "found.json") == 0
-    assert json.loads((tmp_path / "found.json").read_text())["forms"] == dict.fromkeys(module.FORMS, "pass")
+    forms = json.loads((tmp_path / "found.json").read_text())["forms"]
+    assert forms == dict.fromkeys(module.FORMS, "pass")
     assert command(leaking) == 1
     text = capsys.readouterr().out
-    assert "teacher-forced" in text and "when a prediction is made from its own prefix alone" in text
+    assert "teacher-forced" in text
+    assert "when a prediction is made from its own prefix alone" in text
     other = run_folder(tmp_path / "c", text + "another text, and so another checksum")
     certificate = causality(other)
-    assert certificate.ok and "not at hand" in said(certificate, "loss") and certificate.forms["loss"] == "not covered"
+    assert certificate.ok
+    assert "not at hand" in said(certificate, "loss")
+    assert certificate.forms["loss"] == "not covered"
 
 
-# ------------------------------------------------------------------------------------------------ functions of tokens
+# ----------------------------------------------------------------------------- functions of tokens
 
 TABLE = np.random.default_rng(0).standard_normal((11, 5))
 TOKENS = [       # (function, suffix, prefix)
@@ -317,26 +349,31 @@ def torch_model(kind):
 
         def forward(self, tokens):
             T = tokens.shape[1]
-            x = self.wte.weight[tokens] if kind == "indexed" else self.wte(tokens.reshape(-1)).reshape(*tokens.shape, 8)
+            if kind == "indexed":
+                x = self.wte.weight[tokens]
+            else:
+                x = self.wte(tokens.reshape(-1)).reshape(*tokens.shape, 8)
             x = x + self.wpe(torch.arange(T))
             if kind == "detached":
                 x = x.detach()
             mask = torch.full((T, T), -torch.inf, dtype=x.dtype).triu(1)
-            x = self.layer(x, src_mask=0 * mask.nan_to_num(neginf=0) if kind == "unmasked" else mask)
+            x = self.layer(x, src_mask=0 * mask.nan_to_num(neginf=0) if kind == "unmasked"
+                           else mask)
             return x @ self.wte.weight.T
 
     return Net().double()
 
 
 @pytest.mark.parametrize("kind, expected", [("looked up", ["pass"] * 3), ("indexed", ["pass"] * 3),
-                                            ("unmasked", ["fail"] * 3), ("detached", ["pass", "not covered", "pass"])])
+                                            ("unmasked", ["fail"] * 3),
+                                            ("detached", ["pass", "not covered", "pass"])])
 def test_torch_functions_of_tokens(kind, expected):
     certificate = causality(torch_model(kind), framework="torch")
     assert statuses(certificate)[:3] == expected, str(certificate)
 
 
 def test_a_gradient_that_leaks_where_the_values_do_not():
-    """The mean over all tokens adds nothing to the value, exactly, yet its gradient reaches ahead."""
+    """The mean over all tokens adds exactly nothing to the value; its gradient reaches ahead."""
     torch = pytest.importorskip("torch")
     table = torch.tensor(TABLE)
 
@@ -354,13 +391,17 @@ def test_torch_kernels():
     sdpa = torch.nn.functional.scaled_dot_product_attention
     good = lambda q, k, v, causal: sdpa(q, k, v, is_causal=causal)
     assert statuses(causality(good, mechanism="softmax", framework="torch"))[:3] == ["pass"] * 3
-    assert statuses(causality(good, mechanism="softmax", framework="torch", dtype="float32"))[:3] == ["pass"] * 3
+    assert statuses(causality(good, mechanism="softmax", framework="torch",
+                              dtype="float32"))[:3] == ["pass"] * 3
     half = causality(good, mechanism="softmax", framework="torch", dtype="bfloat16")
-    assert statuses(half)[:3] == ["pass", "pass", "not covered"] and "bfloat16 is too coarse" in str(half)
+    assert statuses(half)[:3] == ["pass", "pass", "not covered"]
+    assert "bfloat16 is too coarse" in str(half)
     blind = causality(lambda q, k, v, causal: sdpa(q, k, v), mechanism="softmax", framework="torch")
     assert statuses(blind)[:3] == ["fail"] * 3
-    cut = causality(lambda q, k, v, causal: good(q, k, v, causal).detach(), mechanism="softmax", framework="torch")
-    assert statuses(cut)[:3] == ["pass", "not covered", "pass"] and "cut off" in said(cut, "gradient")
+    cut = causality(lambda q, k, v, causal: good(q, k, v, causal).detach(), mechanism="softmax",
+                    framework="torch")
+    assert statuses(cut)[:3] == ["pass", "not covered", "pass"]
+    assert "cut off" in said(cut, "gradient")
 
 
 def test_jax_kernels_and_functions_of_tokens():
@@ -384,7 +425,7 @@ def test_jax_kernels_and_functions_of_tokens():
     assert causality(lambda t: fn(t), framework="jax").forms["gradient"] == "not covered"
 
 
-# ------------------------------------------------------------------------------------------------- command, bad input
+# ------------------------------------------------------------------------------ command, bad input
 
 
 def test_the_command_s_exit_codes(capsys):
@@ -440,5 +481,6 @@ def test_bad_input_on_the_command_line(tmp_path):
 
 
 def test_gates_may_be_one_per_head():
-    certificate = causality(gated.forward, mechanism="gated", backward=gated.backward, sizes={"Dv|1": 1})
+    certificate = causality(gated.forward, mechanism="gated", backward=gated.backward,
+                            sizes={"Dv|1": 1})
     assert statuses(certificate)[:3] == ["pass"] * 3

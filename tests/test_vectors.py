@@ -1,4 +1,4 @@
-"""Golden vectors: the same bytes every time, right answers, a check that lets nothing wrong pass, and a C program."""
+"""Golden vectors: the same bytes every time, right answers, a check that holds, a C program."""
 import argparse
 import hashlib
 import json
@@ -43,21 +43,24 @@ def command(*words):
     return vectors.run(parser.parse_args([str(word) for word in words]))
 
 
-# ------------------------------------------------------------------------------------------------------ what is written
+# --------------------------------------------------------------------------------- what is written
 
 
 def test_the_standard_set_is_the_same_byte_for_byte(folder, tmp_path):
     program = "import sys; from minattn.validate import vectors; vectors.write(sys.argv[1])"
-    environment = {"PYTHONHASHSEED": "7", "OPENBLAS_NUM_THREADS": "2", "OPENBLAS_CORETYPE": "Nehalem",
-                   "PYTHONPATH": str(Path(vectors.__file__).parents[2])}              # almost as on another machine
+    environment = {"PYTHONHASHSEED": "7", "OPENBLAS_NUM_THREADS": "2",
+                   "OPENBLAS_CORETYPE": "Nehalem",
+                   # almost as on another machine
+                   "PYTHONPATH": str(Path(vectors.__file__).parents[2])}
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, env=environment)
     for name in (vectors.INDEX, vectors.PAYLOAD, vectors.SCHEMA):
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
 def test_the_arithmetic_gives_these_bits_on_every_machine():
-    """No BLAS, no libm, no generator: inputs by integer arithmetic, every mechanism, both directions."""
-    number = lambda n, shape: (np.arange(np.prod(shape)).reshape(shape) * (2 * n + 37) % 61 - 30) / 16
+    """No BLAS, no libm, no generator: inputs by integer arithmetic, every mechanism."""
+    def number(n, shape):
+        return (np.arange(np.prod(shape)).reshape(shape) * (2 * n + 37) % 61 - 30) / 16
     digest = hashlib.sha256()
     for name, mechanism in MECHANISMS.items():
         size = {"B": 2, "H": 3, "Tq": 5, "Tk": 7, "T": 7, "D": 3, "Dv": 2, "Dv|1": 2}
@@ -69,7 +72,7 @@ def test_the_arithmetic_gives_these_bits_on_every_machine():
             options["scale"] = 0.75
         case = cases.Case("", "", name, arrays, options, dout)
         for tensor, a in golden.answers(case).items():
-            digest.update(tensor.encode() + (a + 0.0).astype("<f8").tobytes())         # (no minus zeros)
+            digest.update(tensor.encode() + (a + 0.0).astype("<f8").tobytes())  # (no minus zeros)
     assert digest.hexdigest() == "cde7d08934ed846be2f02840e196d87fb0e1634a1d426eedf76e3ecc327db09b"
 
 
@@ -94,7 +97,8 @@ def test_rounding_is_to_nearest_even(dtype):
     else:
         target = np.dtype(dtype)
     x = np.random.default_rng(0).standard_normal(5000) * np.logspace(-3, 3, 5000)
-    x = np.concatenate([x, 1 + np.arange(64) / 512, [0, -0.0, np.inf, -np.inf]]).astype(np.float32).astype(float)
+    x = np.concatenate([x, 1 + np.arange(64) / 512, [0, -0.0, np.inf, -np.inf]])
+    x = x.astype(np.float32).astype(float)
     assert np.array_equal(arithmetic.round_to(x, dtype), x.astype(target).astype(float))
 
 
@@ -110,13 +114,17 @@ def test_the_set_is_small_and_holds_every_mechanism_and_family(folder, content):
     names = [case["caseId"] for case in index["cases"]]
     assert len(set(names)) == len(names) > 200
     for name in MECHANISMS:
-        families = {flag for case in index["cases"] if case["mechanism"] == name for flag in case["flags"]}
+        families = {flag for case in index["cases"] if case["mechanism"] == name
+                    for flag in case["flags"]}
         assert families >= {case.family for case in cases.cases(name)} - set(golden.APART), name
     assert {flag for case in index["cases"] for flag in case["flags"]} >= set(index["bugs"])
-    variants = {(case["mechanism"], *(case["attributes"].get(option) for option in ("phi", "length", "norm")))
+    variants = {(case["mechanism"], *(case["attributes"].get(option)
+                                      for option in ("phi", "length", "norm")))
                 for case in index["cases"]}
-    assert variants >= {("energy", None, None, norm) for norm in ("key", "prefix", "sequence", "none")}
-    assert variants >= {("affine", "sigmoid", "total", None), ("affine", "linear_clip", "visible", None)}
+    norms = ("key", "prefix", "sequence", "none")
+    assert variants >= {("energy", None, None, norm) for norm in norms}
+    assert variants >= {("affine", "sigmoid", "total", None),
+                        ("affine", "linear_clip", "visible", None)}
 
 
 def test_the_index_keeps_to_its_schema(folder):
@@ -136,9 +144,11 @@ def test_the_safetensors_library_reads_the_same(folder, content):
     loaded = pytest.importorskip("safetensors.numpy").load_file(folder / vectors.PAYLOAD)
     assert loaded.keys() == truth.keys()
     assert all(np.array_equal(loaded[key], truth[key], equal_nan=True) for key in truth)
-    listed = {f"{case['caseId']}/{name}": t for case in index["cases"] for name, t in case["tensors"].items()}
+    listed = {f"{case['caseId']}/{name}": t for case in index["cases"] for name,
+              t in case["tensors"].items()}
     assert listed.keys() == loaded.keys()
-    assert all((tuple(t["shape"]), t["dtype"]) == (loaded[key].shape, loaded[key].dtype) for key, t in listed.items())
+    assert all((tuple(t["shape"]), t["dtype"]) == (loaded[key].shape, loaded[key].dtype) for key,
+               t in listed.items())
 
 
 def test_every_valid_case_has_an_answer_for_every_input(content):
@@ -157,17 +167,19 @@ def test_every_valid_case_has_an_answer_for_every_input(content):
             assert np.all(np.isclose(P.sum(-1), 1) | (P.sum(-1) == 0))
 
 
-# --------------------------------------------------------------------------------------------------------- the checking
+# ------------------------------------------------------------------------------------ the checking
 
 
 def test_our_own_kernels_pass_in_float64_and_float32(folder, content):
     report = vectors.check(folder)
     assert report.ok, str(report)
     refused = [row for row in report.rows if row.tensor == "rejected"]
-    assert len(refused) == 2 * len(golden.INVALID) and all(row.status == "passed" for row in refused)
+    assert len(refused) == 2 * len(golden.INVALID)
+    assert all(row.status == "passed" for row in refused)
     missing = {row.tensor for row in report.having("not covered")}
     assert missing <= {"scores", "P", "lse", "delta"}, missing
-    assert max(row.error / row.bound for row in report.having("passed") if row.bound) < 0.8    # room for other kernels
+    # room for other kernels
+    assert max(row.error / row.bound for row in report.having("passed") if row.bound) < 0.8
 
 
 def test_pytorch_s_own_attention_passes_in_float32_and_bfloat16(folder, content):
@@ -179,21 +191,28 @@ def test_pytorch_s_own_attention_passes_in_float32_and_bfloat16(folder, content)
             a, name, on = case["attributes"], case["caseId"], torch.tensor(True)
             if case["mechanism"] != "softmax" or case["result"] == "invalid":
                 continue
-            x = {n: torch.tensor(truth[f"{name}/{n}"]) for n, t in case["tensors"].items() if "budgets" not in t}
-            p = torch.arange(x["q"].shape[2])[:, None] + (x["k"].shape[2] - x["q"].shape[2]) * (a["align"] == "end")
-            j = torch.arange(x["k"].shape[2])
-            see = ((j <= p) | (j < a["prefix"]) & (p < a["prefix"])) if a["causal"] or a["window"] else on
+            x = {n: torch.tensor(truth[f"{name}/{n}"]) for n,
+                 t in case["tensors"].items() if "budgets" not in t}
+            Tq, Tk = x["q"].shape[2], x["k"].shape[2]
+            p = torch.arange(Tq)[:, None] + (Tk - Tq if a["align"] == "end" else 0)
+            j = torch.arange(Tk)
+            see = on
+            if a["causal"] or a["window"]:
+                see = (j <= p) | (j < a["prefix"]) & (p < a["prefix"])
             see = see & (j > p - (a["window"] or 999)) & x.get("allowed", on)
             if not see.any(-1).all():
-                continue                                             # NaN there, by PyTorch's own choice
-            x = {n: b if b.dtype == torch.bool else b.to(dtype).requires_grad_() for n, b in x.items()}
-            mask = torch.where(see, x.get("bias", torch.zeros((), dtype=dtype)), -torch.inf).to(dtype)
+                continue                                     # NaN there, by PyTorch's own choice
+            x = {n: b if b.dtype == torch.bool else b.to(dtype).requires_grad_() for n,
+                 b in x.items()}
+            mask = torch.where(see, x.get("bias", torch.zeros((), dtype=dtype)),
+                               -torch.inf).to(dtype)
             sdpa = torch.nn.functional.scaled_dot_product_attention
             out = sdpa(x["q"], x["k"], x["v"], attn_mask=mask, scale=a["scale"])
             grads = torch.autograd.grad(out, [x[n] for n in "qkv"], x["dout"])
             precision = str(dtype).removeprefix("torch.")
             tensors = {"out": out, "dq": grads[0], "dk": grads[1], "dv": grads[2]}
-            results.update({f"{name}/{n}": (precision, t.detach().double().numpy()) for n, t in tensors.items()})
+            results.update({f"{name}/{n}": (precision, t.detach().double().numpy()) for n,
+                            t in tensors.items()})
         report = compare(index, truth, results, None)
         assert report.ok and len(report.having("passed")) > 120, f"{dtype}\n{report}"
 
@@ -214,8 +233,9 @@ def wrong(results, content):
     yield f"{first}/dv", nan
     yield f"{first}/dv", np.swapaxes(nan, 2, 3)
     yield f"{first}/out", heads[:1]
-    yield "softmax-fully_masked_row-holes/out", results["softmax-fully_masked_row-holes/out"] + np.float32(1e-5)
-    yield "sink-sink_far_below--20/dsink", -results["sink-sink_far_below--20/dsink"] + np.float32(1e-4)
+    holes, below = "softmax-fully_masked_row-holes/out", "sink-sink_far_below--20/dsink"
+    yield holes, results[holes] + np.float32(1e-5)
+    yield below, -results[below] + np.float32(1e-4)
     yield "energy-gate_all_closed-key/out", 0 * results["energy-gate_all_closed-key/out"]
     yield "no-such-case/out", q
     yield f"{first}/rejected", q
@@ -231,7 +251,8 @@ def test_whatever_is_wrong_is_found_and_nothing_else(folder, content, own):
     for key, x in mistakes:
         results = {name: ("float32", a) for name, a in {**own, key: x}.items()}
         report = compare(index, truth, results, None)
-        failed, key = report.having("failed"), key.replace("no-keys/out", "no-keys/rejected")     # it was to be refused
+        # it was to be refused
+        failed, key = report.having("failed"), key.replace("no-keys/out", "no-keys/rejected")
         assert [f"{row.case}/{row.tensor}" for row in failed] == [key], (key, str(report))
         assert not report.ok and failed[0].case in str(report)
 
@@ -246,10 +267,12 @@ def test_minus_infinity_is_due_where_nothing_is_visible(folder, content):
 
 
 def test_what_is_missing_is_not_covered_and_never_passed(folder, own):
-    forward = {key: x for key, x in own.items() if key.startswith("softmax") and key.endswith("/out")}
+    forward = {key: x for key, x in own.items() if key.startswith("softmax")
+               and key.endswith("/out")}
     report = vectors.check(folder, forward)
     assert report.ok and len(report.having("passed")) == len(forward)
-    assert {row.tensor for row in report.having("not covered") if row.case == "softmax-causal-T"} >= {"dq", "dv", "lse"}
+    assert {row.tensor for row in report.having("not covered")
+            if row.case == "softmax-causal-T"} >= {"dq", "dv", "lse"}
     assert not vectors.check(folder, {"softmax-causal-T/rejected": np.zeros(0), **forward}).ok
     assert not vectors.check(folder, {}).ok
 
@@ -258,7 +281,7 @@ def test_a_wrong_shape_is_said(folder, own):
     key = "softmax-causal-T/dv"
     for x in (own[key].swapaxes(1, 2), own[key][:1]):
         assert "its shape must be (2, 3, 7, 5); got" in str(vectors.check(folder, {key: x}))
-    assert vectors.check(folder, {key: own[key].ravel()}).ok                    # as a raw file brings it
+    assert vectors.check(folder, {key: own[key].ravel()}).ok  # as a raw file brings it
 
 
 @pytest.mark.parametrize("code", ["f64", "f32", "f16", "bf16"])
@@ -272,17 +295,20 @@ def test_raw_files_and_safetensors_files_of_every_type_are_read(folder, content,
     for tensor in ("out", "dq", "dk", "dv"):
         x = content[1][f"{name}/{tensor}"]
         if code == "bf16":
-            bits = (arithmetic.round_to(x, "bfloat16").astype("<f4").view("<u4") >> 16).astype("<u2")
+            rounded = arithmetic.round_to(x, "bfloat16").astype("<f4")
+            bits = (rounded.view("<u4") >> 16).astype("<u2")
         else:
             bits = x.astype(types[code])
         (raw / f"{name}.{tensor}.{code}.bin").write_bytes(bits.tobytes())
         tensors[f"{name}/{tensor}"] = bits
     header, end = {"__metadata__": {"by": "a test"}}, 0
     for key, bits in tensors.items():
-        header[key] = {"dtype": code.upper(), "shape": bits.shape, "data_offsets": [end, end + bits.nbytes]}
+        header[key] = {"dtype": code.upper(), "shape": bits.shape,
+                       "data_offsets": [end, end + bits.nbytes]}
         end += bits.nbytes
     text = json.dumps(header).encode()
-    packed.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(bits.tobytes() for bits in tensors.values()))
+    payload = b"".join(bits.tobytes() for bits in tensors.values())
+    packed.write_bytes(len(text).to_bytes(8, "little") + text + payload)
     for results in (raw, packed):
         report = vectors.check(folder, results)
         assert report.ok and len(report.having("passed")) == 4, str(report)
@@ -291,7 +317,7 @@ def test_raw_files_and_safetensors_files_of_every_type_are_read(folder, content,
             assert len(vectors.check(folder, results, "float32").having("passed")) == 0
 
 
-# -------------------------------------------------------------------------------------------------- command, bad input
+# ------------------------------------------------------------------------------ command, bad input
 
 
 def test_the_command_says_how_it_went_by_its_exit_code(folder, own, tmp_path, capsys):
@@ -304,7 +330,8 @@ def test_the_command_says_how_it_went_by_its_exit_code(folder, own, tmp_path, ca
     assert command("check", folder, "--results", bad, "--json", tmp_path / "report.json") == 1
     assert "expected" in capsys.readouterr().out
     rows = json.loads((tmp_path / "report.json").read_text())
-    assert not rows["ok"] and any(row["status"] == "failed" and row["error"] > row["bound"] for row in rows["rows"])
+    assert not rows["ok"]
+    assert any(row["status"] == "failed" and row["error"] > row["bound"] for row in rows["rows"])
     good.write_bytes(vectors.pack({"gated-causal-T/elsewhere": np.zeros(3, np.float32)}))
     assert command("check", folder, "--results", good) == 1
 
@@ -360,7 +387,7 @@ def test_other_bad_input(folder, tmp_path):
     assert command("check", folder, "--results", tmp_path) == 0
 
 
-# -------------------------------------------------------------------------------------------------------------- in C
+# -------------------------------------------------------------------------------------------- in C
 
 
 @pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="no C compiler")
@@ -372,7 +399,8 @@ def test_a_c_program_agrees_with_the_header_and_a_wrong_one_does_not(tmp_path):
 
     def outcome(text, real):
         (tmp_path / "check.c").write_text(text)
-        subprocess.run([compiler, "-std=c99", "-O1", "-Wall", "-Wextra", "-Werror", f"-DREAL={real}", "-I", tmp_path,
+        subprocess.run([compiler, "-std=c99", "-O1", "-Wall", "-Wextra", "-Werror",
+                        f"-DREAL={real}", "-I", tmp_path,
                         "-o", tmp_path / "check", tmp_path / "check.c", "-lm"], check=True)
         done = subprocess.run([tmp_path / "check"], stdout=subprocess.PIPE, text=True)
         return done.returncode, done.stdout
