@@ -58,17 +58,18 @@ def test_differences_are_found(other, found):
 
 
 def test_growth_exponent():
-    rows = [{"side": "a", "T": T, "bytes": 3 * T**1.5} for T in (512, 2048, 4096, 8192)]
-    assert long.exponent(rows, "a", lambda row: row["bytes"]) == pytest.approx(1.5)
-    assert long.exponent(rows[:2], "a", lambda row: row["bytes"]) is None
-    assert long.exponent(rows, "b", lambda row: row["bytes"]) is None
+    T = (512, 2048, 4096, 8192)
+    sizes = [3 * t**1.5 for t in T]
+    assert long.exponent(T, [7, *sizes[1:]]) == pytest.approx(1.5)
+    assert long.exponent(T, [*sizes[:2], 0, 0]) is None
+    assert long.exponent((), ()) is None
 
 
 def test_summary_of_a_row(tiny):
     times = {"minattn": [[1.0], [1.0]], "minattn softmax": [[0.5], [0.5]], "rate": [[0.25], [0.25]],
              "eager": [[2.0], [2.0]], "eager plain": [[1.25], [1.25]]}
     job = step.spec("tiny", "energy")
-    row = step.summary({"turns": times, "job": job, "threads": 2})
+    row = step.summary(sides.Measured({}, times, {}), job, 2)
     assert row["best"] == {"eager": "eager plain", "compile": None, "jax": None} and row["ratios"] == {"eager": 0.5, "eager plain": 0.8}
     assert row["overhead"] == 2 and row["rate"] == 2 * 2 * 64**3 / 0.25
     assert row["share"] == pytest.approx(step.flops(job) / row["rate"])
@@ -182,12 +183,6 @@ def test_jax_takes_the_same_steps(tiny):
         first, _, last = found.checks["numpy"]
         assert last[0] != pytest.approx(first[0], rel=1e-2)                      # three steps of AdamW have left their mark
     assert not problems
-
-
-def test_the_names_that_jax_has():
-    pytest.importorskip("jax")
-    from minattn.bench import jax_jobs
-    assert step.JAX == {"attention": tuple(jax_jobs.SINKS), "position": tuple(jax_jobs.ROTATIONS)}
 
 
 @pytest.mark.slow

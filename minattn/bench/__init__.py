@@ -80,8 +80,8 @@ def run(args):
         content = json.dumps({**result, "problems": problems}, indent=1)
         Path(args.json).write_text(content, encoding="utf-8")
     if args.picture:
-        from minattn.bench import figures
-        figures.scaling(result["long"]["rows"], args.picture)
+        from minattn.bench import long
+        long.picture(result["long"]["rows"], args.picture)
     return 1 if any("differ" in problem for problem in problems) else 0
 
 

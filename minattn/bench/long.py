@@ -2,8 +2,8 @@
 fast they grow."""
 import numpy as np
 
-from minattn import report_table
-from minattn.bench.sides import Job, measure, milliseconds, number, ratio, sides, spread
+from minattn import plots, report_table
+from minattn.bench.sides import Job, measure, milliseconds, number, sides
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 HEADS, HEAD_SIZE = 4, 32
@@ -17,10 +17,10 @@ def suite(args, problems):
     """
     rows, exponents = [], []
     for window in TORCH_FORMS:
-        part = _rows(window, args, problems)
-        fits = [{"window": window, "side": side, "time": exponent(part, side, _seconds),
-                 "memory": exponent(part, side, _extra_bytes)}
-                for side in dict.fromkeys(row["side"] for row in part)]
+        part, fits = _rows(window, args, problems), []
+        for _, side, T, seconds, sizes in curves(part):
+            fits.append({"window": window, "side": side, "memory": exponent(T, sizes),
+                         "time": exponent(T, [times["median"] for times in seconds])})
         _print(window, part, fits, args)
         rows += part
         exponents += fits
@@ -45,8 +45,8 @@ def _rows(window, args, problems):
     for T in lengths:
         found = measure(f"attention over {T} tokens, {_kind(window)}", _jobs(window, T, args), args,
                         problems, tolerance=1e-3, most=30)
-        rows += [{"window": window, "side": label, "T": T, "seconds": spread(turns), "turns": turns,
-                  "ratio": ratio(found.turns["minattn"], turns)}
+        rows += [{"window": window, "side": label, "T": T, "seconds": found.seconds[label],
+                  "turns": turns, "ratio": found.ratio(label)}
                  for label, turns in found.turns.items()]
     with sides(_jobs(window, lengths[0], args), trace=True) as group:    # memory, shortest first
         before = {label: _memory(group[label], job)
@@ -67,18 +67,16 @@ def _memory(side, job):
     return side("job", job.name, job.spec, job.checks) | side("memory")
 
 
-def _seconds(row):
-    return row["seconds"]["median"]
+def curves(rows):
+    """For each window and side: window, side, lengths, quartiles of the times, bytes."""
+    for window, side in dict.fromkeys((row["window"], row["side"]) for row in rows):
+        mine = [row for row in rows if (row["window"], row["side"]) == (window, side)]
+        yield window, side, *zip(*((row["T"], row["seconds"], row["extra_bytes"]) for row in mine))
 
 
-def _extra_bytes(row):
-    return row["extra_bytes"]
-
-
-def exponent(rows, side, measure):
+def exponent(T, values):
     """The p of the best fit c T^p, in logarithms, from FIT_FROM on; None for fewer than two."""
-    mine = [row for row in rows if row["side"] == side and row["T"] >= FIT_FROM]
-    points = [(row["T"], measure(row)) for row in mine if measure(row) > 0]
+    points = [(t, value) for t, value in zip(T, values) if t >= FIT_FROM and value > 0]
     return float(np.polyfit(*np.log(points).T, 1)[0]) if len(points) > 1 else None
 
 
@@ -107,3 +105,26 @@ def _print(window, rows, fits, args):
              for fit in fits if fit["time"]]
     if grown:
         print(f"Growth from T = {FIT_FROM}: {'; '.join(grown)}.")
+
+
+def picture(rows, path):
+    """Time and memory of attention against the length of the sequence, as PNG."""
+    fig, (left, right) = plots.figure(10, 4.2, ncols=2)
+    sides = list(dict.fromkeys(row["side"] for row in rows))
+    for window, side, T, seconds, sizes in curves(rows):
+        low, middle, high = ([times[at] for times in seconds] for at in ("q1", "median", "q3"))
+        colour = plots.COLOURS[sides.index(side) % len(plots.COLOURS)]
+        style = "-" if window is None else "--"
+        line = {"color": colour, "marker": "o", "ms": 4, "lw": 1.6, "ls": style}
+        left.plot(T, middle, label=f"{side}, {_kind(window)}", **line)
+        left.fill_between(T, low, high, color=colour, alpha=0.15, lw=0)
+        right.plot(T, [max(size, 1) / 1e6 for size in sizes], **line)
+    ticks = sorted({row["T"] for row in rows})
+    left.set(ylabel="seconds, forward and backward")
+    right.set(ylabel="MB beyond the inputs, at the peak")
+    for ax in (left, right):
+        ax.set(xscale="log", yscale="log", xlabel="tokens in the sequence")
+        ax.set_xticks(ticks, [str(T) for T in ticks])
+        ax.minorticks_off()
+    left.legend(frameon=False, fontsize=8)
+    plots.save(fig, path)

@@ -4,11 +4,14 @@ A job is a function (spec, session) -> (work, input_bytes): what to do once, and
 input it keeps. work() returns numbers by which the sides are checked against each other.
 torch_jobs.py has the same jobs in PyTorch.
 """
-from contextlib import contextmanager
+import os
+import tempfile
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import numpy as np
 
-from minattn import generate, model, parallel, train
+from minattn import generate, model, parallel, runs, train
 from minattn.attention import softmax
 
 
@@ -88,5 +91,21 @@ def sample(spec, session):
     def work():
         new = generate.stream(params, buffers, config, x[:, :1], spec["tokens"], top_k=1, pool=pool)
         return [tokens.tolist() for tokens in new]
+
+    return work, 0
+
+
+def whole(spec, session):
+    """minattn's trainer as a user starts it -> seconds of its loop, with checkpoints, metrics and
+    evaluations; last loss"""
+    _, threads = session
+
+    def work():
+        with (tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet,
+              redirect_stderr(quiet), redirect_stdout(quiet)):
+            run = train.start(train.Settings(**spec["settings"]), spec["shape"], Path(folder),
+                              threads=threads, say=lambda text: None)
+            last = runs.read_metrics(run.folder)[-1]
+            return run.checkpoint.seconds, last["val_loss"]
 
     return work, 0

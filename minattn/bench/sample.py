@@ -2,7 +2,7 @@
 sequence, and several."""
 from minattn import report_table
 from minattn.bench import step
-from minattn.bench.sides import Job, measure, number, ratio, spread
+from minattn.bench.sides import Job, measure, number
 
 PRESET, BATCHES = "paper", (1, 16)
 
@@ -24,13 +24,11 @@ def suite(args, problems):
             jobs[f"minattn, {threads}"] = Job("bench.numpy_jobs", "sample", job, threads=n)
             if args.torch:
                 jobs[f"PyTorch, {threads}"] = Job("bench.torch_jobs", "sample", job, threads=n)
-        times = measure(f"generation, {PRESET}, batch {batch}", jobs, args, problems,
-                        tolerance=0).turns
+        times = measure(f"generation, {PRESET}, batch {batch}", jobs, args, problems, tolerance=0)
         rows = {}
-        for label, turns in times.items():
-            seconds = spread(turns)
-            rate = {at: batch * tokens / seconds[at] for at in seconds}
-            faster = 1 / ratio(times[label.replace("PyTorch", "minattn")], turns)
+        for label, turns in times.turns.items():
+            rate = {at: batch * tokens / t for at, t in times.seconds[label].items()}
+            faster = 1 / times.ratio(label, label.replace("PyTorch", "minattn"))
             rows[label] = {"tokens_per_second": rate["median"], "speedup": faster, "turns": turns}
             shown = "" if label.startswith("minattn") else number(faster) + "x"
             lines.append((str(batch), label, number(rate["median"], 0),

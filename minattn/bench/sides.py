@@ -36,6 +36,14 @@ class Measured(NamedTuple):
     turns: dict              # label -> for each turn, a list of seconds
     peaks: dict              # label -> the most memory its process has held, in bytes
 
+    @property
+    def seconds(self):
+        return {label: spread(turns) for label, turns in self.turns.items()}
+
+    def ratio(self, label, ours="minattn"):
+        """Our time relative to this side's"""
+        return ratio(self.turns[ours], self.turns[label])
+
 
 class SideFailed(Exception):
     """A side could not do its job; the message is its traceback."""

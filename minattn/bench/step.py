@@ -5,7 +5,7 @@ import statistics
 from minattn import masks, model, report_table, train
 from minattn import spec as spelling
 from minattn.attention import MECHANISMS
-from minattn.bench.sides import Job, flat, measure, milliseconds, number, ratio, spread
+from minattn.bench.sides import Job, measure, milliseconds, number
 from minattn.layers import layers
 
 MATMUL = 2048                      # side of the square matrices that measure the machine's rate
@@ -14,6 +14,7 @@ CASES = [*((name, "learned") for name in [*MECHANISMS, "energy[norm=prefix]"]),
          ("softmax", "rope"), ("softmax", "morlet")]
 JAX = {"attention": ("softmax", "off_by_one", "sink", "gated"),      # what jax_jobs.py has
        "position": ("learned", "rope")}
+KINDS = ("eager", "compile", "jax")
 PLAIN_UP_TO = 128                  # tokens up to which PyTorch's unfused form is tried too
 TOLERANCE = 2e-3                   # relative, of three steps' losses and gradient norms in float32
 
@@ -96,27 +97,23 @@ def _row(what, cell, args, problems):
         jobs["jax"] = step("bench.jax_jobs")
     found = measure(what, jobs, args, problems, tolerance=TOLERANCE,
                     unchecked=("rate", "minattn softmax"))
-    row = {"preset": preset, "attention": attention, "position": position, "job": job,
-           "threads": args.threads, "turns": found.turns, "peak_bytes": found.peaks,
-           "checks": found.checks}
-    return {**row, **summary(row)}
+    return {"preset": preset, "attention": attention, "position": position, "job": job,
+            "threads": args.threads, "turns": found.turns, "peak_bytes": found.peaks,
+            "checks": found.checks, **summary(found, job, args.threads)}
 
 
-def summary(row):
-    """Medians, ratios and shares from the times of a row."""
-    times, work = row["turns"], flops(row["job"])
-    rates = [[2 * row["threads"] * MATMUL**3 / t for t in turn] for turn in times["rate"]]
-    done = [[work / t for t in turn] for turn in times["minattn"]]
-    ratios, best = {}, {}
-    for kind in ("eager", "compile", "jax"):
-        mine = {label: ratio(times["minattn"], times[label])
-                for label in times if label.startswith(kind)}
-        best[kind] = max(mine, key=mine.get, default=None)     # the form that is harder to beat
-        ratios.update(mine)
-    return {"flops": work, "rate": statistics.median(flat(rates)), "share": ratio(done, rates),
-            "ratios": ratios, "best": best,
-            "overhead": ratio(times["minattn"], times.get("minattn softmax", times["minattn"])),
-            "seconds": {label: spread(turns) for label, turns in times.items()}}
+def summary(found, job, threads):
+    """Medians, ratios and shares of a row."""
+    seconds, work, product = found.seconds, flops(job), 2 * threads * MATMUL**3
+    ratios = {label: found.ratio(label) for label in seconds if label.startswith(KINDS)}
+    best = {}                                                  # the form that is harder to beat
+    for kind in KINDS:
+        forms = [label for label in ratios if label.startswith(kind)]
+        best[kind] = max(forms, key=ratios.get, default=None)
+    softmax = "minattn softmax" if "minattn softmax" in seconds else "minattn"
+    return {"flops": work, "rate": product / seconds["rate"]["median"],
+            "share": work / product / found.ratio("rate"), "ratios": ratios, "best": best,
+            "overhead": found.ratio(softmax), "seconds": seconds}
 
 
 def _print(rows):

@@ -1,12 +1,8 @@
 """A whole training run, up to the last validation loss, beside the same run in PyTorch."""
 import dataclasses
-import os
 import sys
-import tempfile
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
-from pathlib import Path
 
-from minattn import report_table, runs, train
+from minattn import report_table, train
 from minattn.bench.sides import Job, number, sides
 from minattn.bench.step import presets
 
@@ -15,7 +11,7 @@ def suite(args, problems):
     """Each preset once on each side, one after the other -> a list of rows; prints a table."""
     rows = []
     lines = [("preset", "minattn s", "PyTorch s", "ratio", "val loss", "PyTorch's", "peak MB")]
-    modules = {"minattn": "bench.whole"}
+    modules = {"minattn": "bench.numpy_jobs"}
     if args.torch:
         modules["PyTorch"] = "bench.torch_jobs"
     for preset in presets(args):
@@ -40,22 +36,3 @@ def suite(args, problems):
           "validation split")
     print(report_table.text(lines, right=range(1, len(lines[0]))))
     return rows
-
-
-def session(threads):
-    """Our own run brings its own threads."""
-    return nullcontext(threads)
-
-
-def whole(job, threads):
-    """minattn's trainer as a user starts it -> seconds of its loop, with checkpoints, metrics and
-    evaluations; last loss"""
-    def work():
-        with (tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet,
-              redirect_stderr(quiet), redirect_stdout(quiet)):
-            run = train.start(train.Settings(**job["settings"]), job["shape"], Path(folder),
-                              threads=threads, say=lambda text: None)
-            last = runs.read_metrics(run.folder)[-1]
-            return run.checkpoint.seconds, last["val_loss"]
-
-    return work, 0

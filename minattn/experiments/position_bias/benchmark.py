@@ -10,7 +10,7 @@ import numpy as np
 
 from minattn import parallel, report_table, train
 from minattn.bench import numpy_jobs
-from minattn.bench.sides import Job, measure, milliseconds, number, ratio, spread
+from minattn.bench.sides import Job, measure, milliseconds, number
 from minattn.experiments.position_bias import recall_network, recall_training
 
 session = numpy_jobs.session
@@ -39,12 +39,11 @@ def suite(args, problems):
         for kind in args.torch_kinds:
             own = {**job, "compile": kind == "compile"}
             jobs[kind] = Job(f"{HERE}.torch_jobs", "step", own, 3, args.threads)
-        times = measure(f"[{n + 1}/{len(CELLS)}] {what}", jobs, args, problems,
-                        tolerance=TOLERANCE).turns
-        seconds = {label: spread(turns) for label, turns in times.items()}
-        ratios = {label: ratio(times["minattn"], times[label]) for label in times
-                  if label != "minattn"}
-        rows.append({"network": what, "job": job, "threads": args.threads, "turns": times,
+        found = measure(f"[{n + 1}/{len(CELLS)}] {what}", jobs, args, problems,
+                        tolerance=TOLERANCE)
+        seconds = found.seconds
+        ratios = {label: found.ratio(label) for label in seconds if label != "minattn"}
+        rows.append({"network": what, "job": job, "threads": args.threads, "turns": found.turns,
                      "seconds": seconds, "ratios": ratios})
         lines.append((what, *(milliseconds(seconds.get(label)) for label in labels),
                       number(ratios.get("eager")), number(ratios.get("compile"))))
