@@ -58,23 +58,24 @@ class SinkAttention(torch.autograd.Function):
         return dq, dk, dv, dsink, None, None
 
 
-def attend(q, k, v, *, fused, causal, mask=None, scale=None, key_bias=None, bias=None, sink=None):
+def attend(q, k, v, *, fused, mask, causal, scale=None, key_bias=None, bias=None, sink=None):
     """Causal attention in the faster of PyTorch's forms; q, k, v (B, H, T, D) -> (B, H, T, D).
 
-    causal (T, T): 0 where visible, -inf elsewhere; mask: the same with a window or a constant bias
-    in it, None if there is neither. key_bias (B, H, T), bias (B, H, T, T) and sink (H,) may learn.
+    mask: a constant bias, -inf where a key is hidden; causal: it is the causal mask and no more.
+    key_bias (B, H, T), bias (B, H, T, T) and sink (H,) may learn.
     """
     D = q.shape[-1]
     scale = D ** -0.5 if scale is None else scale
     if not fused or bias is not None:
-        return _plain(q, k, v, causal if mask is None else mask, scale, key_bias, bias, sink)
+        return _plain(q, k, v, mask, scale, key_bias, bias, sink)
+    mask = None if causal else mask
     if key_bias is not None:
         q = F.pad(q, (0, 1), value=1 / scale)
         k = torch.cat([k, key_bias[..., None]], -1)
         v = F.pad(v, (0, 1))
     if sink is not None:
         return SinkAttention.apply(q, k, v, sink, scale, mask)[..., :D]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal,
                                           scale=scale)[..., :D]
 
 
@@ -229,17 +230,14 @@ class GPT(gpt.GPT):
         like = self._get("wte.weight")
         T, H, C = (self.config[key] for key in ("block_size", "n_head", "n_embd"))
 
-        def mask(window=None):
+        def mask(window):
             seen = att.visible(T, T, causal=True, window=window)
             return torch.zeros(T, T).masked_fill(~seen, -math.inf).to(like)
 
-        windows = [layer.window for layer in self.layers]
-        self.causal, self.masks = mask(), [None] * len(windows)
-        if any(windows) or "decay" in self.positions:
-            self.masks = [mask(window) for window in windows]
+        self.masks = {layer.window: mask(layer.window) for layer in self.layers}
         if "decay" in self.positions:
             bias = pos.decay(T, H)[None].to(like)
-            self.masks = [mask + bias for mask in self.masks]
+            self.masks = {window: mask + bias for window, mask in self.masks.items()}
         if "rope" in self.positions:
             tables = rotation(T, C // H, self.positions["rope"])
             self.rotations = [table.to(like) for table in tables]
@@ -259,12 +257,16 @@ class GPT(gpt.GPT):
             other = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         return torch.addcmul(x * cos, other, sin)
 
+    def _causal(self, layer):
+        """Whether its mask is the causal one and no more"""
+        return layer.window is None and "decay" not in self.positions
+
     def _attention(self, i, x):
-        T, layer, form, mask = x.shape[1], self.layers[i], self.forms[i], self.masks[i]
+        T, layer, form = x.shape[1], self.layers[i], self.forms[i]
         if form is None or (self.training and self.config["dropout"]):
             return super()._attention(i, x)
-        masked = partial(attend, fused=self.fused, causal=self.causal[:T, :T],
-                         mask=None if mask is None else mask[..., :T, :T])
+        mask = self.masks[layer.window][..., :T, :T]
+        masked = partial(attend, fused=self.fused, mask=mask, causal=self._causal(layer))
         options = {**layer.options, "window": layer.window}
         return self._output(i, x, form(masked, options, **self._inputs(i, x)))
 
@@ -281,8 +283,8 @@ def generate(gpt, prompt, n_tokens):
     tokens in view.
     """
     c, (B, T) = gpt.config, prompt.shape
-    plain = all(form is softmax and mask is None and not layer.on_top
-                for form, mask, layer in zip(gpt.forms, gpt.masks, gpt.layers))
+    plain = all(form is softmax and gpt._causal(layer) and not layer.on_top
+                for form, layer in zip(gpt.forms, gpt.layers))
     if not plain or T + n_tokens > c["block_size"] + 1:
         raise ValueError("generate: softmax attention without windows, and at most block_size "
                          "tokens in view")

@@ -1,8 +1,8 @@
 """One training step of the position-bias networks, beside the same network in PyTorch.
 
-Both sides make the same savings: the last layer asks with one query, and without rotation it takes
-that query to the keys and averages before it projects. A step is forward, loss, backward and AdamW;
-batches are made outside.
+Both sides make the same savings: the last layer has one query, and without rotation it projects
+that query onto the inputs and averages them before it projects the values. A step is forward, loss,
+backward and AdamW; batches are made outside.
 """
 import dataclasses
 
