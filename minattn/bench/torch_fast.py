@@ -242,9 +242,6 @@ class GPT(gpt.GPT):
             tables = rotation(T, C // H, self.positions["rope"])
             self.rotations = [table.to(like) for table in tables]
 
-    def _linear(self, x, name):
-        return F.linear(x, self._get(name + ".weight").t(), self._find(name + ".bias"))
-
     def _rotate(self, x, start=0):
         """RoPE as x cos + (the other of each pair) sin, in three passes; x (B, H, T, D)"""
         if "rope" not in self.positions:

@@ -193,8 +193,7 @@ class GPT(nn.Module):
         return found
 
     def _linear(self, x, name):
-        y, bias = x @ self._get(name + ".weight"), self._find(name + ".bias")
-        return y if bias is None else y + bias
+        return F.linear(x, self._get(name + ".weight").T, self._find(name + ".bias"))
 
     def _norm(self, x, name):
         weight, bias = self._get(name + ".weight"), self._find(name + ".bias")
