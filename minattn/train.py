@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minattn import checks, data, model, parallel, runs
+from minattn import checks, data, generate, model, parallel, plots, runs
 from minattn.errors import InputError, NotFinite
 from minattn.layers import layers
 
@@ -99,9 +99,15 @@ class Diverged(Exception):
 def settings_for(preset, overrides):
     """A preset with overrides -> (Settings, fields of model.Config)."""
     checks.choice("preset", preset, PRESETS)
-    values = {**PRESETS[preset], **overrides}
-    ours = {f.name: values.pop(f.name) for f in dataclasses.fields(Settings) if f.name in values}
-    return Settings(**ours), values
+    ours, shape = _divided({**PRESETS[preset], **overrides})
+    return Settings(**ours), shape
+
+
+def _divided(values):
+    """{name: value} -> fields of Settings, fields of model.Config"""
+    ours = {f.name for f in dataclasses.fields(Settings)}
+    return ({name: value for name, value in values.items() if name in ours},
+            {name: value for name, value in values.items() if name not in ours})
 
 
 # ------------------------------------------------------------------------------- start and resume
@@ -139,7 +145,9 @@ def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
         folder, which = where.parent, where.name
     with runs.lock(folder):
         run = runs.load(folder, which)
-        if other := run.other_setting(_canonical(overrides or {}, run.config)):
+        train, shape = _divided(overrides or {})
+        config = model.Config(**{**model.to_dict(run.config), **shape})
+        if other := run.other_setting({**model.to_dict(config), **train}):
             raise InputError(f"--resume {where}: that run has {other}; leave the flag out, or "
                              "start a new run with another --out.")
         try:
@@ -161,18 +169,6 @@ def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
         say(f"{folder}: continuing after step {step} of {steps}")
         batches = Batches(data.Vocabulary(run.vocabulary).encode(text), run.config, settings)
         return _train(folder, run.config, settings, batches, run.checkpoint, threads, say)
-
-
-def _canonical(wanted, config):
-    """Settings with attention and position spelled as the config of a run spells them."""
-    wanted = dict(wanted)
-    for name in ("attention", "position"):
-        options = wanted.pop(f"{name}_options", None)
-        if name in wanted or options:
-            shape = {**model.to_dict(config), name: wanted.get(name, getattr(config, name)),
-                     f"{name}_options": options}
-            wanted[name] = getattr(model.Config(**shape), name)
-    return wanted
 
 
 class Batches:
@@ -285,7 +281,6 @@ def evenly(n, most):
 
 def _finish(run, say):
     """Draw the loss and write a sample."""
-    from minattn import generate, plots
     plots.loss(runs.read_metrics(run.folder), run.folder / runs.LOSS)
     if why := generate.recompute_reason(run.config):
         say(f"sampling without a key-value cache, each token from the whole prefix: {why}.")

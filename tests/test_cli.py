@@ -80,7 +80,7 @@ BAD = {
     "resume-file": (["train", "--resume", "{home}/short.txt"], "short.txt is not a run folder"),
     "resume-checkpoint-missing": (["train", "--resume", RUN + "/other.safetensors"], "other.safetensors does not exist."),
     "resume-other-lr": (["train", "--resume", RUN, "--lr", "3"], "that run has lr = 0.01, not 3.0; leave the flag out"),
-    "resume-other-preset": (["train", "--resume", RUN, "--preset", "paper"], "that run has n_layer = 1, not 6"),
+    "resume-other-preset": (["train", "--resume", RUN, "--preset", "paper"], "that run has block_size = 8, not 256"),
     "resume-unknown-preset": (["train", "--resume", RUN, "--preset", "papper"], "Did you mean 'paper'?"),
     "resume-and-out": (["train", "--resume", RUN, "--out", "{home}/new"], "leave out --out and --overwrite"),
     "resume-and-overwrite": (["train", "--resume", RUN, "--overwrite"], "leave out --out and --overwrite"),

@@ -7,6 +7,7 @@ A run folder of `minattn bias` works too.
 from pathlib import Path
 
 from minattn import checks, data, model, parallel, report_table, runs, train
+from minattn.cli import DEFAULT
 from minattn.errors import InputError
 from minattn.inspect import figures
 from minattn.inspect.look import labels, look, table
@@ -19,14 +20,13 @@ queries put more than 0.2"""
 
 
 def add_arguments(parser):
-    default = " (default %(default)s)"
     parser.add_argument("folder", metavar="RUN", help="a run folder")
     parser.add_argument("--text", metavar="FILE",
                         help="text to read (default: the validation part of the run's own corpus)")
     parser.add_argument("--sequences", type=int, default=16,
-                        help="how many, each of block_size characters" + default)
+                        help="how many, each of block_size characters" + DEFAULT)
     parser.add_argument("--out", help="folder for the pictures (default RUN/inspect)")
-    parser.add_argument("--data-dir", default="data", help="where corpora are kept" + default)
+    parser.add_argument("--data-dir", default="data", help="where corpora are kept" + DEFAULT)
 
 
 def run(args):

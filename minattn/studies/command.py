@@ -3,7 +3,7 @@ import argparse
 import sys
 
 from minattn import checks, studies, train
-from minattn.cli import add_settings, given
+from minattn.cli import DEFAULT, add_settings, given
 from minattn.errors import InputError
 from minattn.studies import executors, figures, plan, tables
 
@@ -19,19 +19,18 @@ EXAMPLE = """
 
 def add_arguments(parser):
     parser.epilog, parser.formatter_class = EXAMPLE, argparse.RawDescriptionHelpFormatter
-    default = " (default %(default)s)"
     add = parser.add_argument
     add("--attention", default="", metavar="LIST",
         help="mechanisms: options in brackets, +gated after, / between layers")
     add("--position", default="learned", metavar="LIST",
-        help="positions, each with each mechanism" + default)
+        help="positions, each with each mechanism" + DEFAULT)
     add("--variant", action="append", default=[], metavar='"NAME: FIELD=VALUE ..."',
         help="one more, any setting spelled out")
-    add("--seeds", default="0-2", help="0-4 or 0,3,7" + default)
+    add("--seeds", default="0-2", help="0-4 or 0,3,7" + DEFAULT)
     add("--baseline", metavar="NAME", help="the variant to subtract (default: the first)")
-    add("--out", default="runs/compare", help="folder of all runs, tables and pictures" + default)
+    add("--out", default="runs/compare", help="folder of all runs, tables and pictures" + DEFAULT)
     add("--prefix-positions", type=int, default=512, metavar="N",
-        help="predictions that are also made from their own prefix alone" + default)
+        help="predictions that are also made from their own prefix alone" + DEFAULT)
     add("--workers", type=int, metavar="N",
         help="runs at a time, each a process (default: one for each core); 1: one after another in "
              "this process")
@@ -39,11 +38,11 @@ def add_arguments(parser):
         help="of each run (default: the cores divided by the workers); the result does not depend "
              "on it")
     add("--scheduler", metavar="ADDRESS", help="do the runs on a Dask cluster: tcp://host:8786")
-    add("--data-dir", default="data", help="where corpora are kept" + default)
+    add("--data-dir", default="data", help="where corpora are kept" + DEFAULT)
     section = parser.add_argument_group("training and model, for all runs",
                                         "defaults come from the preset")
     section.add_argument("--preset", default="nano",
-                         help=f"one of {', '.join(train.PRESETS)}" + default)
+                         help=f"one of {', '.join(train.PRESETS)}" + DEFAULT)
     add_settings(section, FOR_ALL)
 
 

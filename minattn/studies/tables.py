@@ -150,31 +150,27 @@ def markdown(plan, rows):
     done = [f"{len(by_seed(rows, name, 'seed'))} of {len(plan.seeds)}" for name in names]
     for line, runs_done in zip(losses, ["runs", *done]):
         line.insert(1, runs_done)
-    parts = [_section("Loss", losses, LOSS_NOTE.format(size=round(size)))]
+    sections = [("Loss", losses, LOSS_NOTE.format(size=round(size)))]
     if len(names) > 1:
-        parts.append(_section(f"Difference to {base}", _differences(plan, rows, LOSSES),
-                              DIFFERENCE_NOTE))
+        sections.append((f"Difference to {base}", _differences(plan, rows, LOSSES),
+                         DIFFERENCE_NOTE))
     if triples := crossed(plan.variants, base):
         lines = [("variants", *LOSSES)]
         for one, other, both in triples:
             found = (interaction(rows, base, one, other, both, measure)
                      for measure in LOSSES.values())
             lines.append((f"{both} against {one} and {other}", *map(_interval, found)))
-        parts.append(_section("Interaction", lines, INTERACTION_NOTE))
-    parts.append(_section("Attention and training", _means(plan, rows, INSIDE), INSIDE_NOTE))
+        sections.append(("Interaction", lines, INTERACTION_NOTE))
+    sections.append(("Attention and training", _means(plan, rows, INSIDE), INSIDE_NOTE))
     if len(names) > 1:
-        parts.append(_section(f"The same as differences to {base}",
-                              _differences(plan, rows, CHANGES)))
+        sections.append((f"The same as differences to {base}", _differences(plan, rows, CHANGES)))
     failures = [(f"{row['variant']}, seed {row['seed']}", row["reason"].replace("|", "/"))
                 for row in rows if row["status"] == "failed"]
     if failures:
-        parts.append(_section("Failed", [("run", "reason"), *failures]))
+        sections.append(("Failed", [("run", "reason"), *failures]))
+    parts = [part for title, lines, *note in sections
+             for part in (f"## {title}", report_table.markdown(lines), *note)]
     return "\n\n".join(parts) + "\n"
-
-
-def _section(title, lines, note=""):
-    parts = [f"## {title}", report_table.markdown(lines), note]
-    return "\n\n".join(part for part in parts if part)
 
 
 def _means(plan, rows, columns):
