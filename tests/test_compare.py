@@ -1,4 +1,5 @@
-"""Comparisons: what is run, skipped, resumed and survived, and whether the numbers in the tables are what they claim."""
+"""Comparisons: what is run, skipped, resumed and survived, and whether the numbers in the tables
+are what they claim."""
 import dataclasses
 import math
 import os
@@ -28,8 +29,13 @@ GRID = "softmax,energy[norm=sequence]"
 
 
 def compare(out, corpus, *words, attention=GRID, seeds="0-1", workers=1, **fields):
-    return cli.main(["compare", "--attention", attention, "--seeds", seeds, "--workers", str(workers), "--prefix-positions", "90",
+    return cli.main(["compare", "--attention", attention, "--seeds", seeds, "--workers",
+                     str(workers), "--prefix-positions", "90",
                      *flags(**SMALL | dict(corpus=corpus, out=out) | fields), *words])
+
+
+def results(out):
+    return tables.read_csv(out / tables.RESULTS)
 
 
 def timeless(rows):
@@ -60,24 +66,31 @@ def counted(monkeypatch):
     return calls
 
 
-# ------------------------------------------------------------------------------------------------- what is compared
+# --------------------------------------------------------------------------------- what is compared
 
 
 def test_syntax():
-    assert plans.explicit("two heads: n_head=2 bias=false window=none lr=1e-2 attention=energy[norm=key]") == (
-        "two heads", {"n_head": 2, "bias": False, "window": None, "lr": 0.01, "attention": "energy[norm=key]"})
+    assert plans.explicit("two heads: n_head=2 bias=false window=none lr=1e-2 "
+                          "attention=energy[norm=key]") == (
+        "two heads",
+        {"n_head": 2, "bias": False, "window": None, "lr": 0.01, "attention": "energy[norm=key]"})
     assert plans.numbers("0-2,7, 1") == (0, 1, 2, 7)
-    assert plans.folder_name("energy[norm=none]/softmax morlet[admissible=false]") == "energy-norm=none.softmax_morlet-admissible=false"
+    assert (plans.folder_name("energy[norm=none]/softmax morlet[admissible=false]")
+            == "energy-norm=none.softmax_morlet-admissible=false")
 
 
 def test_every_mechanism_and_position_can_be_compared(tmp_path):
-    plan = plans.make(tmp_path, attention=",".join(MECHANISMS), position=",".join(POSITIONS), seeds="0-2", baseline="sink decay")
-    assert len(plan.variants) == len(MECHANISMS) * len(POSITIONS) and len(plan.jobs()) == 3 * len(plan.variants)
-    assert plan.baseline == "sink decay" and len({job.folder for job in plan.jobs()}) == len(plan.jobs())
+    plan = plans.make(tmp_path, attention=",".join(MECHANISMS), position=",".join(POSITIONS),
+                      seeds="0-2", baseline="sink decay")
+    assert len(plan.variants) == len(MECHANISMS) * len(POSITIONS)
+    assert len(plan.jobs()) == 3 * len(plan.variants)
+    assert plan.baseline == "sink decay"
+    assert len({job.folder for job in plan.jobs()}) == len(plan.jobs())
 
 
 def test_settings_reach_the_runs(tmp_path):
-    plan = plans.make(tmp_path, attention="softmax", variants=["deep: n_layer=6 lr=0.5"], seeds="4", overrides={"n_layer": 2, "steps": 9})
+    plan = plans.make(tmp_path, attention="softmax", variants=["deep: n_layer=6 lr=0.5"], seeds="4",
+                      overrides={"n_layer": 2, "steps": 9})
     (a, b) = plan.jobs()
     assert (a.shape["n_layer"], a.settings.steps, a.settings.seed) == (2, 9, 4)
     assert (b.shape["n_layer"], b.settings.lr, b.settings.steps, b.settings.seed) == (6, 0.5, 9, 4)
@@ -95,26 +108,35 @@ BAD = {
     "empty": (["--attention", ""], "nothing to compare"),
     "empty-name": (["--attention", "softmax,,sink"], "contains an empty name"),
     "twice": (["--attention", "softmax,softmax"], "would share the folder softmax_learned"),
-    "same": (["--attention", "softmax", "--variant", "b: attention=softmax"], "'softmax learned' and 'b' are the same"),
+    "same": (["--attention", "softmax", "--variant", "b: attention=softmax"],
+             "'softmax learned' and 'b' are the same"),
     "variant-form": (["--variant", "attention=softmax"], 'must be "NAME: FIELD=VALUE ..."'),
     "variant-field": (["--variant", "a: n_heads=2"], "Did you mean 'n_head'?"),
     "variant-value": (["--variant", "a: n_head=two"], "n_head must be an integer; got 'two'."),
-    "variant-bool": (["--variant", "a: bias=perhaps"], "bias must be true or false; got 'perhaps'."),
+    "variant-bool": (["--variant", "a: bias=perhaps"],
+                     "bias must be true or false; got 'perhaps'."),
     "variant-name": (["--variant", "../a: n_head=2"], "must begin with a letter or a digit"),
-    "variant-heads": (["--variant", "a: n_head=3"], "variant 'a': n_embd must be divisible by n_head"),
-    "seeds": (["--attention", "softmax", "--seeds", "a-b"], "numbers and ranges such as 0-4 or 0,3,7; got 'a-b'."),
+    "variant-heads": (["--variant", "a: n_head=3"],
+                      "variant 'a': n_embd must be divisible by n_head"),
+    "seeds": (["--attention", "softmax", "--seeds", "a-b"],
+              "numbers and ranges such as 0-4 or 0,3,7; got 'a-b'."),
     "seeds-backwards": (["--attention", "softmax", "--seeds", "3-1"], "got '3-1'."),
     "seeds-empty": (["--attention", "softmax", "--seeds", ""], "got ''."),
-    "baseline": (["--attention", "softmax,sink", "--baseline", "sinks learned"], "Did you mean 'sink learned'?"),
+    "baseline": (["--attention", "softmax,sink", "--baseline", "sinks learned"],
+                 "Did you mean 'sink learned'?"),
     "preset": (["--attention", "softmax", "--preset", "nanno"], "Did you mean 'nano'?"),
-    "steps": (["--attention", "softmax", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+    "steps": (["--attention", "softmax", "--steps", "many"],
+              "argument --steps: invalid int value: 'many'"),
     "workers": (["--attention", "softmax", "--workers", "0"], "--workers must be at least 1"),
-    "prefix": (["--attention", "softmax", "--prefix-positions", "0"], "--prefix-positions must be at least 1"),
+    "prefix": (["--attention", "softmax", "--prefix-positions", "0"],
+               "--prefix-positions must be at least 1"),
     "file": (["--attention", "softmax", "--out", "{home}/file"], "file is a file; name a folder."),
     "below-a-file": (["--attention", "softmax", "--out", "{home}/file/out"], "Not a directory"),
     "out": (["--attention", "softmax", "--out", ""], "--out must name a folder."),
-    "corpus": (["--attention", "softmax", "--corpus", "nothing.txt"], "there is no corpus or file called 'nothing.txt'"),
-    "both": (["--attention", "softmax", "--scheduler", "tcp://127.0.0.1:1", "--workers", "2"], "leave one of the two out"),
+    "corpus": (["--attention", "softmax", "--corpus", "nothing.txt"],
+               "there is no corpus or file called 'nothing.txt'"),
+    "both": (["--attention", "softmax", "--scheduler", "tcp://127.0.0.1:1", "--workers", "2"],
+             "leave one of the two out"),
 }
 
 
@@ -123,7 +145,8 @@ def test_bad_input(case, tmp_path, capsys, monkeypatch):
     words, message = BAD[case]
     (tmp_path / "file").write_text("a file")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(studies, "Progress", lambda *args, **options: pytest.fail("it came to the runs"))
+    monkeypatch.setattr(studies, "Progress",
+                        lambda *args, **options: pytest.fail("it came to the runs"))
     assert cli.main(["compare", *(word.format(home=tmp_path) for word in words)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and message in said
@@ -133,11 +156,12 @@ def test_bad_input(case, tmp_path, capsys, monkeypatch):
 def test_other_settings_than_what_is_there(study, corpus, capsys):
     before = contents(study)
     assert compare(study, corpus, lr=0.5) == 2
-    assert "softmax_learned/seed-0 holds a run with lr = 0.01, not 0.5: give the settings it was made with" in capsys.readouterr().err
+    assert ("softmax_learned/seed-0 holds a run with lr = 0.01, not 0.5: give the settings it was "
+            "made with") in capsys.readouterr().err
     assert contents(study) == before
 
 
-# ------------------------------------------------------------------------------------------------- run, skip, resume
+# -------------------------------------------------------------------------------- run, skip, resume
 
 
 def test_table(study):
@@ -146,10 +170,13 @@ def test_table(study):
         (f"{name} learned", seed, "done") for seed in (0, 1) for name in GRID.split(",")]
     page = (study / tables.TABLE).read_text(encoding="utf-8")
     for name in GRID.split(","):
-        losses = [row["val_loss_prefix_only"] for row in rows if row["variant"] == f"{name} learned"]
-        line = next(line for line in page.splitlines() if line.startswith(f"| {name} learned | 2 of 2 |"))
+        losses = [row["val_loss_prefix_only"] for row in rows
+                  if row["variant"] == f"{name} learned"]
+        line = next(line for line in page.splitlines()
+                    if line.startswith(f"| {name} learned | 2 of 2 |"))
         assert f"| {np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f} |" in line
-    assert (study / figures.CURVES).stat().st_size > 10_000 and (study / figures.DIFFERENCES).stat().st_size > 10_000
+    assert (study / figures.CURVES).stat().st_size > 10_000
+    assert (study / figures.DIFFERENCES).stat().st_size > 10_000
 
 
 def test_measures_are_what_they_say(study, corpus):
@@ -158,23 +185,30 @@ def test_measures_are_what_they_say(study, corpus):
     params, buffers, config = run.checkpoint.params, run.checkpoint.buffers, run.config
     train_ids, val_ids = data.split(data.Vocabulary(run.vocabulary).encode(corpus.read_text()))
     x, y = data.blocks(val_ids, config.block_size)
-    assert row["val_loss"] == pytest.approx(model.forward(params, x, config, targets=y, buffers=buffers)[1], abs=1e-6)
+    loss = model.forward(params, x, config, targets=y, buffers=buffers)[1]
+    assert row["val_loss"] == pytest.approx(loss, abs=1e-6)
     assert row["sample_size"] == 90 and row["parameters"] == sum(a.size for a in params.values())
-    assert row["leak"] == pytest.approx(row["sample_prefix_only"] - row["sample_teacher_forced"], abs=1e-12) and abs(row["leak"]) > 1e-4
-    assert row["val_loss_prefix_only"] == row["val_loss"] + row["leak"] and row["gap"] == row["val_loss"] - row["train_loss_eval"]
+    assert row["leak"] == pytest.approx(row["sample_prefix_only"] - row["sample_teacher_forced"],
+                                        abs=1e-12)
+    assert abs(row["leak"]) > 1e-4
+    assert row["val_loss_prefix_only"] == row["val_loss"] + row["leak"]
+    assert row["gap"] == row["val_loss"] - row["train_loss_eval"]
     tx, ty = data.blocks(train_ids, config.block_size)
     some = np.unique(np.linspace(0, len(tx) - 1, len(x)).astype(int))
-    assert row["train_loss_eval"] == pytest.approx(model.forward(params, tx[some], config, targets=ty[some], buffers=buffers)[1], abs=1e-6)
+    loss = model.forward(params, tx[some], config, targets=ty[some], buffers=buffers)[1]
+    assert row["train_loss_eval"] == pytest.approx(loss, abs=1e-6)
     metrics = runs.read_metrics(run.folder)
     assert row["train_loss_last"] == metrics[-1]["train_loss"]
     assert row["grad_norm_variance"] == pytest.approx(np.var([m["grad_norm"] for m in metrics]))
     found = measures.read(run.folder, 90)
-    assert np.shape(found["entropy_by_layer"]) == (config.n_layer,) and found["row_sum"] == pytest.approx(1, abs=1e-6)
+    assert np.shape(found["entropy_by_layer"]) == (config.n_layer,)
+    assert found["row_sum"] == pytest.approx(1, abs=1e-6)
     assert np.shape(found["row_sum_by_query"]) == (config.n_layer, config.block_size)
 
 
 def test_spikes():
-    norms = [1.0, 1.1, 0.9, 1.2, 0.8, 1.0, 1.0, 1.65, 2.0]              # median 1, MAD 0.1: above 1.6 and above 1.9
+    # median 1, MAD 0.1: above 1.6 and above 1.9
+    norms = [1.0, 1.1, 0.9, 1.2, 0.8, 1.0, 1.0, 1.65, 2.0]
     found = measures._training([{"train_loss": 1.0, "grad_norm": norm} for norm in norms])
     assert (found["spikes_6"], found["spikes_9"]) == (2, 1)
 
@@ -189,14 +223,16 @@ def test_finished_runs_are_left_alone(study, corpus, counted, monkeypatch):
 def test_one_more_seed_and_variant(study, corpus, counted, tmp_path):
     out = copy(study, tmp_path / "out")
     assert compare(out, corpus, attention=GRID + ",sink", seeds="1-2") == 0
-    assert counted == {"start": 4, "resume": 0}                         # two at seed 2, sink at both
+    # two at seed 2, sink at both
+    assert counted == {"start": 4, "resume": 0}
     assert len(tables.read_csv(out / tables.RESULTS)) == 6
 
 
 def test_other_positions_are_measured_without_training(study, corpus, counted, tmp_path):
     out = copy(study, tmp_path / "out")
     assert compare(out, corpus, "--prefix-positions", "40") == 0
-    assert counted == {"start": 0, "resume": 0} and {row["sample_size"] for row in tables.read_csv(out / tables.RESULTS)} == {40}
+    assert counted == {"start": 0, "resume": 0}
+    assert {row["sample_size"] for row in tables.read_csv(out / tables.RESULTS)} == {40}
 
 
 def test_a_run_that_was_killed_is_resumed(study, corpus, counted, tmp_path, monkeypatch):
@@ -227,11 +263,14 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(study, corpus, counte
 
 
 def test_one_that_fails_does_not_stop_the_others(corpus, tmp_path, capsys):
-    assert compare(tmp_path, corpus, "--variant", "wild: lr=1e30", attention="softmax", seeds="0-1") == 1
+    assert compare(tmp_path, corpus, "--variant", "wild: lr=1e30", attention="softmax",
+                   seeds="0-1") == 1
     said = capsys.readouterr()
     assert "error: 2 of 4 runs failed" in said.err and "Traceback" not in said.err
-    status = {(row["variant"], row["seed"]): row["status"] for row in tables.read_csv(tmp_path / tables.RESULTS)}
-    assert status == {("softmax learned", 0): "done", ("softmax learned", 1): "done", ("wild", 0): "failed", ("wild", 1): "failed"}
+    status = {(row["variant"], row["seed"]): row["status"]
+              for row in tables.read_csv(tmp_path / tables.RESULTS)}
+    assert status == {("softmax learned", 0): "done", ("softmax learned", 1): "done",
+                      ("wild", 0): "failed", ("wild", 1): "failed"}
     assert re.search(r"\| wild, seed 1 \| diverged: step \d+: .* is not finite", said.out)
 
 
@@ -248,7 +287,8 @@ def test_waits_for_another_worker_on_the_same_run(study, corpus, tmp_path):
     """Thought dead and started elsewhere: the second waits, then finds everything done."""
     out = copy(study, tmp_path / "out")
     (out / "softmax_learned" / "seed-0" / measures.MEASURES).unlink()
-    plan = plans.make(out, attention="softmax", overrides=SMALL | {"corpus": str(corpus)}, prefix_positions=90)
+    plan = plans.make(out, attention="softmax", overrides=SMALL | {"corpus": str(corpus)},
+                      prefix_positions=90)
     rows = []
     thread = threading.Thread(target=lambda: rows.append(work.do(plan.jobs()[0])))
     with runs.lock(plan.jobs()[0].folder):
@@ -262,22 +302,25 @@ def test_waits_for_another_worker_on_the_same_run(study, corpus, tmp_path):
 def test_results_do_not_depend_on_the_executor(study, corpus, tmp_path):
     """Two processes at a time, with another number of threads each."""
     assert compare(tmp_path / "out", corpus, "--threads", "2", workers=2) == 0
-    assert timeless(tables.read_csv(tmp_path / "out" / tables.RESULTS)) == timeless(tables.read_csv(study / tables.RESULTS))
+    assert timeless(results(tmp_path / "out")) == timeless(results(study))
 
 
 def test_any_executor(study, corpus, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
-    plan = plans.make(tmp_path, attention="softmax", overrides=SMALL | {"corpus": str(corpus)}, prefix_positions=90, seeds="0")
+    plan = plans.make(tmp_path, attention="softmax", overrides=SMALL | {"corpus": str(corpus)},
+                      prefix_positions=90, seeds="0")
     with ThreadPoolExecutor(1) as executor:
         rows = studies.run(plan, executor)
-    expected = [row for row in tables.read_csv(study / tables.RESULTS) if (row["variant"], row["seed"]) == ("softmax learned", 0)]
+    expected = [row for row in tables.read_csv(study / tables.RESULTS)
+                if (row["variant"], row["seed"]) == ("softmax learned", 0)]
     assert timeless(rows) == timeless(expected)
 
 
 def test_processes():
     with executors.Processes(1) as executor:
         killed, ended, wrong, right = (executor.submit(*call) for call in (
-            (signal.raise_signal, signal.SIGTERM), (os._exit, 3), (math.sqrt, -1.0), (math.sqrt, 9.0)))
+            (signal.raise_signal, signal.SIGTERM), (os._exit, 3), (math.sqrt, -1.0),
+            (math.sqrt, 9.0)))
         assert right.result(60) == 3
         with pytest.raises(ChildProcessError, match="killed by signal 15"):
             killed.result()
@@ -291,13 +334,17 @@ def test_processes():
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_from_outside(study, corpus, tmp_path, workers, how):
-    """Ctrl-C says how to go on; after a kill -9 no worker is left; the same command then ends as if nothing had happened."""
+    """Ctrl-C says how to go on; after a kill -9 no worker is left; the same command then ends as if
+    nothing had happened."""
     out = tmp_path / "out"
-    words = ["compare", "--attention", GRID, "--seeds", "0-1", "--workers", workers, "--prefix-positions", 90,
+    words = ["compare", "--attention", GRID, "--seeds", "0-1", "--workers", workers,
+             "--prefix-positions", 90,
              *flags(**SMALL | dict(corpus=corpus, out=out))]
-    code = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "       # where the caller ignores it
+    # where the caller ignores it
+    code = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
             "from minattn import cli; sys.exit(cli.main(sys.argv[1:]))")
-    process = subprocess.Popen(command(*words, code=code), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    process = subprocess.Popen(command(*words, code=code), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env=environment(),
                                start_new_session=True)
     until = time.monotonic() + 60
     while not list(out.glob("*/*/" + runs.CHECKPOINT)) and time.monotonic() < until:
@@ -305,16 +352,18 @@ def test_stopped_from_outside(study, corpus, tmp_path, workers, how):
     process.send_signal(how)
     said = process.communicate(timeout=60)
     if how == signal.SIGINT:
-        assert process.returncode == 130 and "give the same command again to go on" in said[1] and "Traceback" not in said[1]
+        assert process.returncode == 130
+        assert "give the same command again to go on" in said[1]
+        assert "Traceback" not in said[1]
     time.sleep(1)
     for folder in {path.parent for path in out.glob("*/*/config.json")}:
         with runs.lock(folder):                                       # nobody is at work there
             pass
     assert compare(out, corpus) == 0
-    assert timeless(tables.read_csv(out / tables.RESULTS)) == timeless(tables.read_csv(study / tables.RESULTS))
+    assert timeless(results(out)) == timeless(results(study))
 
 
-# ------------------------------------------------------------------------------------------------- statistics
+# --------------------------------------------------------------------------------------- statistics
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 7])
@@ -323,7 +372,8 @@ def test_paired_interval(n):
     a, b = rng.normal(size=(2, n))
     found = tables.paired(dict(enumerate(a)), {**dict(enumerate(b)), 99: 1.0})
     low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high), rel=1e-12)
+    interval = found.mean - found.half, found.mean + found.half
+    assert interval == pytest.approx((low, high), rel=1e-12)
     assert found.seeds == tuple(range(n)) and found.lower == np.sum(a < b)
 
 
@@ -333,15 +383,20 @@ def test_paired_over_few_seeds():
 
 
 def test_interaction_by_hand(tmp_path):
-    """Both changes together against their sum, seed by seed; a variant that differs in anything else has no interaction."""
-    made = plans.make(tmp_path, attention="softmax,energy[norm=key]", position="learned,rope", seeds="0-2",
+    """Both changes together against their sum, seed by seed; a variant that differs in anything
+    else has no interaction."""
+    made = plans.make(tmp_path, attention="softmax,energy[norm=key]", position="learned,rope",
+                      seeds="0-2",
                       variants=("wide: attention=sink position=rope n_head=8",))
     names = [v.name for v in made.variants]
-    assert tables.crossed(made.variants, "softmax learned") == [("energy[norm=key] learned", "softmax rope", "energy[norm=key] rope")]
-    assert tables.crossed(made.variants, "energy[norm=key] rope") == [("softmax rope", "energy[norm=key] learned", "softmax learned")]
+    assert tables.crossed(made.variants, "softmax learned") == [
+        ("energy[norm=key] learned", "softmax rope", "energy[norm=key] rope")]
+    assert tables.crossed(made.variants, "energy[norm=key] rope") == [
+        ("softmax rope", "energy[norm=key] learned", "softmax learned")]
     rng = np.random.default_rng(0)
     loss = rng.normal(size=(5, 3))
-    rows = [{"variant": name, "seed": seed, "status": "done", "sample_size": 7, **dict.fromkeys(measures.SCALARS, loss[i, seed])}
+    rows = [{"variant": name, "seed": seed, "status": "done", "sample_size": 7,
+             **dict.fromkeys(measures.SCALARS, loss[i, seed])}
             for i, name in enumerate(names) for seed in range(3)]
     base, rope, energy, both = loss[:4]
     low, high = stats.ttest_1samp((both - energy) - (rope - base), 0).confidence_interval(0.95)
@@ -351,7 +406,8 @@ def test_interaction_by_hand(tmp_path):
 
 def test_results_round_trip(study, tmp_path):
     rows = tables.read_csv(study / tables.RESULTS)
-    rows.append({name: rows[0][name] for name in tables.ABOUT} | {"status": "failed", "reason": 'a "quoted", reason\nin two lines', "seed": 7})
+    rows.append({name: rows[0][name] for name in tables.ABOUT}
+                | {"status": "failed", "reason": 'a "quoted", reason\nin two lines', "seed": 7})
     (tmp_path / "r.csv").write_text(tables.to_csv(rows), encoding="utf-8", newline="")
     assert tables.read_csv(tmp_path / "r.csv") == rows
     (tmp_path / "r.csv").write_text("step,loss\n1,2\n")
@@ -359,14 +415,16 @@ def test_results_round_trip(study, tmp_path):
         tables.read_csv(tmp_path / "r.csv")
 
 
-# ------------------------------------------------------------------------------------------------- the leak
+# ----------------------------------------------------------------------------------------- the leak
 
 
 def trained_like(attention, rng, **options):
     """A model with large random weights and buffers, in float64: leaks show."""
-    config = model.Config(vocab_size=11, block_size=13, n_layer=2, n_head=3, n_embd=30, attention=attention, attention_options=options)
+    config = model.Config(vocab_size=11, block_size=13, n_layer=2, n_head=3, n_embd=30,
+                          attention=attention, attention_options=options)
     params, buffers = model.init(config, 3, np.float64)
-    params = {name: a + rng.normal(0, 0.3, a.shape) * ("weight" in name and a.ndim == 2) for name, a in params.items()}
+    params = {name: a + rng.normal(0, 0.3, a.shape) * ("weight" in name and a.ndim == 2)
+              for name, a in params.items()}
     buffers = {name: np.full_like(a, 0.6) for name, a in buffers.items()}
     x, y = rng.integers(0, 11, (2, 5, 13))
     return params, buffers, config, x, y
@@ -377,7 +435,8 @@ def test_prefix_only_equals_teacher_forced_where_it_should(name):
     row, rng = MECHANISMS[name], np.random.default_rng(5)
     params, buffers, config, x, y = trained_like(name, rng)
     forced, alone = leak.losses(params, buffers, config, x, y, *leak.spread(5, 13, 65))
-    assert forced.mean() == pytest.approx(model.forward(params, x, config, targets=y, buffers=buffers)[1], rel=1e-12)
+    loss = model.forward(params, x, config, targets=y, buffers=buffers)[1]
+    assert forced.mean() == pytest.approx(loss, rel=1e-12)
     why = generate.recompute_reason(config)
     assert bool(why) == bool(row.recompute())
     if why:
@@ -387,23 +446,31 @@ def test_prefix_only_equals_teacher_forced_where_it_should(name):
 
 
 def test_prefix_only_of_a_model_that_leaks():
-    params, buffers, config, x, y = trained_like("energy", np.random.default_rng(6), norm="sequence")
+    params, buffers, config, x, y = trained_like("energy", np.random.default_rng(6),
+                                                 norm="sequence")
     windows, positions = leak.spread(5, 13, 31)
     forced, alone = leak.losses(params, buffers, config, x, y, windows, positions)
     for i, (w, t) in enumerate(zip(windows, positions)):
         for found, seen in ((forced, 13), (alone, t + 1)):
             logits = model.forward(params, x[w:w + 1, :seen], config, buffers=buffers)[0][0, t]
-            assert found[i] == pytest.approx(np.log(np.exp(logits).sum()) - logits[y[w, t]], rel=1e-12)
-    nothing = (positions == 0) | (positions == 12)           # the first token sees itself alone whatever its gate; after the last there is none
+            assert found[i] == pytest.approx(np.log(np.exp(logits).sum()) - logits[y[w, t]],
+                                             rel=1e-12)
+    # the first token sees itself alone whatever its gate; after the last there is none
+    nothing = (positions == 0) | (positions == 12)
     assert 0 < nothing.sum() < 10
-    assert np.abs((alone - forced)[~nothing]).min() > 1e-6 and np.abs((alone - forced)[nothing]).max() < 1e-12
+    assert np.abs((alone - forced)[~nothing]).min() > 1e-6
+    assert np.abs((alone - forced)[nothing]).max() < 1e-12
 
 
-@pytest.mark.parametrize("n_windows, T, n", [(7, 5, 35), (7, 5, 1000), (31, 64, 512), (1742, 64, 512), (3, 1, 2), (2, 2, 3)])
+@pytest.mark.parametrize("n_windows, T, n",
+                         [(7, 5, 35), (7, 5, 1000), (31, 64, 512), (1742, 64, 512), (3, 1, 2),
+                          (2, 2, 3)])
 def test_spread(n_windows, T, n):
     windows, positions = leak.spread(n_windows, T, n)
     pairs = set(zip(windows.tolist(), positions.tolist()))
-    assert len(pairs) == len(windows) == min(n, n_windows * T) and windows.max() < n_windows and positions.max() < T
+    assert len(pairs) == len(windows) == min(n, n_windows * T)
+    assert windows.max() < n_windows
+    assert positions.max() < T
     counts = np.bincount(positions, minlength=T)
     assert counts.max() - counts.min() <= 1
     counts = np.bincount(windows, minlength=n_windows)

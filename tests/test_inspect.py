@@ -1,4 +1,5 @@
-"""What is seen inside a model is what the model did: maps, their statistics, and the command that draws them."""
+"""What is seen inside a model is what the model did: maps, their statistics, and the command that
+draws them."""
 import gpt_cases
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ def look(case, **others):
     rng = np.random.default_rng(5)
     params = {name: a + rng.normal(0, 0.3, a.shape) for name, a in params.items()}
     buffers = {name: a + rng.uniform(0.2, 0.7, a.shape) for name, a in buffers.items()}
-    ids = np.array([rng.permutation(config.vocab_size)[:T] for _ in range(B)])        # no token twice: its values would be the same
+    # no token twice: its values would be the same
+    ids = np.array([rng.permutation(config.vocab_size)[:T] for _ in range(B)])
     return config, params, buffers, ids
 
 
@@ -39,17 +41,23 @@ def test_weights_times_values_are_what_the_layer_passes_on(case):
     for w, (_, attn, *_) in zip(stack, cache.layers):
         v = values_of(attn.attention)                                            # (B, H, T, D)
         assert w.shape == (B, config.n_head, T, T) and w.dtype == np.float64
-        assert T < v.shape[3] and np.linalg.matrix_rank(v).min() == T         # only one w makes this output
+        # only one w makes this output
+        assert T < v.shape[3]
+        assert np.linalg.matrix_rank(v).min() == T
         out = w @ v
         for gate in (getattr(attn.attention, "gate", None), attn.gate):
             out = out if gate is None else out * gate.gate
-        np.testing.assert_allclose(out.swapaxes(1, 2).reshape(B * T, -1), attn.merge.x, rtol=0, atol=1e-12)
-    np.testing.assert_array_equal(logits, model.forward(params, ids, config, buffers=buffers, weights=[])[0])
+        np.testing.assert_allclose(out.swapaxes(1, 2).reshape(B * T, -1), attn.merge.x, rtol=0,
+                                   atol=1e-12)
+    np.testing.assert_array_equal(logits,
+                                  model.forward(params, ids, config, buffers=buffers,
+                                                weights=[])[0])
 
 
 @pytest.mark.parametrize("ids, said", [
     (np.array([1, 2]), r"ids must be \(B, T\) integers from 0 to 18.*got shape \(2,\)"),
-    (np.zeros((2, 0), int), "at least one"), (np.zeros((2, 3)), "float64"), (np.full((2, 3), 19), "from 0 to 18"),
+    (np.zeros((2, 0), int), "at least one"), (np.zeros((2, 3)), "float64"),
+    (np.full((2, 3), 19), "from 0 to 18"),
     (np.full((2, 3), -1), "from 0 to 18"), (np.zeros((1, 12), int), "block_size = 11"),
 ])
 def test_ids_that_are_none(ids, said):
@@ -58,7 +66,7 @@ def test_ids_that_are_none(ids, said):
         maps.weights(params, buffers, config, ids)
 
 
-# ------------------------------------------------------------------------------------------------------ statistics
+# --------------------------------------------------------------------------------------- statistics
 
 
 def some(seed=0, T=7, H=3, causal=True):
@@ -71,14 +79,16 @@ def windowed(T, window):
     return masks.visible(T, T, causal=True, window=window)
 
 
-@pytest.mark.parametrize("visible", [None, windowed(7, 3), np.ones((7, 7), bool)], ids=["causal", "window", "all"])
+@pytest.mark.parametrize("visible", [None, windowed(7, 3), np.ones((7, 7), bool)],
+                         ids=["causal", "window", "all"])
 def test_statistics_are_those_of_plain_loops(visible):
     w = some(causal=visible is None)
     see = np.tri(7, dtype=bool) if visible is None else visible
     first, entropy = statistics.first_token_mass(w, visible), statistics.entropy(w)
     mean, spread = statistics.row_sums(w)
     sink = statistics.sink_fraction(w, 0.3, visible)
-    assert first.shape == entropy.shape == mean.shape == spread.shape == (3,) and sink.shape == (3, 7)
+    assert first.shape == entropy.shape == mean.shape == spread.shape == (3,)
+    assert sink.shape == (3, 7)
     for h in range(3):
         masses, entropies, sums = [], [], []
         for b in range(2):
@@ -105,7 +115,8 @@ def test_uniform_causal_weights_by_formula():
     np.testing.assert_allclose(statistics.entropy(w), np.mean(np.log(i + 1)), rtol=1e-6)
     np.testing.assert_allclose(statistics.row_sums(w)[0], 1, rtol=1e-6)
     # 1 / (i + 1) > 0.2 for the queries 0 to 3: of the T - j that see key j these are 4 - j
-    np.testing.assert_array_equal(statistics.sink_fraction(w), np.broadcast_to(np.maximum(4 - i, 0) / (T - i), (3, T)))
+    np.testing.assert_array_equal(statistics.sink_fraction(w),
+                                  np.broadcast_to(np.maximum(4 - i, 0) / (T - i), (3, T)))
 
 
 def test_a_perfect_sink():
@@ -123,14 +134,16 @@ def test_entropy_does_not_see_scale_sign_or_empty_rows():
     w = some()
     np.testing.assert_allclose(statistics.entropy(-0.3 * w), statistics.entropy(w), rtol=1e-14)
     empty = w.copy()
-    empty[:, :, 0] = 0                                                        # row 0 holds one weight: entropy 0, when it counts
+    # row 0 holds one weight: entropy 0, when it counts
+    empty[:, :, 0] = 0
     np.testing.assert_allclose(statistics.entropy(empty) * 6, statistics.entropy(w) * 7, rtol=1e-13)
     assert not statistics.entropy(np.zeros_like(w)).any()
 
 
 def test_one_token_has_no_first_token_mass_but_the_rest():
     w = np.ones((2, 3, 1, 1))
-    assert np.isnan(statistics.first_token_mass(w)).all() and np.isnan(statistics.first_token_mass(some(), windowed(7, 1))).all()
+    assert np.isnan(statistics.first_token_mass(w)).all()
+    assert np.isnan(statistics.first_token_mass(some(), windowed(7, 1))).all()
     np.testing.assert_array_equal(statistics.sink_fraction(w), np.ones((3, 1)))
     np.testing.assert_array_equal(statistics.entropy(w), np.zeros(3))
 
@@ -139,8 +152,10 @@ def test_one_token_has_no_first_token_mass_but_the_rest():
     (lambda: statistics.entropy(some()[0]), "w must have 4 axes"),
     (lambda: statistics.entropy(some()[..., :5]), r"w: axis 3 \(T\) must be 7"),
     (lambda: statistics.row_sums(some().astype(int)), "w must be float32 or float64"),
-    (lambda: statistics.sink_fraction(some(), visible=np.tri(7)), r"visible must be \(7, 7\) booleans.*dtype float64"),
-    (lambda: statistics.first_token_mass(some(), np.ones((6, 7), bool)), r"visible must be \(7, 7\) booleans.*\(6, 7\)"),
+    (lambda: statistics.sink_fraction(some(), visible=np.tri(7)),
+     r"visible must be \(7, 7\) booleans.*dtype float64"),
+    (lambda: statistics.first_token_mass(some(), np.ones((6, 7), bool)),
+     r"visible must be \(7, 7\) booleans.*\(6, 7\)"),
     (lambda: statistics.sink_fraction(some(), tau="much"), "tau must be a finite number"),
 ])
 def test_statistics_of_what_is_no_map(call, said):
@@ -148,7 +163,7 @@ def test_statistics_of_what_is_no_map(call, said):
         call()
 
 
-# ------------------------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=12, block_size=7)
 NEEDS = ["maps.png", "maps_mean.png", "rollout.png", "sinks.png"]
@@ -188,20 +203,26 @@ def unseen(monkeypatch):
 def rows_of(said):
     """The table in what the command printed: -> names of the columns, rows"""
     lines = said.splitlines()
-    cut = lambda line: [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None])]    # noqa: E731
     head = lines[1]
     starts = [0] + [i for i in range(2, len(head)) if head[i] != " " and head[i - 2:i] == "  "]
+
+    def cut(line):
+        return [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None])]
+
     return cut(head), [cut(line) for line in lines[2:] if line[0] in "0123456789-"]
 
 
 @pytest.mark.parametrize("attention, position, options, pictures", [
-    *((name, "rope", {}, ["computed.png"] * hasattr(row.module, "computed") + ["learned.png"] * bool(row.parameters or row.buffers))
+    *((name, "rope", {},
+       ["computed.png"] * hasattr(row.module, "computed")
+       + ["learned.png"] * bool(row.parameters or row.buffers))
       for name, row in MECHANISMS.items()),
     ("affine+gated,softmax", "morlet", {}, ["computed.png", "learned.png", "wavelets.png"]),
     ("energy", "learned", {"norm": "prefix"}, ["computed.png", "learned.png"]),
 ])
 def test_command(attention, position, options, pictures, tmp_path, capsys, unseen):
-    folder = write_run(tmp_path / "run", write_corpus(tmp_path), attention=attention, position=position, attention_options=options,
+    folder = write_run(tmp_path / "run", write_corpus(tmp_path), attention=attention,
+                       position=position, attention_options=options,
                        window_pattern="SL" if attention == "softmax" else "")
     assert cli.main(["inspect", str(folder), "--sequences", "3"]) == 0
     said = capsys.readouterr().out
@@ -210,23 +231,32 @@ def test_command(attention, position, options, pictures, tmp_path, capsys, unsee
 
     head, rows = rows_of(said)
     run = runs.load(folder)
-    val = data.split(data.Vocabulary(run.vocabulary).encode((tmp_path / "corpus.txt").read_text(encoding="utf-8")))[1]
+    text = (tmp_path / "corpus.txt").read_text(encoding="utf-8")
+    val = data.split(data.Vocabulary(run.vocabulary).encode(text))[1]
     blocks = data.blocks(val, 7)[0]
-    stack = maps.weights(run.checkpoint.params, run.checkpoint.buffers, run.config, blocks[[0, (len(blocks) - 1) // 2, len(blocks) - 1]])
+    stack = maps.weights(run.checkpoint.params, run.checkpoint.buffers, run.config,
+                         blocks[[0, (len(blocks) - 1) // 2, len(blocks) - 1]])
     assert [row[:2] for row in rows[:4]] == [["0", "0"], ["0", "1"], ["1", "0"], ["1", "1"]]
-    assert [float(row[3]) for row in rows[:4]] == pytest.approx(np.concatenate([statistics.entropy(w) for w in stack]), abs=0.006)
-    if attention != "softmax":                                                # there the first layer sees 3 keys
+    entropy = np.concatenate([statistics.entropy(w) for w in stack])
+    assert [float(row[3]) for row in rows[:4]] == pytest.approx(entropy, abs=0.006)
+    # there the first layer sees 3 keys
+    if attention != "softmax":
         first = np.concatenate([statistics.first_token_mass(w) for w in stack])
         assert [float(row[4]) for row in rows[:4]] == pytest.approx(first, abs=0.0006)
-        assert len(rows) == 5 and rows[4][2] == "even, 7 keys" and float(rows[4][4]) == pytest.approx(np.mean(1 / np.arange(2, 8)), abs=6e-4)
+        assert len(rows) == 5
+        assert rows[4][2] == "even, 7 keys"
+        assert float(rows[4][4]) == pytest.approx(np.mean(1 / np.arange(2, 8)), abs=6e-4)
     else:
         assert [row[2] for row in rows[4:]] == ["even, 3 keys", "even, 7 keys"]
-        assert float(rows[4][3]) == pytest.approx((np.log(2) + 5 * np.log(3)) / 7, abs=0.006) and float(rows[4][4]) == 0.417
-    assert ("row sum" in head) == any(name in attention for name in ("sink", "off_by_one", "affine"))
+        assert float(rows[4][3]) == pytest.approx((np.log(2) + 5 * np.log(3)) / 7, abs=0.006)
+        assert float(rows[4][4]) == 0.417
+    assert ("row sum" in head) == any(name in attention
+                                      for name in ("sink", "off_by_one", "affine"))
 
 
 def test_pictures_of_all_mechanisms(place, tmp_path):
-    folder = write_run(tmp_path / "run", place / "corpus.txt", attention=",".join(MECHANISMS), n_layer=len(MECHANISMS), position="morlet")
+    folder = write_run(tmp_path / "run", place / "corpus.txt", attention=",".join(MECHANISMS),
+                       n_layer=len(MECHANISMS), position="morlet")
     assert cli.main(["inspect", str(folder)]) == 0
     found = {path.name: path.read_bytes() for path in (folder / "inspect").iterdir()}
     assert found.keys() == {*NEEDS, "computed.png", "learned.png", "wavelets.png"}
@@ -236,7 +266,8 @@ def test_pictures_of_all_mechanisms(place, tmp_path):
 def test_each_position(place, tmp_path, capsys):
     for name in POSITIONS:
         folder = write_run(tmp_path / name, place / "corpus.txt", position=name)
-        inside = inspect.look(*runs.load(folder).checkpoint[:2], runs.load(folder).config, np.arange(7)[None])
+        inside = inspect.look(*runs.load(folder).checkpoint[:2], runs.load(folder).config,
+                              np.arange(7)[None])
         assert len(inspect.table(inside)) == 1 + 4 + 1
 
 
@@ -244,7 +275,8 @@ def test_each_position(place, tmp_path, capsys):
 def test_energy_gate_is_what_makes_the_weights_differ_from_softmax(norm):
     config, params, buffers, ids = look("energy", attention_options={"norm": norm})
     layer = inspect.look(params, buffers, config, ids)[0]
-    P = maps.weights(params, buffers, gpt_cases.config_of("softmax"), ids)[0]     # the first layer has the same input
+    # the first layer has the same input
+    P = maps.weights(params, buffers, gpt_cases.config_of("softmax"), ids)[0]
     g = np.zeros((B, config.n_head, T, T))
     values = layer.computed["energy gate"].reshape(config.n_head, B, -1).swapaxes(0, 1)
     if norm == "prefix":
@@ -252,7 +284,8 @@ def test_energy_gate_is_what_makes_the_weights_differ_from_softmax(norm):
     else:
         g[:] = values[:, :, None]
     assert 0 < values.min() < values.max() < 1
-    np.testing.assert_allclose(layer.weights, P * g / (P * g).sum(axis=3, keepdims=True), atol=1e-12)
+    np.testing.assert_allclose(layer.weights, P * g / (P * g).sum(axis=3, keepdims=True),
+                               atol=1e-12)
     assert list(layer.learned) == ["alpha", "tau"] and layer.learned["alpha"][1] == 2.0
     np.testing.assert_array_equal(layer.learned["tau"][0], params["h.0.attn.tau"])
 
@@ -261,7 +294,8 @@ def test_affine_alpha_and_beta_make_its_weights():
     config, params, buffers, ids = look("affine-visible")
     layer = inspect.look(params, buffers, config, ids)[0]
     P = maps.weights(params, buffers, gpt_cases.config_of("softmax"), ids)[0]
-    alpha, beta = (layer.computed[name].reshape(config.n_head, B, T).swapaxes(0, 1)[..., None] for name in ("alpha", "beta"))
+    alpha, beta = (layer.computed[name].reshape(config.n_head, B, T).swapaxes(0, 1)[..., None]
+                   for name in ("alpha", "beta"))
     np.testing.assert_allclose(layer.weights, alpha * P + beta * np.tri(T), atol=1e-12)
     values, first = layer.learned["alpha_ma"]
     np.testing.assert_array_equal(values, buffers["h.0.attn.alpha_ma"])
@@ -272,12 +306,16 @@ def test_gates_and_widths():
     config, params, buffers, ids = look("sink/affine+gated/gaussian")
     one, two, three = inspect.look(params, buffers, config, ids)
     assert [layer.name for layer in (one, two, three)] == ["sink", "affine+gated", "gaussian"]
-    assert (list(one.computed), list(two.computed), list(three.computed)) == ([], ["alpha", "beta", "gate"], [])
-    assert two.computed["gate"].shape == (3, B * T * 6) and 0 < two.computed["gate"].min() < two.computed["gate"].max() < 1
-    np.testing.assert_allclose(three.learned["sigma"][0], np.exp(params["h.2.attn.log_sigma"]), rtol=1e-15)
+    assert list(one.computed) == list(three.computed) == []
+    assert list(two.computed) == ["alpha", "beta", "gate"]
+    assert two.computed["gate"].shape == (3, B * T * 6)
+    assert 0 < two.computed["gate"].min() < two.computed["gate"].max() < 1
+    np.testing.assert_allclose(three.learned["sigma"][0], np.exp(params["h.2.attn.log_sigma"]),
+                               rtol=1e-15)
     assert three.learned["sigma"][1] == pytest.approx(6**0.25) and one.learned["sink"][1] == 0
     lone = inspect.table([one, two, three])
-    assert lone[0][6:] == ("row sum", "mean alpha", "mean beta", "mean gate", "sink", "alpha_ma", "sigma")
+    assert lone[0][6:] == ("row sum", "mean alpha", "mean beta", "mean gate", "sink", "alpha_ma",
+                           "sigma")
     assert lone[1][7:] == ("-", "-", "-", f"{one.learned['sink'][0][0]:.3g}", "-", "-")
     assert lone[5][9] == f"{two.computed['gate'][1].mean():.3g}"
 
@@ -290,7 +328,8 @@ def test_a_mechanism_that_inspect_does_not_know(place, tmp_path, monkeypatch, un
 
 
 def test_top_sink_is_no_late_key():
-    """Every query looks at itself: Sink_j = 1 / (T - j) is 1 for the last key, which nobody else sees."""
+    """Every query looks at itself: Sink_j = 1 / (T - j) is 1 for the last key, which nobody else
+    sees."""
     eye = np.broadcast_to(np.eye(10), (2, 3, 10, 10))
     keys, fractions = inspect.top_sink(inspect.Inside("", eye, np.tri(10, dtype=bool), {}, {}))
     np.testing.assert_array_equal(keys, 5)
@@ -300,7 +339,8 @@ def test_top_sink_is_no_late_key():
 
 
 def test_wavelets_start_where_training_starts(place, tmp_path):
-    folder = write_run(tmp_path / "run", place / "corpus.txt", position="morlet", position_options={"centre": True})
+    folder = write_run(tmp_path / "run", place / "corpus.txt", position="morlet",
+                       position_options={"centre": True})
     start, now = command.waves(runs.load(folder).checkpoint.params, runs.load(folder).config)
     for a, b in zip(start, now):
         np.testing.assert_array_equal(a, b)
@@ -311,10 +351,12 @@ def test_own_text_and_folder(place, tmp_path, capsys, unseen):
     text = tmp_path / "mine.txt"
     text.write_text((place / "corpus.txt").read_text(encoding="utf-8")[:8], encoding="utf-8")
     before = contents(place)
-    assert cli.main(["inspect", str(place / "run"), "--text", str(text), "--out", str(tmp_path / "a" / "b")]) == 0
+    assert cli.main(["inspect", str(place / "run"), "--text", str(text), "--out",
+                     str(tmp_path / "a" / "b")]) == 0
     said = capsys.readouterr().out
     assert f"1 sequence of 7 tokens of {text}" in said
-    assert "maps.png" in said and {path.name for path in (tmp_path / "a" / "b").iterdir()} == {*NEEDS} - {"maps_mean.png"}
+    assert "maps.png" in said
+    assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == {*NEEDS} - {"maps_mean.png"}
     assert contents(place) == before
 
 
@@ -365,12 +407,13 @@ def test_damaged_run(place, tmp_path, capsys):
     assert "truncated" in capsys.readouterr().err and not (folder / "inspect").exists()
 
 
-# ------------------------------------------------------------------------------------------------------ a run of `bias`
+# ---------------------------------------------------------------------------------- a run of `bias`
 
 
 def test_run_of_bias(tmp_path, capsys):
     folder = tmp_path / "run"
-    words = ["bias", "--steps", "2", "--sequences", "20", "--classes", "50", "--mask", "prefix", "--prefix", "3", "--seeds", "3", "--out"]
+    words = ["bias", "--steps", "2", "--sequences", "20", "--classes", "50", "--mask", "prefix",
+             "--prefix", "3", "--seeds", "3", "--out"]
     assert cli.main([*words, str(folder)]) == 0
     capsys.readouterr()
     assert cli.main(["inspect", str(folder), "--text", "builtin"]) == 2
@@ -380,7 +423,8 @@ def test_run_of_bias(tmp_path, capsys):
     assert "prefix mask" in said and "seed 3, step 2; 5 sequences of 17 tokens" in said
     assert {path.name for path in (folder / "inspect").iterdir()} == {*NEEDS}
     _, rows = rows_of(said)
-    even = np.log([3, 3, 3, *range(4, 18)]).mean()                            # the prefix sees itself; small weights are even ones
+    # the prefix sees itself; small weights are even ones
+    even = np.log([3, 3, 3, *range(4, 18)]).mean()
     assert [float(row[3]) for row in rows] == pytest.approx([even] * 3, abs=0.02)
     (folder / "seed3" / runs.CHECKPOINT).unlink()
     (folder / "seed3" / runs.PREVIOUS).unlink(missing_ok=True)
