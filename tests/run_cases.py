@@ -1,4 +1,7 @@
-"""What the tests of the trainer and of the command line share: a tiny run, and how to start, kill and compare it."""
+"""What the tests of the trainer and of the command line share: a tiny run, and how to start, kill
+and compare it.
+"""
+
 import os
 import shutil
 import subprocess
@@ -8,11 +11,22 @@ from pathlib import Path
 import minattn
 from minattn import builtin_corpus, cli, runs
 
-TINY = dict(n_layer=1, n_head=2, n_embd=16, block_size=8, batch_size=5, steps=30, warmup=3, lr=1e-2, eval_interval=10,
-            eval_blocks=3, checkpoint_interval=7)
+TINY = dict(
+    n_layer=1,
+    n_head=2,
+    n_embd=16,
+    block_size=8,
+    batch_size=5,
+    steps=30,
+    warmup=3,
+    lr=1e-2,
+    eval_interval=10,
+    eval_blocks=3,
+    checkpoint_interval=7,
+)
 CASES = {
     "softmax": {},
-    "affine": dict(attention="affine+gated", chunks=3, dropout=0.1),       # has buffers
+    "affine": dict(attention="affine+gated", chunks=3, dropout=0.1),  # has buffers
     "dropout": dict(attention="energy", dropout=0.2, position="rope", bias=True),
 }
 
@@ -28,13 +42,19 @@ def flags(**fields):
     words = []
     for name, value in fields.items():
         flag = name.replace("_", "-")
-        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        words += (
+            [f"--{flag}" if value else f"--no-{flag}"]
+            if isinstance(value, bool)
+            else [f"--{flag}", str(value)]
+        )
     return words
 
 
 def train(out, corpus, **fields):
     """In this process -> exit code"""
-    return cli.main(["train", *flags(**TINY | dict(corpus=corpus, out=out, preset="nano") | fields)])
+    return cli.main(
+        ["train", *flags(**TINY | dict(corpus=corpus, out=out, preset="nano") | fields)]
+    )
 
 
 def command(*words, code=None):
@@ -44,7 +64,14 @@ def command(*words, code=None):
 
 def process(*words, code=None, **options):
     """Run it to its end -> subprocess.CompletedProcess"""
-    return subprocess.run(command(*words, code=code), capture_output=True, text=True, env=environment(), timeout=100, **options)
+    return subprocess.run(
+        command(*words, code=code),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=100,
+        **options,
+    )
 
 
 def environment():
@@ -54,17 +81,33 @@ def environment():
 
 
 def outcome(folder):
-    """What must not depend on kills and threads: every array, the step, the metrics but for times, the sample."""
+    """What must not depend on kills and threads: every array, the step, the metrics but for times,
+    the sample.
+    """
     run = runs.load(folder)
-    arrays = {f"{part}/{name}": (a.dtype.str, a.shape, a.tobytes()) for part in ("params", "buffers", "m", "v")
-              for name, a in getattr(run.checkpoint, part).items()}
-    rows = [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in runs.read_metrics(folder)]
-    return arrays, run.checkpoint.step, rows, (Path(folder) / runs.SAMPLE).read_text(encoding="utf-8")
+    arrays = {
+        f"{part}/{name}": (a.dtype.str, a.shape, a.tobytes())
+        for part in ("params", "buffers", "m", "v")
+        for name, a in getattr(run.checkpoint, part).items()
+    }
+    rows = [
+        {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")}
+        for row in runs.read_metrics(folder)
+    ]
+    return (
+        arrays,
+        run.checkpoint.step,
+        rows,
+        (Path(folder) / runs.SAMPLE).read_text(encoding="utf-8"),
+    )
 
 
 def contents(folder):
     """Every file below a folder, with its bytes: nothing may change where input was refused."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(Path(folder).rglob("*"))}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in sorted(Path(folder).rglob("*"))
+    }
 
 
 def copy(folder, to):

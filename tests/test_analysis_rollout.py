@@ -252,7 +252,10 @@ def test_centers():
         (lambda: graph(0), "N must be at least 1"),
         (lambda: graph(N, window=0), "window must be at least 1"),
         (lambda: graph(2.5), "N must be an integer"),
-        (lambda: checked_mask(np.ones((3, 3))), r"boolean array \(N, N\).*float64 of shape \(3, 3\)"),
+        (
+            lambda: checked_mask(np.ones((3, 3))),
+            r"boolean array \(N, N\).*float64 of shape \(3, 3\)",
+        ),
         (lambda: checked_mask(np.ones((3, 4), bool)), r"bool of shape \(3, 4\)"),
         (lambda: checked_mask(np.ones((2, 3, 3), bool)), "shape"),
         (lambda: checked_mask(np.zeros((0, 0), bool)), "shape"),

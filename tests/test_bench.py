@@ -1,4 +1,5 @@
 """The benchmarks measure what they say, and PyTorch's fast form is the literal one."""
+
 import argparse
 import copy
 import importlib.util
@@ -29,7 +30,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(sample, "BATCHES", (1, 3))
 
 
-# ------------------------------------------------------------------------------------------------------ the arithmetic
+# ----------------------------------------------------------------------------------- the arithmetic
 
 
 def test_flops_by_hand(tiny):
@@ -50,7 +51,9 @@ def test_ratios_are_paired_by_turn():
     assert sides.spread([[3.0]]) == {"q1": 3.0, "median": 3.0, "q3": 3.0}
 
 
-@pytest.mark.parametrize("other, found", [([[1.0, 2.0]], 0), ([[1.0, 2.1]], 1), ([[1.0]], 1), ([[1.0, float("nan")]], 1)])
+@pytest.mark.parametrize(
+    "other, found", [([[1.0, 2.0]], 0), ([[1.0, 2.1]], 1), ([[1.0]], 1), ([[1.0, float("nan")]], 1)]
+)
 def test_differences_are_found(other, found):
     problems = []
     sides.compare("it", {"minattn": [[1.0, 2.0]], "eager": other}, 1e-3, problems)
@@ -66,68 +69,116 @@ def test_growth_exponent():
 
 
 def test_summary_of_a_row(tiny):
-    times = {"minattn": [[1.0], [1.0]], "minattn softmax": [[0.5], [0.5]], "rate": [[0.25], [0.25]],
-             "eager": [[2.0], [2.0]], "eager plain": [[1.25], [1.25]]}
+    times = {
+        "minattn": [[1.0], [1.0]],
+        "minattn softmax": [[0.5], [0.5]],
+        "rate": [[0.25], [0.25]],
+        "eager": [[2.0], [2.0]],
+        "eager plain": [[1.25], [1.25]],
+    }
     job = step.spec("tiny", "energy")
     row = step.summary(sides.Measured({}, times, {}), job, 2)
-    assert row["best"] == {"eager": "eager plain", "compile": None, "jax": None} and row["ratios"] == {"eager": 0.5, "eager plain": 0.8}
+    assert row["best"] == {"eager": "eager plain", "compile": None, "jax": None} and row[
+        "ratios"
+    ] == {"eager": 0.5, "eager plain": 0.8}
     assert row["overhead"] == 2 and row["rate"] == 2 * 2 * 64**3 / 0.25
     assert row["share"] == pytest.approx(step.flops(job) / row["rate"])
 
 
 def test_options_are_read_and_every_case_is_known():
-    assert step.spec("paper", "energy[norm=prefix]", "rope")["config"]["attention"] == "energy[norm=prefix]"
+    assert (
+        step.spec("paper", "energy[norm=prefix]", "rope")["config"]["attention"]
+        == "energy[norm=prefix]"
+    )
     paper = step.spec("paper")
     assert paper["config"]["dropout"] == 0 and paper["settings"]["batch_size"] == 16
     cells = step.cells(arguments("--preset", "nano, laptop"))
     assert len(cells) == 2 * len(step.CASES) and {cell[0] for cell in cells} == {"nano", "laptop"}
-    cells = step.cells(arguments("--preset", "nano", "--attention", "sink,softmax", "--position", "rope"))
+    cells = step.cells(
+        arguments("--preset", "nano", "--attention", "sink,softmax", "--position", "rope")
+    )
     assert cells == [("nano", "sink", "rope"), ("nano", "softmax", "rope")]
 
 
-@pytest.mark.parametrize("given, message", [
-    (["--preset", "labtop"], "Did you mean 'laptop'"),
-    (["--attention", "sotfmax"], "Did you mean 'softmax'"),
-    (["--attention", "energy[nrm=key]"], "Did you mean 'norm'"),
-    (["--attention", "energy[norm=keys]"], "norm must be one of"),
-    (["--attention", "softmax,energy:norm=prefix:eps=0"], r"write energy\[norm=prefix,eps=0\]"),
-    (["--position", "ropes"], "Did you mean 'rope'"),
-    (["--threads", "0"], "--threads must be at least 1"),
-    (["--repeat", "0"], "--repeat must be at least 1"),
-    (["--suite", "long", "--longest", "100"], "--longest must be at least 512"),
-    (["--picture", "it.png"], "add --suite long"),
-    (["--json", "no/such/folder.json"], "cannot write"),
-    (["--json", "."], "cannot write"),
-])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--preset", "labtop"], "Did you mean 'laptop'"),
+        (["--attention", "sotfmax"], "Did you mean 'softmax'"),
+        (["--attention", "energy[nrm=key]"], "Did you mean 'norm'"),
+        (["--attention", "energy[norm=keys]"], "norm must be one of"),
+        (["--attention", "softmax,energy:norm=prefix:eps=0"], r"write energy\[norm=prefix,eps=0\]"),
+        (["--position", "ropes"], "Did you mean 'rope'"),
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--repeat", "0"], "--repeat must be at least 1"),
+        (["--suite", "long", "--longest", "100"], "--longest must be at least 512"),
+        (["--picture", "it.png"], "add --suite long"),
+        (["--json", "no/such/folder.json"], "cannot write"),
+        (["--json", "."], "cannot write"),
+    ],
+)
 def test_mistakes_are_one_sentence(given, message):
     with pytest.raises(InputError, match=message):
         bench.run(arguments(*given))
 
 
-# -------------------------------------------------------------------------------------------------------- the processes
+# ------------------------------------------------------------------------------------ the processes
 
 
 def test_a_side_that_fails_is_left_out(monkeypatch):
-    good, bad = sides.Job("bench.numpy_jobs", "matmul", {"n": 8}), sides.Job("bench.numpy_jobs", "no such job", {})
+    good, bad = (
+        sides.Job("bench.numpy_jobs", "matmul", {"n": 8}),
+        sides.Job("bench.numpy_jobs", "no such job", {}),
+    )
     problems = []
     with pytest.raises(sides.SideFailed, match="(?s)eager: .*no such job"):
         sides.measure("it", {"minattn": good, "eager": bad}, arguments(), problems, tolerance=0)
     monkeypatch.setattr(sides, "OPTIONAL", ("numpy_jobs",))
-    found = sides.measure("it", {"minattn": good, "eager": bad}, arguments("--repeat", "1"), problems, tolerance=0)
-    assert "left out: eager" in problems[0] and "no such job" in problems[0] and list(found.turns) == ["minattn"]
+    found = sides.measure(
+        "it", {"minattn": good, "eager": bad}, arguments("--repeat", "1"), problems, tolerance=0
+    )
+    assert (
+        "left out: eager" in problems[0]
+        and "no such job" in problems[0]
+        and list(found.turns) == ["minattn"]
+    )
 
 
 def test_numpy_alone(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    given = ("--suite", "all", "--preset", "tiny", "--attention", "sink", "--repeat", "2", "--longest", "512",
-             "--json", str(tmp_path / "it.json"), "--picture", str(tmp_path / "it.png"))
+    given = (
+        "--suite",
+        "all",
+        "--preset",
+        "tiny",
+        "--attention",
+        "sink",
+        "--repeat",
+        "2",
+        "--longest",
+        "512",
+        "--json",
+        str(tmp_path / "it.json"),
+        "--picture",
+        str(tmp_path / "it.png"),
+    )
     assert bench.run(arguments(*given)) == 0
     out = capsys.readouterr().out
-    assert "jax ms" not in out and "minattn ms eager ms compile ms /eager /best share" in " ".join(out.split())
-    assert "PyTorch is not installed" in out and "pip install torch" in out and "window 256" in out and "tokens/s" in out
+    assert "jax ms" not in out and "minattn ms eager ms compile ms /eager /best share" in " ".join(
+        out.split()
+    )
+    assert (
+        "PyTorch is not installed" in out
+        and "pip install torch" in out
+        and "window 256" in out
+        and "tokens/s" in out
+    )
     found = json.loads((tmp_path / "it.json").read_text())
     row = found["step"][0]
-    assert set(row["turns"]) == {"minattn", "minattn softmax", "rate"} and len(row["turns"]["minattn"]) == 2
+    assert (
+        set(row["turns"]) == {"minattn", "minattn softmax", "rate"}
+        and len(row["turns"]["minattn"]) == 2
+    )
     assert row["ratios"] == {} and 0 < row["share"] and row["peak_bytes"]["minattn"] > 10e6
     losses = [loss for loss, _ in row["checks"]["minattn"]]
     assert losses[0] == pytest.approx(np.log(65), abs=0.1) and losses[2] < losses[0]
@@ -139,33 +190,69 @@ def test_numpy_alone(tiny, monkeypatch, tmp_path, capsys):
 def test_heads_on_threads_give_the_whole():
     spec = {"T": 128, "H": 3, "D": 5, "window": 7}
     with numpy_jobs.session(2) as two, numpy_jobs.session(1) as one:
-        assert numpy_jobs.attention(spec, one)[0]() == pytest.approx(numpy_jobs.attention(spec, two)[0]())
+        assert numpy_jobs.attention(spec, one)[0]() == pytest.approx(
+            numpy_jobs.attention(spec, two)[0]()
+        )
 
 
 @pytest.mark.slow
 def test_beside_pytorch(tiny, tmp_path, capsys):
     pytest.importorskip("torch")
-    given = ("--suite", "all", "--preset", "tiny", "--attention", "energy", "--repeat", "1", "--longest", "512",
-             "--no-compile", "--json", str(tmp_path / "it.json"))
+    given = (
+        "--suite",
+        "all",
+        "--preset",
+        "tiny",
+        "--attention",
+        "energy",
+        "--repeat",
+        "1",
+        "--longest",
+        "512",
+        "--no-compile",
+        "--json",
+        str(tmp_path / "it.json"),
+    )
     assert bench.run(arguments(*given)) == 0
     assert capsys.readouterr().err.count("warning") == 0
     found = json.loads((tmp_path / "it.json").read_text())
     assert set(found["step"][0]["ratios"]) == {"eager", "eager plain"}
-    assert {row["side"] for row in found["long"]["rows"]} == {"minattn", "PyTorch", "PyTorch blocks", "PyTorch mask"}
+    assert {row["side"] for row in found["long"]["rows"]} == {
+        "minattn",
+        "PyTorch",
+        "PyTorch blocks",
+        "PyTorch mask",
+    }
     assert all("PyTorch, 1 thread" in row["sides"] for row in found["sample"]["batches"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite, tables", [("run", "preset minattn s PyTorch s ratio"), ("bias", "network minattn ms eager ms")])
+@pytest.mark.parametrize(
+    "suite, tables",
+    [("run", "preset minattn s PyTorch s ratio"), ("bias", "network minattn ms eager ms")],
+)
 def test_whole_runs_and_networks_beside_pytorch(suite, tables, tiny, capsys, tmp_path):
     pytest.importorskip("torch")
-    given = ("--suite", suite, "--preset", "tiny", "--repeat", "1", "--no-compile", "--json", str(tmp_path / "it.json"))
+    given = (
+        "--suite",
+        suite,
+        "--preset",
+        "tiny",
+        "--repeat",
+        "1",
+        "--no-compile",
+        "--json",
+        str(tmp_path / "it.json"),
+    )
     assert bench.run(arguments(*given)) == 0
     out, err = capsys.readouterr()
     assert tables in " ".join(out.split()) and "warning" not in err
     row = json.loads((tmp_path / "it.json").read_text())[suite][0]
     if suite == "run":
-        assert row["minattn"]["val_loss"] == pytest.approx(row["PyTorch"]["val_loss"], rel=1e-4) and row["ratio"] > 0
+        assert (
+            row["minattn"]["val_loss"] == pytest.approx(row["PyTorch"]["val_loss"], rel=1e-4)
+            and row["ratio"] > 0
+        )
     else:
         assert set(row["ratios"]) == {"eager"}
 
@@ -176,12 +263,28 @@ def test_jax_takes_the_same_steps(tiny):
     problems = []
     for attention, position in itertools.product(step.JAX["attention"], step.JAX["position"]):
         spec = step.spec("tiny", attention, position)
-        spec["config"].update(bias=attention != "gated", qkv_bias=position == "rope", gelu="exact" if position == "rope" else "tanh")
-        spec["settings"].update(clip=0.3, decay="all" if attention == "sink" else "2d", weight_decay=1.0, lr=0.1, min_lr=0.1)
-        jobs = {label: sides.Job(f"bench.{label}_jobs", "step", spec, 3) for label in ("numpy", "jax")}
-        found = sides.measure(f"{attention}, {position}", jobs, arguments("--repeat", "1"), problems, tolerance=5e-5)
+        spec["config"].update(
+            bias=attention != "gated",
+            qkv_bias=position == "rope",
+            gelu="exact" if position == "rope" else "tanh",
+        )
+        spec["settings"].update(
+            clip=0.3,
+            decay="all" if attention == "sink" else "2d",
+            weight_decay=1.0,
+            lr=0.1,
+            min_lr=0.1,
+        )
+        jobs = {
+            label: sides.Job(f"bench.{label}_jobs", "step", spec, 3) for label in ("numpy", "jax")
+        }
+        found = sides.measure(
+            f"{attention}, {position}", jobs, arguments("--repeat", "1"), problems, tolerance=5e-5
+        )
         first, _, last = found.checks["numpy"]
-        assert last[0] != pytest.approx(first[0], rel=1e-2)                      # three steps of AdamW have left their mark
+        assert last[0] != pytest.approx(
+            first[0], rel=1e-2
+        )  # three steps of AdamW have left their mark
     assert not problems
 
 
@@ -192,24 +295,42 @@ def test_the_column_of_jax(tiny, monkeypatch, capsys):
     given = arguments("--preset", "tiny", "--attention", "sink,energy", "--repeat", "1")
     assert bench.run(given) == 0
     out, err = capsys.readouterr()
-    head, sink, energy = (line.split() for line in out.splitlines() if line.startswith(("attention", "sink", "energy")))
-    assert " ".join(head[2:10]) == "minattn ms eager ms compile ms jax ms" and "minattn / jax." in out and "left out" not in err
+    head, sink, energy = (
+        line.split()
+        for line in out.splitlines()
+        if line.startswith(("attention", "sink", "energy"))
+    )
+    assert (
+        " ".join(head[2:10]) == "minattn ms eager ms compile ms jax ms"
+        and "minattn / jax." in out
+        and "left out" not in err
+    )
     assert sink[4:6] == ["-", "-"] and sink[6] != "-" and sink[8] == "-" and sink[9] != "-"
     assert energy[4:9] == ["-"] * 5
 
 
-# ------------------------------------------------------------------------------------------------- PyTorch's fast form
+# ------------------------------------------------------------------------------ PyTorch's fast form
 
 SMALL = {"vocab_size": 17, "block_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 20}
 CASES = {
     "softmax": {},
     "window": {"window": 4},
-    "window_pattern": {"window_pattern": "SL", "n_layer": 3, "bias": False, "gelu": "exact", "qkv_bias": True},
+    "window_pattern": {
+        "window_pattern": "SL",
+        "n_layer": 3,
+        "bias": False,
+        "gelu": "exact",
+        "qkv_bias": True,
+    },
     "none": {"position": "none"},
     "sinusoidal": {"position": "sinusoidal"},
     "morlet": {"position": "morlet", "position_options": {"centre": True, "admissible": False}},
     "rope": {"position": "rope", "n_embd": 24},
-    "rope interleaved": {"position": "learned+rope", "n_embd": 24, "position_options": {"pairs": "interleaved"}},
+    "rope interleaved": {
+        "position": "learned+rope",
+        "n_embd": 24,
+        "position_options": {"pairs": "interleaved"},
+    },
     "decay": {"position": "decay"},
     "decay window": {"position": "decay", "window": 4},
     "sink": {"attention": "sink"},
@@ -218,17 +339,32 @@ CASES = {
     "gated": {"attention": "gated"},
     "gated head": {"attention": "gated", "attention_options": {"gate": "head"}},
     "affine": {"attention": "affine"},
-    "affine visible window": {"attention": "affine+gated", "window": 4, "attention_options": {"length": "visible"}},
-    "affine sigmoid": {"attention": "affine", "attention_options": {"phi": "sigmoid", "length": 7, "use": "before"}},
+    "affine visible window": {
+        "attention": "affine+gated",
+        "window": 4,
+        "attention_options": {"length": "visible"},
+    },
+    "affine sigmoid": {
+        "attention": "affine",
+        "attention_options": {"phi": "sigmoid", "length": 7, "use": "before"},
+    },
     "affine layer": {"attention": "affine", "window": 30, "attention_options": {"axes": "layer"}},
     "energy key": {"attention": "energy"},
     "energy prefix": {"attention": "energy", "attention_options": {"norm": "prefix"}, "window": 4},
     "energy sequence": {"attention": "energy", "attention_options": {"norm": "sequence"}},
-    "energy none": {"attention": "energy", "attention_options": {"norm": "none"}, "position": "decay"},
+    "energy none": {
+        "attention": "energy",
+        "attention_options": {"norm": "none"},
+        "position": "decay",
+    },
     "gaussian": {"attention": "gaussian"},
     "gaussian rope": {"attention": "gaussian", "position": "rope", "n_embd": 24},
-    "gaussian rope values": {"attention": "gaussian", "position": "rope", "n_embd": 24,
-                             "attention_options": {"rope_values": True}},
+    "gaussian rope values": {
+        "attention": "gaussian",
+        "position": "rope",
+        "n_embd": 24,
+        "attention_options": {"rope_values": True},
+    },
     "gaussian raw": {"attention": "gaussian", "attention_options": {"qk_norm": False}, "window": 4},
     "gaussian eps": {"attention": "gaussian", "torch": {"attention": "gaussian[eps=0.1]"}},
 }
@@ -238,17 +374,21 @@ def literal_and_fast(case, fused, dtype="float64", **changes):
     torch = pytest.importorskip("torch")
     from minattn.bench import torch_fast as fast
     from minattn.torch_refs import GPT
-    torch.set_num_threads(1)                      # for arrays as small as these, two only wait
+
+    torch.set_num_threads(1)  # for arrays as small as these, two only wait
     torch.manual_seed(3)
     fields = {**SMALL, **case, **changes}
-    in_torch = fields.pop("torch", {})            # what only PyTorch's side has
+    in_torch = fields.pop("torch", {})  # what only PyTorch's side has
     config, rng = model.Config(**fields), np.random.default_rng(3)
     params, buffers = model.init(config, 3, np.float64)
     params = {name: a + rng.standard_normal(a.shape) / 5 for name, a in params.items()}
     config = {**model.to_dict(config), **in_torch}
     tokens = torch.randint(17, (3, SMALL["block_size"]))
-    return (GPT.from_numpy(config, params, buffers),
-            fast.GPT.from_numpy(config, params, buffers, getattr(torch, dtype), fused=fused), tokens)
+    return (
+        GPT.from_numpy(config, params, buffers),
+        fast.GPT.from_numpy(config, params, buffers, getattr(torch, dtype), fused=fused),
+        tokens,
+    )
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -259,8 +399,10 @@ def test_fast_is_the_literal_model(case, fused):
     for gpt in (literal, fast):
         logits, loss = gpt(tokens, tokens.roll(-1, 1))
         loss.backward()
-        short = gpt(tokens[:, :5])[0]                                     # a shorter sequence, and the buffers have moved
-        results.append((logits.detach(), short.detach(), gpt.gradients(), [b.numpy() for b in gpt.buffers()]))
+        short = gpt(tokens[:, :5])[0]  # a shorter sequence, and the buffers have moved
+        results.append(
+            (logits.detach(), short.detach(), gpt.gradients(), [b.numpy() for b in gpt.buffers()])
+        )
     (logits, short, grads, buffers), (fast_logits, fast_short, fast_grads, fast_buffers) = results
     np.testing.assert_allclose(fast_logits, logits, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(fast_short, short, rtol=1e-9, atol=1e-9)
@@ -300,7 +442,9 @@ def test_dropout_takes_the_literal_form():
         torch.manual_seed(1)
         results.append(gpt(tokens)[0])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(literal.eval()(tokens)[0], fast.eval()(tokens)[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        literal.eval()(tokens)[0], fast.eval()(tokens)[0], rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("T", [4, 8, 20])
@@ -308,18 +452,27 @@ def test_windowed_is_a_window(T):
     torch = pytest.importorskip("torch")
     from minattn.bench import torch_fast as fast
     from minattn.torch_refs import softmax_attention
-    q, k, v, dout = torch.randn(4, 2, 3, T, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(T))
+
+    q, k, v, dout = torch.randn(
+        4, 2, 3, T, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(T)
+    )
     inputs = [x.clone().requires_grad_() for x in (q, k, v)]
     out, expected = fast.windowed(*inputs, 4), softmax_attention(*inputs, window=4)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    for mine, other in zip(*(torch.autograd.grad((y * dout).sum(), inputs) for y in (out, expected))):
+    for mine, other in zip(
+        *(torch.autograd.grad((y * dout).sum(), inputs) for y in (out, expected))
+    ):
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("position, changes", [("learned", {}), ("rope", {"n_embd": 24}), ("sinusoidal", {}), ("none", {})])
+@pytest.mark.parametrize(
+    "position, changes",
+    [("learned", {}), ("rope", {"n_embd": 24}), ("sinusoidal", {}), ("none", {})],
+)
 def test_cached_generation(position, changes):
     torch = pytest.importorskip("torch")
     from minattn.bench.torch_fast import generate as continued
+
     literal, fast, tokens = literal_and_fast({"position": position, **changes}, True)
     view = tokens[:, :3]
     cached = torch.stack(list(continued(fast, view, 9)), 1)
@@ -343,6 +496,7 @@ def test_generation_refuses_what_it_cannot_do():
 def test_numpy_and_pytorch_generate_the_same():
     torch = pytest.importorskip("torch")
     from minattn.bench import torch_fast as fast
+
     config = model.Config(**SMALL)
     params, buffers = model.init(config, 5, np.float64)
     mine = list(generate.stream(params, buffers, config, [3, 1], 9, top_k=1))

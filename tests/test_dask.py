@@ -1,5 +1,6 @@
 """The same plan on a Dask cluster: a scheduler and two workers, each a process, on the loopback
 interface."""
+
 import socket
 import subprocess
 import sys
@@ -45,15 +46,35 @@ def cluster(tmp_path):
 
     def start(*words):
         logs.append(open(tmp_path / f"log-{len(logs)}", "w"))
-        started.append(subprocess.Popen([sys.executable, "-m", "dask", *words], stdout=logs[-1],
-                                        stderr=subprocess.STDOUT,
-                                        env=environment(), cwd=tmp_path))
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "dask", *words],
+                stdout=logs[-1],
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                cwd=tmp_path,
+            )
+        )
         return started[-1]
 
     start("scheduler", "--host", "127.0.0.1", "--port", address.rsplit(":", 1)[1], "--no-dashboard")
     try:
-        yield address, [start("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
-                              "--name", f"w{n}") for n in range(2)]
+        yield (
+            address,
+            [
+                start(
+                    "worker",
+                    address,
+                    "--nthreads",
+                    "1",
+                    "--no-nanny",
+                    "--no-dashboard",
+                    "--name",
+                    f"w{n}",
+                )
+                for n in range(2)
+            ],
+        )
     finally:
         for one in reversed(started):
             one.kill()
@@ -69,9 +90,13 @@ def test_a_worker_is_killed_in_the_middle(cluster, tmp_path):
     address, workers = cluster
     settings = flags(**TINY | dict(steps=400, corpus=write_corpus(tmp_path)))
     out = tmp_path / "out"
-    study = subprocess.Popen(command(*WORDS, *settings, "--scheduler", address, "--out", out),
-                             stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True, env=environment())
+    study = subprocess.Popen(
+        command(*WORDS, *settings, "--scheduler", address, "--out", out),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
     until = time.monotonic() + 90
     while len(list(out.glob("*/*/" + runs.CHECKPOINT))) < 2 and time.monotonic() < until:
         time.sleep(0.01)

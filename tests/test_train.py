@@ -138,6 +138,7 @@ def test_what_a_mechanism_refuses_removes_nothing(finished, corpus, tmp_path, ca
         raise InputError("softer must be above 0; got -1.")
     folder = copy(finished(), tmp_path / "run")
     before = contents(folder)
+    capsys.readouterr()                                    # the progress of the run just made
     monkeypatch.setattr(MECHANISMS["softmax"].module, "forward", refuse)
     assert train(folder, corpus, overwrite=True) == 2 and contents(folder) == before
     assert train(tmp_path / "new", corpus) == 2 and not (tmp_path / "new").exists()
