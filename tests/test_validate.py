@@ -243,8 +243,7 @@ def torch_reference(mechanism):
 
     from minattn import torch_refs
     torch.set_num_threads(1)  # small arrays: more threads only wait for one another
-    names = {"energy": "energy_gated", "gaussian": "gaussian_kernel"}
-    fn = getattr(torch_refs, f"{names.get(mechanism, mechanism)}_attention")
+    fn = torch_refs.ATTENTION[mechanism].function
     return fn if mechanism != "energy" else lambda *a, **o: fn(*a, stable=True, **o)
 
 

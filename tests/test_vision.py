@@ -131,6 +131,8 @@ def test_gradients_against_central_differences(name):
 
 def in_torch(torch, params, images, config):
     """The same network, written literally in PyTorch."""
+    from minattn import torch_refs
+
     F, (T, C, H) = torch.nn.functional, (config.tokens, config.width, config.heads)
 
     def linear(name, x):
@@ -152,28 +154,16 @@ def in_torch(torch, params, images, config):
         h = f"h.{n}"
         u = norm(f"{h}.ln_1", x)
         made = linear(f"{h}.attn.c_attn", u).split(C, dim=2) if config.projected else ()
-        if config.attention == "gaussian":
+        if "x" in config.mechanism.arguments:
             features = heads(u)
             if config.qk_norm:
                 features = features / torch.sqrt((features**2).mean(dim=3, keepdim=True) + 1e-6)
-            squared = ((features[:, :, :, None] - features[:, :, None]) ** 2).sum(dim=4)
-            kernel = torch.exp(
-                -squared / (2 * torch.exp(params[f"{h}.attn.log_sigma"])[:, None, None] ** 2)
-            )
-            weights, values = (
-                kernel / kernel.sum(dim=3, keepdim=True),
-                heads(made[0]) if made else features,
-            )
+            inputs = {"x": features, "values": heads(made[0]) if made else features}
         else:
-            q, k, values = [*map(heads, made), heads(u)][:3]
-            scores = torch.exp(q @ k.transpose(2, 3) / (C // H) ** 0.5)
-            extra = {
-                "softmax": 0.0,
-                "off_by_one": 1.0,
-                "sink": torch.exp(params.get(f"{h}.attn.sink", torch.zeros(H)))[:, None, None],
-            }
-            weights = scores / (scores.sum(dim=3, keepdim=True) + extra[config.attention])
-        x = x + linear(f"{h}.attn.c_proj", (weights @ values).transpose(1, 2).reshape(B, T, C))
+            inputs = dict(zip("qkv", [*map(heads, made), heads(u)]))
+        own = {name: params[f"{h}.attn.{name}"] for name in config.mechanism.parameters}
+        out = torch_refs.ATTENTION[config.attention].function(**inputs, **own)
+        x = x + linear(f"{h}.attn.c_proj", out.transpose(1, 2).reshape(B, T, C))
         x = x + linear(
             f"{h}.mlp.c_proj",
             F.gelu(linear(f"{h}.mlp.c_fc", norm(f"{h}.ln_2", x)), approximate="tanh"),

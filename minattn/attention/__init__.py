@@ -7,7 +7,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from minattn import checks
-from minattn.attention import affine, energy, gated, gaussian, naive, off_by_one, sink, softmax
+from minattn.attention import (
+    affine,
+    energy,
+    gated,
+    gaussian,
+    naive,
+    off_by_one,
+    sink,
+    softmax,
+)
 
 
 class Mechanism(NamedTuple):

@@ -12,6 +12,7 @@ like a diff:
 If the kit lets one pass, it has a hole; and a family of cases that no mutant needs must say why it
 is there: python -m minattn validate-self.
 """
+import ast
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -45,7 +46,7 @@ class Mutant(NamedTuple):
 
     def source(self):
         """The whole text; InputError unless naive.py holds the lines to change exactly once."""
-        lines = list(base())
+        lines = list(base(self.mechanism))
         for old, new in CHANGE.findall(self.change):
             old, new = ([line[2:] for line in part.splitlines()] for part in (old, new))
             code = [line.split("  # ")[0].strip() for line in lines]
@@ -60,9 +61,17 @@ class Mutant(NamedTuple):
         return "\n".join(lines)
 
 
-@lru_cache(maxsize=1)
-def base():
-    return tuple(Path(naive.__file__).read_text(encoding="utf-8").splitlines())
+@lru_cache(maxsize=32)
+def base(mechanism):
+    """The lines of naive.py less the pairs of other mechanisms, which may hold the same lines."""
+    text = Path(naive.__file__).read_text(encoding="utf-8")
+    others = {f"{name}_{way}" for name in MECHANISMS if name != mechanism
+              for way in ("forward", "backward")}
+    lines = text.splitlines()
+    for node in reversed(ast.parse(text).body):
+        if getattr(node, "name", None) in others:
+            del lines[node.lineno - 1:node.end_lineno]
+    return tuple(lines)
 
 
 def none(mechanism):
