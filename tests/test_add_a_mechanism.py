@@ -47,9 +47,11 @@ def softcap(monkeypatch):
     exec(MODULE, module.__dict__)
     pair = dict(naive.__dict__)
     exec(NAIVE, pair)
+    before = dict(MECHANISMS)
     register("softcap", module, pair["softcap_forward"], pair["softcap_backward"])
     yield module
-    del MECHANISMS["softcap"]
+    MECHANISMS.clear()
+    MECHANISMS.update(before)
     model.layers.cache_clear()
 
 
