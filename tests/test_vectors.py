@@ -57,12 +57,17 @@ def test_the_standard_set_is_the_same_byte_for_byte(folder, tmp_path):
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
+# those whose answers are held to the last bit; a new mechanism may join with a new digest
+PINNED = ("softmax", "off_by_one", "sink", "gated", "affine", "energy", "gaussian")
+
+
 def test_the_arithmetic_gives_these_bits_on_every_machine():
-    """No BLAS, no libm, no generator: inputs by integer arithmetic, every mechanism."""
+    """No BLAS, no libm, no generator: inputs by integer arithmetic, the mechanisms of PINNED."""
     def number(n, shape):
         return (np.arange(np.prod(shape)).reshape(shape) * (2 * n + 37) % 61 - 30) / 16
     digest = hashlib.sha256()
-    for name, mechanism in MECHANISMS.items():
+    for name in PINNED:
+        mechanism = MECHANISMS[name]
         size = {"B": 2, "H": 3, "Tq": 5, "Tk": 7, "T": 7, "D": 3, "Dv": 2, "Dv|1": 2}
         arrays = {arg: number(n, [size[s] for s in shape.split()])
                   for n, (arg, shape) in enumerate(mechanism.arguments.items())}
