@@ -23,21 +23,22 @@ COMMANDS = {
     "sample": ("continue a text with a trained model", None),
     "compare": ("train several mechanisms, positions and seeds and compare them",
                 "minattn.studies.command"),
-    "list": ("the mechanisms, positions and presets", None),
-    "check": ("is your implementation of a mechanism right, forward and backward?",
+    "list": ("list the mechanisms, positions and presets", None),
+    "check": ("check your implementation of a mechanism, forward and backward",
               "minattn.validate.command"),
-    "causality": ("does the future leak into a kernel or a model?", "minattn.validate.causality"),
+    "causality": ("test whether the future leaks into a kernel or a model",
+                  "minattn.validate.causality"),
     "vectors": ("write golden vectors, or check results against them", "minattn.validate.vectors"),
-    "validate-self": ("does the validation kit catch every wrong implementation it knows?",
+    "validate-self": ("test that the kit catches every wrong implementation it knows",
                       "minattn.validate.self_check"),
-    "lessons": ("the notebooks, and how to open them", "minattn.lessons.command"),
-    "inspect": ("what a trained model attends to: a table of its heads, and pictures",
+    "lessons": ("list the lessons, or open one", "minattn.lessons.command"),
+    "inspect": ("show what each head of a trained model attends to",
                 "minattn.inspect.command"),
-    "bias": ("train attention-only networks and measure which places they prefer",
+    "bias": ("train attention-only networks and measure which positions they prefer",
              "minattn.experiments.position_bias.command"),
     "vision": ("train tiny vision transformers on noisy shapes, with error bars",
                "minattn.experiments.vision.command"),
-    "bench": ("time it beside PyTorch", "minattn.bench"),
+    "bench": ("time training and generation against PyTorch and JAX", "minattn.bench"),
 }
 
 
@@ -104,9 +105,9 @@ def _train_arguments(parser):
     add = parser.add_argument
     add("--preset", help=f"one of {', '.join(train.PRESETS)} (default nano)")
     add("--out", help="run folder (default runs/PRESET)")
-    add("--resume", metavar="RUN", help="continue a run folder (or a checkpoint in one) to its end")
+    add("--resume", metavar="RUN", help="resume the run in this folder, or one of its checkpoints")
     add("--overwrite", action="store_true", help="replace an existing run")
-    add("--threads", type=int, help="threads to use; the result does not depend on it")
+    add("--threads", type=int, help="number of threads; does not change the result")
     add("--data-dir", default="data", help="where corpora are kept" + DEFAULT)
     for group, cls in (("training", train.Settings), ("model", model.Config)):
         section = parser.add_argument_group(group, "defaults come from the preset")
@@ -114,7 +115,8 @@ def _train_arguments(parser):
                                if field.name in train.FIELDS])
     for what in ("attention", "position"):
         section.add_argument(f"--{what}-option", action="append", metavar="NAME=VALUE",
-                             dest=f"{what}_options", help=f"the same as in brackets in --{what}")
+                             dest=f"{what}_options",
+                             help=f"older form of an option in the brackets of --{what}")
 
 
 def add_settings(section, names):
@@ -183,7 +185,7 @@ def _sample_arguments(parser):
     add("--top-k", type=int,
         help="choose among the K most likely characters only; 1 is greedy")
     add("--seed", type=int, default=0, help="of the draws" + DEFAULT)
-    add("--no-cache", action="store_true", help="recompute every prefix: slow, the same text")
+    add("--no-cache", action="store_true", help="recompute every prefix: slower, same text")
 
 
 def run_sample(args):
@@ -209,7 +211,7 @@ def run_sample(args):
 
 
 def _list_arguments(parser):
-    parser.add_argument("--markdown", action="store_true", help="as tables for a document")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
 
 
 def run_list(args):

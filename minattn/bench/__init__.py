@@ -37,14 +37,14 @@ def add_arguments(parser):
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1),
                         help="for every side" + default)
     parser.add_argument("--repeat", type=int, default=9,
-                        help="turns that each side takes" + default)
+                        help="number of measurements per framework" + default)
     parser.add_argument("--longest", type=int, default=16384,
-                        help="last length of the long suite" + default)
-    parser.add_argument("--json", metavar="FILE", help="write every number")
+                        help="maximum length in the long suite" + default)
+    parser.add_argument("--json", metavar="FILE", help="write all measurements as JSON")
     parser.add_argument("--picture", metavar="FILE",
                         help="draw time and memory against length (long suite)")
     parser.add_argument("--no-compile", action="store_true",
-                        help="leave torch.compile out: it takes most of the time")
+                        help="skip torch.compile, which takes most of the time")
 
 
 def run(args):

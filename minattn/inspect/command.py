@@ -22,9 +22,9 @@ queries put more than 0.2"""
 def add_arguments(parser):
     parser.add_argument("folder", metavar="RUN", help="a run folder")
     parser.add_argument("--text", metavar="FILE",
-                        help="text to read (default: the validation part of the run's own corpus)")
+                        help="text to read (default: the validation part of the run's corpus)")
     parser.add_argument("--sequences", type=int, default=16,
-                        help="how many, each of block_size characters" + DEFAULT)
+                        help="number of sequences of block_size characters" + DEFAULT)
     parser.add_argument("--out", help="folder for the pictures (default RUN/inspect)")
     parser.add_argument("--data-dir", default="data", help="where corpora are kept" + DEFAULT)
 

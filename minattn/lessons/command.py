@@ -16,7 +16,7 @@ COPIES = Path("minattn-lessons")
 def add_arguments(parser):
     parser.add_argument("--open", metavar="NN", nargs=argparse.REMAINDER, default=None,
                         help=f"open Jupyter on a copy of lesson NN (default 00) in ./{COPIES}; "
-                             "what follows NN is passed to Jupyter, e.g. --no-browser")
+                             "arguments after NN are passed to Jupyter, e.g. --no-browser")
 
 
 def lessons(folder=FOLDER):

@@ -21,23 +21,24 @@ def add_arguments(parser):
     parser.epilog, parser.formatter_class = EXAMPLE, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--attention", default="", metavar="LIST",
-        help="mechanisms: options in brackets, +gated after, / between layers")
+        help="mechanisms, separated by commas; options in brackets, +gated, / between layers")
     add("--position", default="learned", metavar="LIST",
-        help="positions, each with each mechanism" + DEFAULT)
+        help="position encodings, each combined with every mechanism" + DEFAULT)
     add("--variant", action="append", default=[], metavar='"NAME: FIELD=VALUE ..."',
-        help="one more, any setting spelled out")
+        help="an additional variant with any settings")
     add("--seeds", default="0-2", help="0-4 or 0,3,7" + DEFAULT)
-    add("--baseline", metavar="NAME", help="the variant to subtract (default: the first)")
+    add("--baseline", metavar="NAME",
+        help="variant that differences are taken against (default: the first)")
     add("--out", default="runs/compare", help="folder of all runs, tables and pictures" + DEFAULT)
     add("--prefix-positions", type=int, default=512, metavar="N",
-        help="predictions that are also made from their own prefix alone" + DEFAULT)
+        help="number of predictions repeated from their prefix alone" + DEFAULT)
     add("--workers", type=int, metavar="N",
         help="runs at a time, each a process (default: one for each core); 1: one after another in "
              "this process")
     add("--threads", type=int, metavar="N",
         help="of each run (default: the cores divided by the workers); the result does not depend "
              "on it")
-    add("--scheduler", metavar="ADDRESS", help="do the runs on a Dask cluster: tcp://host:8786")
+    add("--scheduler", metavar="ADDRESS", help="run on a Dask cluster: tcp://host:8786")
     add("--data-dir", default="data", help="where corpora are kept" + DEFAULT)
     section = parser.add_argument_group("training and model, for all runs",
                                         "defaults come from the preset")

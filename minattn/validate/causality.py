@@ -302,15 +302,15 @@ def add_arguments(parser):
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
                         help="of a kernel: the same as in the brackets of its mechanism")
     parser.add_argument("--dtype", default="float64",
-                        help="of a kernel's arrays (default %(default)s)")
+                        help="dtype of a kernel's arrays (default %(default)s)")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--length", type=int, default=LENGTH,
-                        help="positions in the whole (default %(default)s)")
+                        help="sequence length (default %(default)s)")
     parser.add_argument("--forms", default=",".join(FORMS), help="some of %(default)s")
-    parser.add_argument("--corpus", help="text for the loss of a run, where its own is not at hand")
+    parser.add_argument("--corpus", help="text for the loss if the run's corpus is not available")
     parser.add_argument("--data-dir", default="data",
                         help="where corpora are kept (default %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the certificate there too")
+    parser.add_argument("--json", metavar="FILE", help="also write the certificate as JSON")
 
 
 def run(args):

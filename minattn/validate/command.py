@@ -14,26 +14,26 @@ def add_arguments(parser):
                         help="module:function, file.py:function, or a module with forward and "
                              "backward")
     parser.add_argument("--mechanism", default="softmax",
-                        help="what it should compute, from `minattn list`: softmax (default), "
+                        help="the mechanism it implements, from `minattn list`: softmax (default), "
                              "energy, ...; energy[norm=prefix] keeps an option fixed")
     parser.add_argument("--framework", default="numpy",
-                        help="whose arrays it takes: numpy, torch or jax (default numpy)")
+                        help="framework of its arrays: numpy, torch or jax (default numpy)")
     parser.add_argument("--dtype", default="float32",
                         help="float32 (default), float64, float16 or bfloat16")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--backward",
                         help="module:function of its backward, if that is not part of the target")
     parser.add_argument("--quick", action="store_true",
-                        help="a selection of cases that takes seconds")
+                        help="run a small selection of cases")
     parser.add_argument("--case", action="append", metavar="GLOB",
                         help="only these cases: a family, or a pattern such as '*/W=2*'; "
                              "may be repeated")
-    parser.add_argument("--list", action="store_true", help="show the cases and stop")
+    parser.add_argument("--list", action="store_true", help="list the cases and exit")
     parser.add_argument("--exclude", action="append", default=[], metavar="NAME[,NAME]",
-                        help="what it does not do: an option, option=value, a family, dNAME, "
+                        help="what it does not support: an option, option=value, a family, dNAME, "
                              "gradients, repeat; reported as not covered")
     parser.add_argument("--sizes", metavar="D=64,Dv=64",
-                        help="sizes to keep to, of B, H, Tq, Tk, T, D, Dv")
+                        help="fix some of the sizes B, H, Tq, Tk, T, D, Dv")
     parser.add_argument("--skip-file", metavar="FILE", help="lines: case-id-glob skip|xfail reason")
     parser.add_argument("--time-limit", type=float, default=30.0, metavar="S",
                         help="seconds per case (default 30)")

@@ -192,12 +192,12 @@ def _half(mutant):
 
 def add_arguments(parser):
     parser.add_argument("--mutant", action="append", metavar="GLOB",
-                        help="only these mutants; may be repeated")
+                        help="run only these mutants; may be repeated")
     parser.add_argument("--mechanism", help="only the mutants of this mechanism")
     parser.add_argument("--list", action="store_true",
-                        help="show the mutants, with what is wrong in each, and stop")
+                        help="show the mutants, with what is wrong in each, and exit")
     parser.add_argument("--show", metavar="NAME",
-                        help="show the lines in which a mutant differs, and stop")
+                        help="show the lines in which a mutant differs, and exit")
     parser.add_argument("--json", metavar="FILE", help="write the score as JSON")
 
 

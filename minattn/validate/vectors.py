@@ -124,13 +124,14 @@ def add_arguments(parser):
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     one = actions.add_parser("write", help="write the standard set into a folder")
     one.add_argument("where", metavar="DIR")
-    one = actions.add_parser("check", help="check what a program made of the vectors in a folder")
+    one = actions.add_parser("check",
+                             help="check the results of another program on these vectors")
     one.add_argument("where", metavar="DIR")
     one.add_argument("--results",
                      help="a folder or .safetensors file; without it, our own kernels are checked")
     one.add_argument("--precision",
                      help="hold every tensor to this precision's budget, whatever its own type is")
-    one.add_argument("--json", metavar="FILE", help="write every row there")
+    one.add_argument("--json", metavar="FILE", help="write all results as JSON")
     one = actions.add_parser("header",
                              help="write the ten smallest cases of a mechanism as a C header")
     one.add_argument("where", metavar="FILE")
