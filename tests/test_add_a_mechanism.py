@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from attention_cases import MASKS
 
-from minattn import cli, generate, model, runs
+from minattn import checks, cli, generate, model, positions, runs
 from minattn.attention import MECHANISMS, naive, register
 from minattn.errors import InputError
+from minattn.positions import POSITIONS
 from minattn.validate.causality import causality
 from minattn.validate.check import check
 from minattn.validate.gradients import assert_gradients
@@ -199,3 +200,48 @@ def test_is_listed_and_refused_like_the_others(softcap, capsys):
         model.Config(attention="softcap[cap=-1]")
     with pytest.raises(InputError, match="Did you mean 'cap'"):
         model.Config(attention="softcap[cup=1]")
+
+
+def ramp():
+    """A position encoding of its own: a learned vector times the position."""
+    module = ModuleType("ramp")
+    module.KIND, module.ARXIV, module.SUMMARY = "embedding", None, "A learned ramp."
+    module.ARGUMENTS = {"slope": "C"}
+    module.OPTIONS = {"step": checks.Option(1.0, number={"above": 0})}
+
+    def parameters(n_embd, block_size, step):
+        return {"slope": ((n_embd,), 0.01)}
+
+    def embed(length, n_embd, dtype, start, slope, step):
+        p = np.arange(start, start + length, dtype=dtype) * dtype.type(step)
+        return p[:, None] * slope, p
+
+    def backward(dcodes, p):
+        return {"slope": p @ dcodes}
+
+    module.parameters, module.embed, module.backward = parameters, embed, backward
+    return module
+
+
+def test_a_position_is_added_the_same_way(corpus, tmp_path, monkeypatch):
+    """Its row is enough: the model trains it, its gradient is right, and the cache continues it."""
+    monkeypatch.setitem(POSITIONS, "ramp", positions.describe("ramp", ramp()))
+    assert train(corpus, tmp_path / "run", 4, "--position", "ramp[step=0.5]+rope") == 0
+    run = runs.load(tmp_path / "run")
+    texts = [generate.text(run, "the ", 40, cached=cached) for cached in (True, False)]
+    assert run.config.position == "ramp[step=0.5]+rope" and texts[0] == texts[1]
+    assert (run.checkpoint.params["position.ramp.slope"] != np.float32(0.01)).all()
+
+    params = {name: a.astype(np.float64) for name, a in run.checkpoint.params.items()}
+    ids = np.arange(14).reshape(2, 7) % run.config.vocab_size
+
+    def loss(slope):
+        changed = {**params, "position.ramp.slope": slope}
+        return model.forward(changed, ids[:, :-1], run.config, targets=ids[:, 1:])[1]
+
+    cache = model.forward(params, ids[:, :-1], run.config, targets=ids[:, 1:])[2]
+    gradient = model.backward(cache, run.config)["position.ramp.slope"]
+    way = np.random.default_rng(0).standard_normal(gradient.shape)
+    slope = params["position.ramp.slope"]
+    measured = (loss(slope + 1e-6 * way) - loss(slope - 1e-6 * way)) / 2e-6
+    assert np.sum(gradient * way) == pytest.approx(measured, rel=1e-6)
