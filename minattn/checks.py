@@ -69,8 +69,8 @@ def defaults(options):
 def options(what, owner, given, known):
     """Raise InputError unless every given option is one of the known ones and has an allowed value.
 
-    what: "attention option"; owner: whose options these are; given {name: value}; known {name:
-    Option}
+    what: "attention option"; owner: whose options these are
+    given {name: value}, known {name: Option}
     """
     for name, value in given.items():
         if name not in known:

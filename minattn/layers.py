@@ -3,7 +3,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from minattn import checks, spec
-from minattn.attention import Mechanism, mechanism
+from minattn.attention import MECHANISMS, Mechanism, mechanism
 from minattn.errors import InputError
 from minattn.positions import position
 
@@ -25,9 +25,18 @@ class Layer(NamedTuple):
         return [name for name, shape in self.mechanism.arguments.items() if symbol in shape.split()]
 
 
-@lru_cache(maxsize=64)
 def layers(config):
     """The layers of a config; InputError for a name or an option that nothing knows."""
+    built = _layers(config)
+    used = [row for layer in built for row in (layer.mechanism, layer.gate) if row]
+    if any(MECHANISMS.get(row.name) is not row for row in used):     # a name was registered again
+        _layers.cache_clear()
+        built = _layers(config)
+    return built
+
+
+@lru_cache(maxsize=64)
+def _layers(config):
     texts = spec.parse("attention", config.attention)
     by_kind = {}
     for row, options in positions(config):
@@ -63,7 +72,6 @@ def _layer(parts):
     return row, options, layer_options, gate
 
 
-@lru_cache(maxsize=64)
 def positions(config):
     """The encodings of a config, in order: ((row, {option: value}), ...)"""
     (parts, *more) = spec.parse("position", config.position)

@@ -53,7 +53,6 @@ def softcap(monkeypatch):
     yield module
     MECHANISMS.clear()
     MECHANISMS.update(before)
-    model.layers.cache_clear()
 
 
 @pytest.fixture
@@ -191,6 +190,16 @@ def test_is_inspected_and_compared(softcap, corpus, tmp_path, capsys):
     ]
     assert cli.main(argv) == 0
     assert "softcap[cap=5]" in (tmp_path / "all" / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_name_that_is_registered_again_is_the_new_mechanism(softcap):
+    """As in a notebook whose cell runs twice: no layer keeps the old module."""
+    config = model.Config(attention="softcap+gated")
+    assert model.layers(config)[0].mechanism.module is softcap
+    again = ModuleType("softcap")
+    exec(MODULE, again.__dict__)
+    register("softcap", again, *MECHANISMS["softcap"][2:4])
+    assert model.layers(config)[0].mechanism.module is again
 
 
 def test_is_listed_and_refused_like_the_others(softcap, capsys):
