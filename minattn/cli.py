@@ -50,8 +50,8 @@ def main(argv=None):
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:                     # closed by the caller: 2>&-
             setattr(sys, name, open(os.devnull, "w"))
-    if sys.stdout.errors == "strict":        # a terminal that lacks a letter shows its code instead
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="backslashreplace")   # for letters that the terminal lacks
     try:
         argv = sys.argv[1:] if argv is None else list(argv)
         parser = build_parser(argv[0] if argv else None)
@@ -67,11 +67,16 @@ def main(argv=None):
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 1
     except (OSError, MemoryError) as error:                # a full disk, say
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _drop_stdout():
+    """Nobody reads it: nothing that is still buffered may fail at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser(command=None):
@@ -136,15 +141,15 @@ def given(args, names):
 
 
 def run_train(args):
-    from minattn import checks, spec, train
+    from minattn import checks, files, runs, spec, train
     fields = given(args, train.FIELDS)
     for name in ("attention_options", "position_options"):
         if texts := getattr(args, name):
             fields[name] = dict(spec.option(text) for text in texts)
-    common = dict(threads=args.threads, data_dir=args.data_dir)
+    common = dict(threads=args.threads, data_dir=files.named("--data-dir", args.data_dir))
     if args.threads is not None:
         checks.number("--threads", args.threads, 1, integer=True)
-    preset = args.preset or "nano"
+    preset = "nano" if args.preset is None else args.preset
     try:
         if args.resume is not None:
             if args.out is not None or args.overwrite:
@@ -152,24 +157,31 @@ def run_train(args):
                                  "--overwrite.")
             checks.choice("preset", preset, train.PRESETS)
             overrides = {**train.PRESETS.get(args.preset, {}), **fields}
-            run = train.resume(args.resume, overrides=overrides, **common)
+            where = files.named("--resume", args.resume, "run folder")
+            run = train.resume(where, overrides=overrides, **common)
         else:
             settings, shape = train.settings_for(preset, fields)
-            if args.out == "":
-                raise InputError("--out must name a folder.")
-            run = train.start(settings, shape, args.out or f"runs/{preset}",
-                              overwrite=args.overwrite, **common)
+            out = f"runs/{preset}" if args.out is None else files.named("--out", args.out)
+            run = train.start(settings, shape, out, overwrite=args.overwrite, **common)
     except train.Interrupted as stop:
-        print(stop)
-        return 130
+        try:
+            print(stop, flush=True)
+        except OSError:                      # nobody reads standard output any more
+            print(stop, file=sys.stderr)
+            _drop_stdout()
+        return stop.code
     except train.Diverged as stop:
         print(f"error: {stop}", file=sys.stderr)
         return 1
-    print(f"\n{(run.folder / 'sample.txt').read_text(encoding='utf-8').strip()}\n")
-    print(f"done in {run.checkpoint.seconds:.0f} s: {run.folder}/ holds the checkpoint, "
-          "metrics.jsonl, loss.png and this sample.txt")
+    made = [name for name in (runs.LOSS, runs.SAMPLE) if (run.folder / name).is_file()]
+    if runs.SAMPLE in made:
+        made[-1] = "this sample.txt"
+        print(f"\n{files.read_text(run.folder / runs.SAMPLE).strip()}\n")
+    *some, last = "the checkpoint", runs.METRICS, *made
+    print(f"done in {run.checkpoint.seconds:.0f} s: {run.folder}/ holds {', '.join(some)} and "
+          f"{last}")
     prompt = ' --prompt "O, "' if set("O, ") <= set(run.vocabulary) else ""
-    print(f"more text: python -m minattn sample {run.folder}{prompt} --tokens 300")
+    print(f"more text: python -m minattn sample {files.quoted(run.folder)}{prompt} --tokens 300")
     return 0
 
 
@@ -179,7 +191,7 @@ def run_train(args):
 def _sample_arguments(parser):
     add = parser.add_argument
     add("folder", metavar="RUN", help="a run folder")
-    add("--prompt", default="\n", help="text to continue (default: a new line)")
+    add("--prompt", help="text to continue (default: a new line, or the first character known)")
     add("--tokens", type=int, default=500, help="characters to write" + DEFAULT)
     add("--temperature", type=float, default=0.8, help="below 1: safer, above 1: wilder" + DEFAULT)
     add("--top-k", type=int,
@@ -189,12 +201,13 @@ def _sample_arguments(parser):
 
 
 def run_sample(args):
-    from minattn import data, generate, parallel, runs
-    run = runs.load(args.folder)
+    from minattn import data, files, generate, parallel, runs
+    run = runs.load(files.named("RUN", args.folder, "run folder"))
     vocabulary = data.Vocabulary(run.vocabulary)
-    if not args.prompt:
+    prompt = generate.first_prompt(run.vocabulary) if args.prompt is None else args.prompt
+    if not prompt:
         raise InputError("--prompt must have at least one character.")
-    ids = vocabulary.encode(args.prompt)
+    ids = vocabulary.encode(prompt)
     if why := generate.recompute_reason(run.config):
         print(f"no key-value cache, each token from the whole prefix: {why}.", file=sys.stderr)
     new = generate.stream(run.checkpoint.params, run.checkpoint.buffers, run.config, ids,
@@ -202,7 +215,7 @@ def run_sample(args):
                           seed=args.seed, cached=not args.no_cache)
     with parallel.workers(1):
         for n, token in enumerate(new):
-            print((args.prompt if n == 0 else "") + vocabulary.decode([token]), end="", flush=True)
+            print((prompt if n == 0 else "") + vocabulary.decode([token]), end="", flush=True)
     print()
     return 0
 

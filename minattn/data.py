@@ -8,12 +8,13 @@
 import difflib
 import hashlib
 import os
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from minattn import builtin_corpus
+from minattn import builtin_corpus, files
 from minattn.download import Source, fetch, keep
 from minattn.errors import InputError
 
@@ -36,7 +37,7 @@ class Corpus(NamedTuple):
 
 
 def load_corpus(name_or_path="tinyshakespeare", *, data_dir="data", say=print, download=True,
-                timeout=4.0, attempts=3):
+                url=None, timeout=4.0, attempts=3):
     """Load a text to train on -> Corpus(name, text, where).
 
     A corpus of SOURCES is looked for in data_dir, then in the folder that the environment variable
@@ -48,7 +49,7 @@ def load_corpus(name_or_path="tinyshakespeare", *, data_dir="data", say=print, d
 
     `say` receives one-line messages. `timeout` is the longest silence of the network, in seconds,
     before an attempt is given up; a server that never answers costs about attempts * timeout.
-    download=False stays off the network.
+    download=False stays off the network; `url` names another place of the same bytes, a mirror.
 
     Raises InputError for a path that is missing, a directory, empty, unreadable, binary, or not
     UTF-8.
@@ -60,6 +61,8 @@ def load_corpus(name_or_path="tinyshakespeare", *, data_dir="data", say=print, d
         return Corpus(name, _read_text(name), name)
 
     source, home = SOURCES[name], Path(data_dir) / f"{name}.txt"
+    if url is not None:
+        source = source._replace(url=url)
     content, where = _find(source, home, say)
     if content is None:
         try:
@@ -83,20 +86,30 @@ def load_corpus(name_or_path="tinyshakespeare", *, data_dir="data", say=print, d
 def about(corpus):
     """What a run folder keeps of its corpus: its name, checksum and length."""
     digest = hashlib.sha256(corpus.text.encode()).hexdigest()
-    return {"name": corpus.name, "sha256": digest, "characters": len(corpus.text)}
+    path = os.path.abspath(os.path.expanduser(corpus.name)) if corpus.name not in CORPORA else None
+    return {"name": corpus.name, "path": path, "sha256": digest, "characters": len(corpus.text)}
 
 
-def run_text(known, **options):
+def run_text(known, wanted=None, **options):
     """The text of a run, from what its folder keeps of the corpus; options as load_corpus has.
 
-    Raises InputError if the corpus has changed or cannot be found.
+    It is looked for under the name it had, then at the place it had; or, wanted, under that name
+    alone. Raises InputError if the corpus has changed or cannot be found.
     """
-    corpus = load_corpus(known["name"], **options)
-    if about(corpus)["sha256"] != known["sha256"]:
-        raise InputError("the corpus differs from the one this run was trained on "
-                         f"({known['name']}, {known['characters']:,} characters); found "
-                         f"{corpus.name} with {len(corpus.text):,}.")
-    return corpus.text
+    places, problem = [known["name"], known.get("path")], None
+    for place in [wanted] if wanted is not None else [place for place in places if place]:
+        try:
+            corpus = load_corpus(place, **options)
+        except InputError as error:
+            problem = problem or error
+            continue
+        if about(corpus)["sha256"] == known["sha256"]:
+            return corpus.text
+        problem = problem or InputError(
+            "the corpus differs from the one this run was trained on "
+            f"({known['name']}, {known['characters']:,} characters); found {corpus.name} with "
+            f"{len(corpus.text):,}.")
+    raise problem
 
 
 def _find(source, home, say):
@@ -106,11 +119,11 @@ def _find(source, home, say):
         places.append(Path(os.environ["MINATTN_DATA"]) / home.name)
     for place in places:
         try:
-            content = place.read_bytes()
-        except FileNotFoundError:
+            content = files.read(place, follow=True)
+        except files.Missing:
             continue
-        except OSError as error:
-            say(f"{place} cannot be read ({error.strerror or error}); skipped.")
+        except InputError as error:
+            say(f"{error} Skipped.")
             continue
         if hashlib.sha256(content).hexdigest() == source.sha256:
             return content, place
@@ -177,11 +190,18 @@ class Vocabulary:
         id_of[known] = np.arange(len(known))
         ids = id_of[np.minimum(codes, above)]                      # (N,)
         if ids.min(initial=0) < 0:
-            unknown = "".join(sorted(set(text) - set(self.characters)))
-            raise InputError("the text contains characters outside the vocabulary: "
-                             f"{_shown(unknown)}; it has these {len(self)}: "
-                             f"{_shown(self.characters)}.")
+            raise InputError(self._lacks(text))
         return ids.astype(np.uint16)
+
+    def _lacks(self, text):
+        unknown = "".join(sorted(set(text) - set(self.characters)))
+        hint = ""
+        for form in ("NFC", "NFD"):
+            if not set(unicodedata.normalize(form, text)) - set(self.characters):
+                hint = f" Normalised to {form}, as the vocabulary is, the text fits."
+        return ("the text contains characters outside the vocabulary: "
+                f"{_shown(unknown)}{_code_points_shown(unknown)}; it has these {len(self)}: "
+                f"{_shown(self.characters)}.{hint}")
 
     def decode(self, ids):
         """ids (N,) of any integer type -> str of N characters; InputError for an id it lacks."""
@@ -196,6 +216,12 @@ class Vocabulary:
 
 def _code_points(text):
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")   # (N,)
+
+
+def _code_points_shown(characters, most=5):
+    """What letters that look alike are, for those beyond ASCII that combine: (U+0301)"""
+    marks = [f"U+{ord(c):04X}" for c in characters if unicodedata.combining(c)]
+    return f" ({', '.join(marks[:most])})" if marks else ""
 
 
 def _shown(characters, most=100):

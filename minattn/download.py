@@ -7,6 +7,8 @@ import threading
 import time
 from typing import NamedTuple
 
+from minattn.files import one_line, write
+
 PATIENCE = 60.0   # seconds for a download that does make progress, all attempts together
 
 
@@ -31,13 +33,13 @@ def fetch(source, timeout, attempts):
         except (queue.Empty, TimeoutError):
             reason = f"no answer within {timeout:g} s"
         except HTTPError as error:
-            reason = str(error)
+            reason = one_line(error)
             error.close()
             if error.code < 500:         # refused: asking again would not help
                 break
         except Exception as error:       # a network can fail in any way, not only as an OSError
             cause = getattr(error, "reason", error)
-            reason = " ".join(str(cause).split()) or type(error).__name__
+            reason = one_line(cause) or type(error).__name__
             if isinstance(cause, socket.gaierror):   # offline
                 break
         else:
@@ -99,13 +101,4 @@ def keep(home, content):
     if os.path.lexists(home):
         raise FileExistsError(0, "another file is there")
     home.parent.mkdir(parents=True, exist_ok=True)
-    part = home.with_name(f"{home.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, home)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    write(home, content)

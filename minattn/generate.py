@@ -6,7 +6,7 @@ import numpy as np
 
 from minattn import checks, decode, model
 from minattn.attention_layer import KVCache
-from minattn.errors import InputError
+from minattn.errors import InputError, NotFinite
 from minattn.layers import layers
 
 TOGETHER = 8          # sequences per task: fixed, so that the text does not depend on the threads
@@ -63,6 +63,8 @@ def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=
         if caches is None:
             caches = [KVCache(config.block_size) if cached else None for _ in groups]
         logits = np.concatenate(list(map_groups(last_logits, groups, caches)))
+        if np.isnan(logits).any():
+            raise NotFinite("a logit", "is not a number: the weights cannot be sampled from.")
         token = _pick(logits.astype(np.float64), temperature, top_k, rng)
         context = np.concatenate([context, token[:, None]], axis=1)
         unread = token[:, None] if cached else context
@@ -82,6 +84,11 @@ def _pick(logits, temperature, top_k, rng):
         numerators = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
     cumulative = np.cumsum(numerators, axis=1)             # the first to exceed a uniform draw
     return np.sum(cumulative <= rng.random((len(logits), 1)) * cumulative[:, -1:], axis=1)
+
+
+def first_prompt(vocabulary):
+    """What a text begins with where none is given: a new line, or the first character known."""
+    return "\n" if "\n" in vocabulary else vocabulary[0]
 
 
 def text(run, prompt, n_tokens, **options):

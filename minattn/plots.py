@@ -1,7 +1,8 @@
 """One style for every figure, and the picture of a training run. Imports Matplotlib when needed."""
-import os
+import io
 import sys
-from pathlib import Path
+
+from minattn import files
 
 # Okabe and Ito: distinct for colour-blind readers too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -9,11 +10,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 def figure(width=6.4, height=4.0, **options):
     """A figure in the common style -> (figure, axes); options as plt.subplots takes them."""
-    import matplotlib
-    if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:
-        matplotlib.use("Agg")                        # a notebook has chosen another already
-    import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(figsize=(width, height), layout="constrained", **options)
+    if {"matplotlib.pyplot", "IPython"} & sys.modules.keys():     # a notebook shows it as well
+        import matplotlib.pyplot as plt
+        fig = plt.figure(figsize=(width, height), layout="constrained")
+    else:                                            # into files only: no backend is needed
+        from matplotlib.figure import Figure
+        fig = Figure(figsize=(width, height), layout="constrained")
+    axes = fig.subplots(**options)
     for ax in fig.axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_prop_cycle(color=COLOURS)
@@ -22,13 +25,32 @@ def figure(width=6.4, height=4.0, **options):
 
 
 def save(fig, path):
-    """Write a PNG to a temporary file and rename it into place."""
-    import matplotlib.pyplot as plt
-    path = Path(path)
-    aside = path.with_name(path.stem + ".tmp.png")
-    fig.savefig(aside, dpi=120)
-    plt.close(fig)
-    aside.replace(path)
+    """Write a PNG, whole or not at all."""
+    content = io.BytesIO()
+    fig.savefig(content, format="png", dpi=120)
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close(fig)
+    files.write(path, content.getvalue())
+
+
+def warn(line):
+    print(line, file=sys.stderr)
+
+
+def attempt(draw, *arguments, say=warn, way_out="the same command makes it again"):
+    """draw(*arguments, path) of finished work -> whether it could; else one line says why not.
+
+    The last argument is the path. What keeps a picture from being drawn loses nothing.
+    """
+    path = arguments[-1]
+    try:
+        draw(*arguments)
+    except Exception as error:                       # no fonts, a broken matplotlibrc, a full disk
+        reason = files.one_line(error) or type(error).__name__
+        say(f"warning: {path} could not be made: {reason.rstrip('.')}; the results themselves are "
+            f"saved; {way_out}.")
+        return False
+    return True
 
 
 def loss(rows, path, title="Loss while training"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minattn import checks, data, generate, model, parallel, plots, runs
+from minattn import checks, data, files, generate, model, parallel, plots, runs
 from minattn.errors import InputError, NotFinite
 from minattn.layers import layers
 
@@ -89,7 +89,11 @@ FIELDS = {field.name: integer_or_none if field.type == int | None else field.typ
 
 
 class Interrupted(Exception):
-    """Ctrl-C: the step was finished and saved."""
+    """A signal, or a closed output: the step was finished and saved. `code` is the exit code."""
+
+    def __init__(self, message, code=130):
+        super().__init__(message)
+        self.code = code
 
 
 class Diverged(Exception):
@@ -122,53 +126,90 @@ def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="d
     config = model.Config(vocab_size=len(vocabulary), **shape)
     ids = vocabulary.encode(corpus.text)
     batches = Batches(ids, config, settings)
-    params, buffers = model.init(config, settings.seed, np.dtype(settings.dtype))
-    model.forward(params, ids[None, :1], config, buffers=buffers)   # a mechanism may refuse options
-    zeros = {name: np.zeros_like(a) for name, a in params.items()}
-    checkpoint = runs.Checkpoint(params, buffers, zeros, zeros, 0, 0.0)
+    checkpoint = fresh(config, settings)
+    model.forward(checkpoint.params, ids[None, :1], config, buffers=checkpoint.buffers)  # options
     say(f"{corpus.name}: {len(corpus.text):,} characters, {len(vocabulary)} distinct "
         f"({corpus.where})")
-    with runs.create(folder, overwrite=overwrite) as folder:        # here an older run is removed
-        runs.write_config(folder, config, dataclasses.asdict(settings), vocabulary.characters,
-                          data.about(corpus))
-        return _train(folder, config, settings, batches, checkpoint, threads, say)
+    about, train = data.about(corpus), dataclasses.asdict(settings)
+    text = os.path.expanduser(corpus.where)
+    with runs.create(folder, overwrite=overwrite, keep=text) as folder:    # an older run is removed
+        runs.write_config(folder, config, train, vocabulary.characters, about)
+        run = runs.Run(folder, config, train, vocabulary.characters, about, checkpoint)
+        return _train(run, settings, batches, threads, say)
+
+
+def fresh(config, settings):
+    """Step 0 -> runs.Checkpoint"""
+    params, buffers = model.init(config, settings.seed, np.dtype(settings.dtype))
+    zeros = {name: np.zeros_like(a) for name, a in params.items()}
+    return runs.Checkpoint(params, buffers, zeros, zeros, 0, 0.0)
 
 
 def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
     """Continue a run to its end, bit for bit as if it had never stopped.
 
-    where: its folder, or a checkpoint in it. InputError if the run has other settings than
-    `overrides`.
+    where: its folder, or a checkpoint in it. A run that stopped before its first checkpoint begins
+    again. InputError if the run has other settings than `overrides`; a corpus may have another
+    name there, if the text is the same.
     """
     where, folder, which = Path(where), Path(where), runs.CHECKPOINT
     if where.suffix == ".safetensors":
         folder, which = where.parent, where.name
     with runs.lock(folder):
-        run = runs.load(folder, which)
+        run = runs.read_config(folder)
+        early = which == runs.CHECKPOINT and where == folder and runs.killed_early(folder)
+        if not early:
+            run = runs.load(folder, which)
         train, shape = _divided(overrides or {})
+        text = _text(run, where, train.pop("corpus", None), data_dir, say)
         config = model.Config(**{**model.to_dict(run.config), **shape})
         if other := run.other_setting({**model.to_dict(config), **train}):
-            raise InputError(f"--resume {where}: that run has {other}; leave the flag out, or "
-                             "start a new run with another --out.")
+            raise InputError(f"--resume {files.quoted(where)}: that run has {other}; leave the "
+                             "flag out, or start a new run with another --out.")
         try:
             settings = Settings(**run.train)
         except (InputError, TypeError) as error:
             raise InputError(f"--resume {where}: {folder / runs.CONFIG} has no usable settings: "
                              f"{error}") from None
+        if early:
+            run = run._replace(checkpoint=fresh(run.config, settings))
         dtype = run.checkpoint.params["wte.weight"].dtype
         if dtype != settings.dtype:
             raise InputError(f"--resume {where}: the checkpoint is from other settings: {dtype}, "
                              f"not {settings.dtype}.")
-        text = data.run_text(run.corpus, data_dir=data_dir, say=say)
         step, steps = run.checkpoint.step, settings.steps
-        if step >= steps:                        # a kill may have come before picture and sample
+        if step > steps:
+            raise InputError(f"--resume {where}: its checkpoint is of step {step}, beyond the "
+                             f"{steps} of {folder / runs.CONFIG}: one of them is damaged.")
+        files.sweep(folder, runs.FILES)
+        if step == steps:                        # a kill may have come before picture and sample
             say(f"{folder} is finished: {step} of {steps} steps are done.")
             return _finish(run, say)
         if which != runs.CHECKPOINT:             # a damaged one must not become the previous one
-            runs.write_aside(folder / runs.CHECKPOINT, (folder / which).read_bytes())
-        say(f"{folder}: continuing after step {step} of {steps}")
+            files.write(folder / runs.CHECKPOINT, (folder / which).read_bytes())
+        say(f"{folder}: continuing after step {step} of {steps}" if step else
+            f"{folder}: beginning again, since it stopped before its first checkpoint")
+        if step and not (folder / runs.METRICS).exists():
+            say(f"{folder / runs.METRICS} is gone: it will lack steps 1 to {step}.")
         batches = Batches(data.Vocabulary(run.vocabulary).encode(text), run.config, settings)
-        return _train(folder, run.config, settings, batches, run.checkpoint, threads, say)
+        return _train(run, settings, batches, threads, say)
+
+
+def _text(run, where, wanted, data_dir, say):
+    """The text of a run, where it was or (wanted) under another name."""
+    if wanted in (run.corpus["name"], run.train.get("corpus")):
+        wanted = None
+    try:
+        text = data.run_text(run.corpus, wanted, data_dir=data_dir, say=say)
+    except InputError as error:
+        if wanted is not None:
+            error = (f"that run has corpus = {run.corpus['name']!r}, and {wanted!r} is another "
+                     f"text: {error}")
+        raise InputError(f"--resume {files.quoted(where)}: {error} If the text has moved, name it "
+                         "with --corpus.") from None
+    if wanted is not None:
+        say(f"{wanted}: the same text that this run knows as {run.corpus['name']}")
+    return text
 
 
 class Batches:
@@ -203,7 +244,8 @@ class Batches:
 # --------------------------------------------------------------------------------------- the loop
 
 
-def _train(folder, config, settings, batches, checkpoint, threads, say):
+def _train(run, settings, batches, threads, say):
+    folder, config, checkpoint = run.folder, run.config, run.checkpoint
     threads = threads or min(os.cpu_count() or 1, settings.chunks)
     checks.number("threads", threads, 1, integer=True)
     leaks = dict.fromkeys((layer.mechanism.name, layer.mechanism.leak(**layer.options))
@@ -218,24 +260,31 @@ def _train(folder, config, settings, batches, checkpoint, threads, say):
     state = parallel.start(checkpoint.params, checkpoint.buffers, settings.decay,
                            m=checkpoint.m, v=checkpoint.v, step=checkpoint.step)
     steps, began = settings.steps, time.perf_counter() - checkpoint.seconds
-    with (closing(runs.Metrics(folder, keep=state.step)) as metrics,
-          _interrupt_asks() as stop, parallel.workers(threads) as pool,
-          tqdm(total=steps, initial=state.step, unit="step", dynamic_ncols=True,
-               mininterval=0.2 if sys.stderr.isatty() else 5) as bar):
-        for step in range(state.step + 1, steps + 1):
-            row = _step(pool, state, batches, config, settings, folder / runs.CHECKPOINT)
-            seconds, stopping = time.perf_counter() - began, stop.is_set()
-            row["seconds"] = round(seconds, 3)
-            metrics.add(**row)
-            _show(row, bar, steps)
-            if step == steps or stopping or step % settings.checkpoint_interval == 0:
-                metrics.flush()
-                moments = state.named(state.m), state.named(state.v)
-                runs.save_checkpoint(folder, runs.Checkpoint(state.params, state.buffers, *moments,
-                                                             step, seconds))
-            if stopping and step < steps:
-                raise Interrupted(f"stopped after step {step} of {steps} and saved; continue with: "
-                                  f"python -m minattn train --resume {folder}")
+    bound = runs.bound(config, run.train, run.vocabulary, run.corpus)
+    go_on = f"python -m minattn train --resume {files.quoted(folder)}"
+    try:
+        with (closing(runs.Metrics(folder, checkpoint)) as metrics, stopping() as asked,
+              parallel.workers(threads) as pool, _Output(sys.stdout, asked) as out,
+              _Output(sys.stderr, asked) as err,
+              tqdm(total=steps, initial=state.step, unit="step", dynamic_ncols=True, file=err,
+                   mininterval=0.2 if err.isatty() else 5) as bar):
+            for step in range(state.step + 1, steps + 1):
+                row = _step(pool, state, batches, config, settings, folder / runs.CHECKPOINT)
+                seconds, stop = time.perf_counter() - began, bool(asked)
+                row["seconds"] = round(seconds, 3)
+                metrics.add(**row)
+                _show(row, bar, steps, out)
+                if step == steps or stop or step % settings.checkpoint_interval == 0:
+                    moments = state.named(state.m), state.named(state.v)
+                    runs.save_checkpoint(folder, runs.Checkpoint(
+                        state.params, state.buffers, *moments, step, seconds, bound,
+                        metrics.sync()))
+                if stop and step < steps:
+                    raise Interrupted(f"stopped after step {step} of {steps} and saved; continue "
+                                      f"with: {go_on}", asked[0])
+    except files.CannotWrite as error:
+        error.way_out = f"make room, and continue from the last whole checkpoint with: {go_on}"
+        raise
     return _finish(runs.load(folder), say)
 
 
@@ -264,11 +313,11 @@ def _step(pool, state, batches, config, settings, good):
             "tokens_per_second": round(speed)}
 
 
-def _show(row, bar, steps):
+def _show(row, bar, steps, out):
     if row["val_loss"] is not None:
         windows = "  (whole split)" if row["step"] == steps else ""
         bar.write(f"step {row['step']:5d}   train {row['train_loss']:.4f}   "
-                  f"val {row['val_loss']:.4f}{windows}")
+                  f"val {row['val_loss']:.4f}{windows}", file=out)
     speed = row["tokens_per_second"] / 1000
     bar.set_postfix_str(f"loss {row['train_loss']:.3f}, {speed:.1f}k tokens/s", refresh=False)
     bar.update()
@@ -280,32 +329,96 @@ def evenly(n, most):
 
 
 def _finish(run, say):
-    """Draw the loss and write a sample."""
-    plots.loss(runs.read_metrics(run.folder), run.folder / runs.LOSS)
+    """Draw the loss and write a sample. The run is done: what goes wrong here is only said."""
+    again = f"python -m minattn train --resume {files.quoted(run.folder)} makes it again"
+    loss, sample = run.folder / runs.LOSS, run.folder / runs.SAMPLE
+    plots.attempt(_draw_loss, run.folder, loss, say=say, way_out=again)
     if why := generate.recompute_reason(run.config):
         say(f"sampling without a key-value cache, each token from the whole prefix: {why}.")
-    prompt = "\n" if "\n" in run.vocabulary else run.vocabulary[0]
-    text = generate.text(run, prompt, 500, temperature=0.8, seed=run.train["seed"])
-    runs.write_aside(run.folder / runs.SAMPLE, text.encode())
+    plots.attempt(_write_sample, run, sample, say=say, way_out=again)
     return run
 
 
-@contextmanager
-def _interrupt_asks():
-    """Ctrl-C once sets the Event: finish the step and save. Twice: stop at once."""
-    asked = threading.Event()
+def _draw_loss(folder, path):
+    plots.loss(runs.read_metrics(folder), path)
 
-    def ask(*_):
-        if asked.is_set():
+
+def _write_sample(run, path):
+    prompt, seed = generate.first_prompt(run.vocabulary), run.train["seed"]
+    files.write(path, generate.text(run, prompt, 500, temperature=0.8, seed=seed))
+
+
+@contextmanager
+def stopping():
+    """Once Ctrl-C, SIGTERM or SIGHUP comes, the list yielded holds an exit code: finish and save.
+
+    Ctrl-C a second time stops at once. A signal that was ignored before (nohup) stays so.
+    """
+    asked = []
+
+    def ask(number, frame):
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
-        print("\nfinishing this step and saving ...", file=sys.stderr)
+        if not asked:
+            asked.append(128 + number)
+            _say_stopping("")
 
     if threading.current_thread() is not threading.main_thread():
         yield asked                              # only the main thread may take signals
         return
-    old = signal.signal(signal.SIGINT, ask)
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+               if hasattr(signal, name)]
+    old = {number: signal.getsignal(number) for number in numbers}
+    taken = [number for number in numbers
+             if number == signal.SIGINT or old[number] not in (signal.SIG_IGN, None)]
     try:
+        for number in taken:
+            signal.signal(number, ask)
         yield asked
     finally:
-        signal.signal(signal.SIGINT, old)
+        for number in taken:
+            signal.signal(number, old[number])
+
+
+def _say_stopping(why):
+    try:
+        print(f"\n{why}finishing this step and saving ...", file=sys.stderr)
+    except (OSError, RuntimeError):              # the terminal is gone, or just being written to
+        pass
+
+
+class _Output:
+    """A stream whose reader may go away: what is written then is dropped.
+
+    If it is standard output, that asks to stop.
+    """
+
+    def __init__(self, stream, asked):
+        self.stream, self.asked, self.gone = stream, asked, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        return self._safely(self.stream.write, text)
+
+    def flush(self):
+        self._safely(self.stream.flush)
+
+    def _safely(self, do, *what):
+        if self.gone:
+            return None
+        try:
+            return do(*what)
+        except OSError:
+            self.gone = True
+            if self.stream is sys.stdout and not self.asked:
+                self.asked.append(128 + 13)      # as a shell says of SIGPIPE
+                _say_stopping("standard output was closed: ")
+            return None

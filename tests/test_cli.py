@@ -96,7 +96,7 @@ BAD = {
                        "nowhere is not a run folder: no folder has this name."),
     "resume-empty": (["train", "--resume", "{home}/empty"],
                      "empty is not a run folder: it has no config.json."),
-    "resume-nothing": (["train", "--resume", ""], "is not a run folder"),
+    "resume-nothing": (["train", "--resume", ""], "--resume must name a run folder."),
     "resume-file": (["train", "--resume", "{home}/short.txt"], "short.txt is not a run folder"),
     "resume-checkpoint-missing": (["train", "--resume", RUN + "/other.safetensors"],
                                   "other.safetensors does not exist."),
@@ -303,7 +303,7 @@ def test_text_and_paths_in_any_script(tmp_path, capsys):
     # "O, " is not in this vocabulary
     assert "日本" in said
     assert "\r" not in said
-    assert f"sample {folder} --tokens" in said
+    assert f"sample {shlex.quote(str(folder))} --tokens" in said
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

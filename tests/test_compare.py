@@ -277,10 +277,42 @@ def test_one_that_fails_does_not_stop_the_others(corpus, tmp_path, capsys):
 def test_an_error_in_one_run(study, corpus, tmp_path, capsys):
     out = copy(study, tmp_path / "out")
     folder = out / "softmax_learned" / "seed-0"
-    (folder / runs.CHECKPOINT).write_bytes(b"damaged")
+    for name in (runs.CHECKPOINT, runs.PREVIOUS):
+        (folder / name).write_bytes(b"damaged")
     assert compare(out, corpus) == 1
     assert "checkpoint.safetensors is truncated" in capsys.readouterr().out
     assert sum(row["status"] == "done" for row in tables.read_csv(out / tables.RESULTS)) == 3
+
+
+def test_a_damaged_run_is_healed_from_the_checkpoint_before(study, corpus, counted, tmp_path):
+    """A sweep goes on from the previous checkpoint by itself, to the same numbers."""
+    out = copy(study, tmp_path / "out")
+    folder = out / "softmax_learned" / "seed-0"
+    (folder / runs.CHECKPOINT).write_bytes(b"damaged")
+    assert compare(out, corpus) == 0 and counted == {"start": 0, "resume": 1}
+    assert timeless(results(out)) == timeless(results(study))
+
+
+@pytest.mark.parametrize("change", [('"leak": ', '"lebk": '), ('"val_loss": ', '"val_loss": 1'),
+                                    ('"entropy": ', '"entropy": null, "x": ')])
+def test_damaged_measures_are_taken_again(change, study, corpus, counted, tmp_path):
+    out = copy(study, tmp_path / "out")
+    path = out / "softmax_learned" / "seed-0" / measures.MEASURES
+    path.write_text(path.read_text().replace(*change, 1))
+    assert compare(out, corpus) == 0 and counted == {"start": 0, "resume": 0}
+    assert timeless(results(out)) == timeless(results(study))
+
+
+def test_a_report_that_fails_loses_no_run(corpus, tmp_path):
+    plan = plans.make(tmp_path, attention="softmax", overrides=SMALL | {"corpus": str(corpus)},
+                      prefix_positions=90)
+    calls = []
+
+    def report(rows):
+        calls.append(rows)
+        raise OSError(28, "No space left on device")
+    rows = studies.run(plan, executors.Serial(), report=report)
+    assert [row["status"] for row in rows] == ["done"] and len(calls) == 1
 
 
 def test_waits_for_another_worker_on_the_same_run(study, corpus, tmp_path):

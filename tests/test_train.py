@@ -80,7 +80,7 @@ def test_run_folder(corpus, tmp_path):
     assert "30/30" in done.stderr
     assert {p.name for p in folder.iterdir()} == set(runs.FILES)
     config = json.loads((folder / runs.CONFIG).read_text())
-    assert set(config) == {"model", "train", "vocabulary", "corpus"}
+    assert set(config) == {"format", "version", "model", "train", "vocabulary", "corpus"}
     assert config["model"]["n_embd"] == 16
     tiny = {k: v for k, v in TINY.items() if k in config["train"]}
     assert tiny.items() <= config["train"].items()
@@ -203,11 +203,11 @@ sys.exit(cli.main(sys.argv[3:]))
 """
 MOMENTS = {                         # what is killed at the n-th call -> the steps that are safe
     "drawing a batch": ("batch", 18, 14),
-    "the second checkpoint half written": ("half fsync", 4, 7),
+    "the second checkpoint half written": ("half fsync", 6, 7),
     "before it becomes the previous one": ("replace", 4, 7),
     "before the new one is in place": ("replace", 5, 7),
     "when the new one is in place": ("after replace", 5, 14),
-    "in the last step's checkpoint": ("half fsync", 7, 28),
+    "in the last step's checkpoint": ("half fsync", 12, 28),
     "before the sample": ("text", 1, 30),
 }
 
@@ -438,14 +438,16 @@ def test_damaged_checkpoint(how, stopped, finished, tmp_path, capsys):
     assert outcome(folder) == outcome(finished())
 
 
-def test_killed_before_the_first_checkpoint(corpus, tmp_path, capsys):
+def test_killed_before_the_first_checkpoint(corpus, finished, tmp_path, capsys):
     folder = tmp_path / "run"
     process("batch", 3, "train", *flags(**TINY, preset="nano", corpus=corpus, out=folder),
             code=KILLED)
-    assert cli.main(["train", "--resume", str(folder)]) == 2
+    assert cli.main(["sample", str(folder)]) == 2
     said = capsys.readouterr().err
-    assert "stopped before its first checkpoint: begin again with --overwrite" in said
-    assert train(folder, corpus, overwrite=True) == 0
+    assert f"stopped before its first checkpoint: begin it again with --resume {folder}" in said
+    assert cli.main(["train", "--resume", str(folder)]) == 0
+    assert "beginning again" in capsys.readouterr().out
+    assert outcome(folder) == outcome(finished())
 
 
 def test_both_checkpoints_damaged(stopped, tmp_path, capsys):
@@ -485,7 +487,7 @@ EDITS = {
     "steps negative": lambda c: c["train"].update(steps=-5),
     "corpus a word": lambda c: c.update(corpus="shakespeare"),
     "corpus other": lambda c: c["corpus"].update(sha256="0" * 64),
-    "corpus gone": lambda c: c["corpus"].update(name="no-such-file.txt"),
+    "corpus gone": lambda c: c["corpus"].update(name="no-such-file.txt", path="nor-this.txt"),
     "dtype other": lambda c: c["train"].update(dtype="float64"),
 }
 
@@ -523,7 +525,7 @@ def test_metrics_cut_by_a_kill_or_damaged(tail, stopped, finished, tmp_path):
 def test_corpus_that_changed(stopped, corpus, tmp_path, capsys):
     folder, other = copy(stopped, tmp_path / "run"), tmp_path / "other.txt"
     other.write_text(corpus.read_text() + "!")
-    edit(folder, lambda c: c["corpus"].update(name=str(other)))
+    edit(folder, lambda c: c["corpus"].update(name=str(other), path=None))
     assert cli.main(["train", "--resume", str(folder)]) == 2
     assert "differs from the one this run was trained on" in capsys.readouterr().err
 
@@ -543,7 +545,11 @@ def test_no_room_left_on_the_disk(stopped, finished, tmp_path, capsys, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         assert cli.main(["train", "--resume", str(folder)]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "error: [Errno 28] No space left on device"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: cannot write {folder / runs.METRICS}: No space left on device "
+                           "(it needs ")
+    assert f"last whole checkpoint with: python -m minattn train --resume {folder}" in said
+    assert not list(folder.glob("*.tmp"))
     assert runs.load(folder).checkpoint.step == 16
     assert cli.main(["train", "--resume", str(folder)]) == 0
     assert outcome(folder) == outcome(finished())

@@ -52,7 +52,8 @@ def run(args):
     import importlib.util
     import json
     import sys
-    from pathlib import Path
+
+    from minattn import files
 
     suites = ALL if args.suite == "all" else (args.suite,)
     _check(args, suites)
@@ -78,7 +79,7 @@ def run(args):
         print(f"warning: {problem}", file=sys.stderr)
     if args.json:
         content = json.dumps({**result, "problems": problems}, indent=1)
-        Path(args.json).write_text(content, encoding="utf-8")
+        files.write(files.named("--json", args.json, "file"), content, follow=True)
     if args.picture:
         from minattn.bench import long
         long.picture(result["long"]["rows"], args.picture)

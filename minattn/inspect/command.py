@@ -4,9 +4,7 @@
 
 A run folder of `minattn bias` works too.
 """
-from pathlib import Path
-
-from minattn import checks, data, model, parallel, report_table, runs, train
+from minattn import checks, data, files, model, parallel, plots, report_table, runs, train
 from minattn.cli import DEFAULT
 from minattn.errors import InputError
 from minattn.inspect import figures
@@ -33,8 +31,9 @@ def run(args):
     """Print the table, draw the pictures -> 0"""
     from minattn.experiments.position_bias import inside as bias_run
     checks.number("--sequences", args.sequences, 1, integer=True, high=MOST)
-    if args.out == "":
-        raise InputError("--out must name a folder.")
+    run_folder = files.named("RUN", args.folder)
+    folder = run_folder / "inspect" if args.out is None else files.named("--out", args.out)
+    args.folder = run_folder
     with parallel.workers(1):
         if bias_run.is_one(args.folder):
             if args.text is not None:
@@ -44,13 +43,14 @@ def run(args):
             text, waves = "in-context recall", None
         else:
             about, text, inside, waves = _trained(args)
-    folder = Path(args.folder) / "inspect" if args.out is None else Path(args.out)
-    runs.make_folder(folder)
+    runs.make_folder(folder, below=run_folder if args.out is None else None)
     B, _, T, _ = inside[0].weights.shape
     print(f"{args.folder}: {about}; {B} sequence{'' if B == 1 else 's'} of {T} tokens of {text}")
     print(report_table.text(table(inside)))
     print(LEGEND)
-    print(f"{folder}/ holds {', '.join(draw(inside, folder, waves))}")
+    with runs.lock(folder, wait=True):                     # the same command may run twice
+        drawn = draw(inside, folder, waves)
+    print(f"{folder}/ holds {', '.join(drawn) or 'no picture'}")
     return 0
 
 
@@ -107,6 +107,6 @@ def draw(inside, folder, waves=None):
             pictures.append((f"{what}.png", picture, inside))
     if waves:
         pictures.append(("wavelets.png", figures.wavelets, *waves))
-    for name, picture, *arguments in pictures:
-        picture(*arguments, folder / name)
-    return [name for name, *_ in pictures]
+    files.sweep(folder, [name for name, *_ in pictures])
+    return [name for name, picture, *arguments in pictures
+            if plots.attempt(picture, *arguments, folder / name)]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from minattn import runs
+from minattn import files
 from minattn.errors import InputError
 from minattn.lessons import FOLDER
 
@@ -51,8 +51,8 @@ def open_copy(number="00", *options):
         raise InputError("Jupyter is not installed; run: python -m pip install jupyterlab")
     COPIES.mkdir(exist_ok=True)
     for source in [FOLDER / "README.md", *(notebook for _, notebook in found.values())]:
-        if not (COPIES / source.name).exists():              # all of them: they link to each other
-            runs.write_aside(COPIES / source.name, source.read_bytes())
+        if not os.path.lexists(COPIES / source.name):        # all of them: they link to each other
+            files.write(COPIES / source.name, source.read_bytes())
     copy = COPIES / found[number.zfill(2)][1].name
     print(f"your copy: {copy} (kept as you leave it; delete it to start afresh)", flush=True)
     if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in options:

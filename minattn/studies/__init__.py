@@ -4,7 +4,7 @@ import sys
 import time
 from concurrent.futures import CancelledError
 
-from minattn import runs
+from minattn import files, runs
 from minattn.studies import plan as plans
 from minattn.studies import work
 from minattn.studies.progress import Progress
@@ -37,8 +37,11 @@ def run(plan, executor, *, report=None):
             job = pending.pop(future)
             rows[job.folder] = row = _result(future, job)
             progress.finished(row)
-            if report:
-                report(so_far())
+            try:
+                if report:
+                    report(so_far())
+            except Exception as error:      # of a report, not of the run: the last one says more
+                progress.note(f"warning: the report on the way failed: {files.one_line(error)}")
 
     with Progress(todo, len(jobs)) as progress:
         try:

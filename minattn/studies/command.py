@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from minattn import checks, studies, train
+from minattn import checks, files, studies, train
 from minattn.cli import DEFAULT, add_settings, given
 from minattn.errors import InputError
 from minattn.studies import executors, figures, plan, tables
@@ -53,16 +53,15 @@ def run(args):
         if getattr(args, name) is not None:
             checks.number(f"--{name}", getattr(args, name), 1, integer=True)
     checks.number("--prefix-positions", args.prefix_positions, 1, integer=True)
-    if args.out == "":
-        raise InputError("--out must name a folder.")
+    out, data_dir = files.named("--out", args.out), files.named("--data-dir", args.data_dir)
     if args.scheduler is not None and args.workers is not None:
         raise InputError("--workers are on this machine; with --scheduler the cluster's workers do "
                          "the runs: leave one of the two out.")
-    study = plan.make(args.out, attention=args.attention, position=args.position,
+    study = plan.make(out, attention=args.attention, position=args.position,
                       variants=args.variant, seeds=args.seeds, preset=args.preset,
                       overrides=given(args, FOR_ALL), baseline=args.baseline,
                       prefix_positions=args.prefix_positions, threads=args.threads,
-                      data_dir=args.data_dir)
+                      data_dir=data_dir)
     workers = args.workers or min(executors.cores(), len(study.jobs()))
     if args.threads is None:
         threads = 1 if args.scheduler else max(1, executors.cores() // workers)
@@ -71,14 +70,18 @@ def run(args):
         with _executor(args.scheduler, workers) as executor:
             rows = studies.run(study, executor, report=lambda rows: tables.write(study, rows))
     except KeyboardInterrupt:
-        print(f"stopped; what was done is kept in {args.out}: give the same command again to go "
+        print(f"stopped; what was done is kept in {out}: give the same command again to go "
               "on.", file=sys.stderr)
         return 130
-    tables.write(study, rows)
+    try:
+        page = tables.write(study, rows)
+    except files.CannotWrite as error:
+        error.way_out = "make room; every run is kept, and the same command writes the tables"
+        raise
     pictures = figures.draw(study, rows)
-    print((study.folder / tables.TABLE).read_text(encoding="utf-8"))
-    files = ", ".join([tables.TABLE, tables.RESULTS, *pictures])
-    print(f"{study.folder}/ holds {files} and a folder for each run")
+    print(page)
+    names = ", ".join([tables.TABLE, tables.RESULTS, *pictures])
+    print(f"{study.folder}/ holds {names} and a folder for each run")
     if failed := sum(row["status"] == "failed" for row in rows):
         print(f"error: {failed} of {len(rows)} runs failed; {study.folder / tables.TABLE} says "
               "why. The same command tries them again and leaves the others.", file=sys.stderr)

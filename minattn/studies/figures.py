@@ -2,7 +2,7 @@
 intervals."""
 import numpy as np
 
-from minattn import plots, runs
+from minattn import files, plots, runs
 from minattn.studies import tables
 
 CURVES, DIFFERENCES = "curves.png", "differences.png"
@@ -19,11 +19,13 @@ def draw(plan, rows):
     """
     if not any(row["status"] == "done" for row in rows):
         return []
-    curves(plan, rows, plan.folder / CURVES)
-    if len(plan.variants) == 1:
-        return [CURVES]
-    differences(plan, rows, plan.folder / DIFFERENCES)
-    return [CURVES, DIFFERENCES]
+    pictures = [(CURVES, curves)]
+    if len(plan.variants) > 1:
+        pictures.append((DIFFERENCES, differences))
+    with runs.lock(plan.folder, wait=True):
+        files.sweep(plan.folder, (CURVES, DIFFERENCES))
+        return [name for name, picture in pictures
+                if plots.attempt(picture, plan, rows, plan.folder / name)]
 
 
 def curves(plan, rows, path):

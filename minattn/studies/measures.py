@@ -26,13 +26,11 @@ has one column for each number:
                             (arXiv 2602.23057)
     seconds                 of training, all sittings together
 """
-import json
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from minattn import data, model, parallel, runs, train
+from minattn import data, files, model, parallel, runs, train
 from minattn.errors import InputError
 from minattn.inspect import leak, maps, statistics
 
@@ -45,21 +43,22 @@ SCALARS = ("parameters", "val_loss", "val_loss_prefix_only", "leak", "leak_se",
            "train_loss_last_100", "train_loss_eval", "gap", "first_token_mass", "entropy",
            "row_sum", "grad_norm_mean", "grad_norm_std", "grad_norm_variance", "grad_norm_cv",
            *(f"spikes_{k}" for k in SPIKES), "seconds")
+KIND = {"of": dict, **dict.fromkeys(SCALARS, float), "leak_se": (float, None)}
+ROW_KIND = {**runs.ROW_KIND, "grad_norm": float}
 
 
 def read(folder, prefix_positions):
     """The measures of a finished run; None if it has none of its present checkpoint."""
     try:
-        there = json.loads((Path(folder) / MEASURES).read_text(encoding="utf-8"))
+        there = files.read_json(Path(folder) / MEASURES, KIND)
         return there if there["of"] == _of(folder, prefix_positions) else None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    except InputError:                                   # missing or damaged: it is measured again
         return None
 
 
 def _of(folder, prefix_positions):
     """What measures belong to."""
-    with safe_open(Path(folder) / runs.CHECKPOINT, framework="np") as file:
-        checkpoint = file.metadata()["sha256"]
+    checkpoint = runs.read_header(Path(folder) / runs.CHECKPOINT)["sha256"]
     return {"checkpoint": checkpoint, "prefix_positions": prefix_positions, "edition": EDITION}
 
 
@@ -71,9 +70,11 @@ def measure(folder, prefix_positions, *, threads=None, data_dir="data"):
     run = runs.load(folder)
     text = data.run_text(run.corpus, data_dir=data_dir, say=lambda line: None)
     rows = runs.read_metrics(folder)
-    if not rows or rows[-1]["step"] != run.checkpoint.step or rows[-1]["val_loss"] is None:
-        raise InputError(f"{runs.METRICS} is damaged: it does not reach step "
-                         f"{run.checkpoint.step} with a validation loss.")
+    wrong = files.misfit(rows, [ROW_KIND], "line")
+    if len(rows) != run.checkpoint.step or rows[-1]["val_loss"] is None or wrong:
+        raise InputError(f"{run.folder / runs.METRICS} is damaged: it has {len(rows)} lines for "
+                         f"{run.checkpoint.step} steps, or one without its numbers; restore it, or "
+                         f"remove {run.folder}, and the same command trains it again.")
     train_ids, val_ids = data.split(data.Vocabulary(run.vocabulary).encode(text))
     val = data.blocks(val_ids, run.config.block_size)
     x, y = data.blocks(train_ids, run.config.block_size)
@@ -89,7 +90,9 @@ def measure(folder, prefix_positions, *, threads=None, data_dir="data"):
                  "seconds": round(run.checkpoint.seconds, 1)}
     found["val_loss_prefix_only"] = found["val_loss"] + found["leak"]
     found["gap"] = found["val_loss"] - found["train_loss_eval"]
-    runs.write_aside(Path(folder) / MEASURES, (json.dumps(found) + "\n").encode())
+    if wrong := files.misfit(found, KIND):
+        raise InputError(f"{folder} cannot be measured: {wrong}.")
+    files.write_json(Path(folder) / MEASURES, found)
     return found
 
 

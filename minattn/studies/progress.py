@@ -48,6 +48,9 @@ class Progress:
                     f"{row['seconds']:.0f} s")
         self.bar.write(f"{row['variant']}, seed {row['seed']}: {what}", file=self.stderr)
 
+    def note(self, text):
+        self.bar.write(text, file=self.stderr)
+
     def __exit__(self, *_):
         self.end.set()
         self.thread.join()

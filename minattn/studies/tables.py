@@ -6,7 +6,7 @@ import math
 import statistics
 from typing import NamedTuple
 
-from minattn import report_table, runs
+from minattn import files, report_table, runs
 from minattn.errors import InputError
 from minattn.studies.measures import SCALARS
 
@@ -80,9 +80,13 @@ def interaction(rows, base, one, other, both, measure):
 
 
 def write(plan, rows):
-    """results.csv and table.md, into the plan's folder."""
-    runs.write_aside(plan.folder / RESULTS, to_csv(rows).encode())
-    runs.write_aside(plan.folder / TABLE, markdown(plan, rows).encode())
+    """results.csv and table.md, into the plan's folder -> the page."""
+    page = markdown(plan, rows)
+    with runs.lock(plan.folder, wait=True):                # the same command may run twice
+        files.sweep(plan.folder, (RESULTS, TABLE))
+        files.write(plan.folder / RESULTS, to_csv(rows))
+        files.write(plan.folder / TABLE, page)
+    return page
 
 
 # ------------------------------------------------------------------------------------- results.csv
@@ -98,12 +102,10 @@ def to_csv(rows):
 
 def read_csv(path):
     """results.csv -> the rows it was written from; InputError if it is no such file."""
+    text = files.read_text(path, follow=True)
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return [_row(row) for row in csv.DictReader(file)]
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError) as error:
+        return [_row(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError(f"{path} is not a results.csv of compare "
                          f"({type(error).__name__}: {error}).") from None
 

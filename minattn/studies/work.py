@@ -41,12 +41,14 @@ def do(job):
     try:
         with (open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere),
               contextlib.redirect_stderr(nowhere)):
+            runs.make_folder(job.folder, below=Path(job.folder).parents[1])
             while not (row := finished(job)):
                 try:
-                    _train(job)
-                    with runs.lock(job.folder):
-                        measures.measure(job.folder, job.prefix_positions, threads=job.threads,
-                                         data_dir=job.data_dir)
+                    with runs.lock(job.folder, again=True):      # or another begins in between
+                        if not finished(job):
+                            _train(job)
+                            measures.measure(job.folder, job.prefix_positions,
+                                             threads=job.threads, data_dir=job.data_dir)
                 except runs.InUse:                   # by one that was thought dead, say
                     time.sleep(0.5)
             return row
@@ -63,9 +65,19 @@ def do(job):
 def _train(job):
     folder = Path(job.folder)
     options = dict(threads=job.threads, data_dir=job.data_dir, say=lambda line: None)
-    if not (folder / runs.CHECKPOINT).exists():       # none, or stopped before its first checkpoint
+    if runs.killed_early(folder):                     # or there is nothing yet
         train.start(job.settings, job.shape, folder, overwrite=True, **options)
-    elif steps_done(folder) < job.settings.steps or not (folder / runs.SAMPLE).exists():
+        return
+    try:
+        step = runs.load(folder).checkpoint.step
+    except InputError as error:
+        try:                                          # the one before leads to the same end
+            train.resume(folder / runs.PREVIOUS, overrides=job.expected(), **options)
+        except InputError:
+            raise InputError(f"{error} Or remove {folder}, and the same command trains it "
+                             "again.") from None
+        return
+    if step < job.settings.steps or not (folder / runs.SAMPLE).exists():
         train.resume(folder, overrides=job.expected(), **options)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import checks
+from minattn import checks, files
 from minattn.errors import InputError
 from minattn.validate import cases as case_module
 from minattn.validate import frameworks, precision, report
@@ -259,10 +259,10 @@ def with_rule(case, setup, rules):
 def read_skips(path):
     """The lines of a skip file: [(glob, "skip" or "xfail", reason)]; # starts a comment."""
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.split("#")[0].strip().split(maxsplit=2) for line in file]
-    except OSError as error:
-        raise InputError(f"cannot read the skip file {path}: {error.strerror}.") from None
+        text = files.read_text(path, follow=True)
+    except InputError as error:
+        raise InputError(f"the skip file: {error}") from None
+    lines = [line.split("#")[0].strip().split(maxsplit=2) for line in text.splitlines()]
     for number, words in enumerate(lines, 1):
         if words and (len(words) < 3 or words[1] not in ("skip", "xfail")):
             got = " ".join(words)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from minattn import files
 from minattn.errors import InputError
 
 PASSED, FAILED, NOT_COVERED = "passed", "failed", "not covered"
@@ -195,7 +196,9 @@ def write_file(path, content):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        files.write(path, content, follow=True)
+    except files.CannotWrite as error:
+        raise InputError(str(error)) from None
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}.") from None
 

@@ -15,11 +15,19 @@ The same command again continues where it stopped and trains the seeds that are 
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 from minattn.errors import InputError
 
 RESULTS, PICTURE = "results.json", "gaps.png"
+PARTS = ("network", "task", "training")
+PAIR = [(float, None)]                   # a mean and its error
+ROW_KIND = {"network": {"mask": str, "position": str, "layers": int, "residual": bool,
+                        "window": (int, None), "prefix": (int, None)},
+            "task": {"scale": str}, "training": {"places": [str]}, "steps": int,
+            "largest_gap": float, "gaps": {str: PAIR}, "published": ({str: float}, None),
+            "accuracy": {str: [PAIR]}, "train_accuracy": PAIR, "seeds": list}    # results.json
 LEGEND = """
 Gaps: accuracy when the earlier item is right minus accuracy when the later one is, on novel
 classes; mean ± standard error over seeds, [published]. Looking at the position alone gives at most
@@ -76,32 +84,36 @@ def run(args):
     """Train, evaluate and report -> exit code: 0, or 1 if a run diverged."""
     import sys
 
-    from minattn import checks
+    from minattn import checks, files, plots, runs
     from minattn.errors import NotFinite
     from minattn.studies import plan
 
     if args.picture and not args.report:
         raise InputError(f"--picture draws the table of --report; a run draws its own {PICTURE}.")
     if args.report:
-        rows = [read(folder) for folder in args.report]
+        rows = [read(files.named("--report", folder)) for folder in args.report]
         print_table(rows)
         if args.picture:
-            draw(rows, args.picture)
+            draw(rows, files.named("--picture", args.picture, "file"))
         return 0
     for name in ("steps", "sequences", "jobs"):
         checks.number(f"--{name}", getattr(args, name), 1, integer=True)
     settings, seeds = settings_of(args), sorted(plan.numbers(args.seeds))
-    folder = Path(args.out if args.out is not None else f"runs/{name_of(settings)}")
-    prepare(folder, settings, args.steps, overwrite=args.overwrite)
-    try:
-        train_seeds(folder, settings, seeds, args.steps, args.sequences, args.jobs)
-    except NotFinite as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    row = collect(folder, settings, args.steps)
-    print_table([row])
-    draw([row], folder / PICTURE)
-    print(f"{folder}/ holds {RESULTS} and {PICTURE}")
+    folder = Path(f"runs/{name_of(settings)}")
+    if args.out is not None:
+        folder = files.named("--out", args.out)
+    runs.make_folder(folder)
+    with runs.lock(folder):
+        prepare(folder, settings, args.steps, overwrite=args.overwrite)
+        try:
+            train_seeds(folder, settings, seeds, args.steps, args.sequences, args.jobs)
+        except NotFinite as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        row = collect(folder, settings, args.steps)
+        print_table([row])
+        drawn = plots.attempt(draw, [row], folder / PICTURE)
+    print(f"{folder}/ holds {RESULTS}" + (f" and {PICTURE}" if drawn else ""))
     return 0
 
 
@@ -163,23 +175,31 @@ def _mask(network):
 
 def prepare(folder, settings, steps, *, overwrite):
     """Make the run folder and write its config.json; InputError for a run of other settings."""
-    from minattn import runs
+    from minattn import files, runs
     from minattn.experiments.position_bias import recall_training
     runs.make_folder(folder)
+    files.sweep(folder, (runs.CONFIG, RESULTS, PICTURE))
     new = as_dicts(settings)
-    if (folder / runs.CONFIG).exists():
+    if os.path.lexists(folder / runs.CONFIG):
         old, done = read_config(folder)               # refuses a file that another program wrote
         if overwrite:
-            for seed in folder.glob("seed*"):
+            for seed in seed_folders(folder):
                 with runs.lock(seed):
-                    _remove(seed, (*runs.FILES, recall_training.RESULT))
+                    _remove(seed, (runs.METRICS, recall_training.RESULT, runs.PREVIOUS,
+                                   runs.CHECKPOINT))
             _remove(folder, (RESULTS, PICTURE))
         else:
             _check_same(folder, old, done, json.loads(json.dumps(new)), steps)
             if done == steps:
                 return
     content = json.dumps({**new, "steps": steps}, indent=1) + "\n"
-    runs.write_aside(folder / runs.CONFIG, content.encode())
+    files.write(folder / runs.CONFIG, content)
+
+
+def seed_folders(folder):
+    """The folders of single seeds that are there, seed0/ seed1/ ..."""
+    return [path for path in sorted(folder.glob("seed*"))
+            if path.name.removeprefix("seed").isdecimal() and not path.is_symlink()]
 
 
 def _remove(folder, names):
@@ -204,19 +224,16 @@ def _check_same(folder, old, done, new, steps):
 
 def read_config(folder):
     """config.json -> ({"network": {...}, "task": {...}, "training": {...}}, steps)"""
-    from minattn import runs
+    from minattn import files, runs
     path = Path(folder) / runs.CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        parts = {name: dict(content[name]) for name in ("network", "task", "training")}
-        return parts, int(content["steps"])
-    except OSError as error:
-        raise InputError(f"{folder} is not a run folder of `minattn bias`: {path.name}: "
-                         f"{error.strerror}.") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged or was not written by `minattn bias`; "
-                         "choose a different --out, "
-                         "or remove it.") from None
+        content = files.read_json(path, {**dict.fromkeys(PARTS, dict), "steps": int},
+                                  way_out="it was perhaps not written by `minattn bias`; choose a "
+                                          "different --out, or remove it")
+    except files.Missing:
+        raise InputError(f"{folder} is not a run folder of `minattn bias`: it has no "
+                         f"{path.name}.") from None
+    return {name: content[name] for name in PARTS}, content["steps"]
 
 
 # --------------------------------------------------------------------------------------- training
@@ -256,9 +273,9 @@ def _print_result(result):
 
 def collect(folder, settings, steps):
     """All seeds that have reached `steps` -> the content of results.json, which is written."""
-    from minattn import runs
+    from minattn import files
     from minattn.experiments.position_bias import published, recall_task, recall_training
-    found = [recall_training.read_result(path) for path in folder.glob("seed*")]
+    found = [recall_training.read_result(path) for path in seed_folders(folder)]
     found = [result for result in found if result and result["steps"] == steps]
     found.sort(key=lambda result: result["seed"])
     pairs = list(found[0]["gaps"])
@@ -278,7 +295,7 @@ def collect(folder, settings, steps):
            "accuracy": {pair: [over_seeds("accuracy", pair, n) for n in (0, 1)] for pair in pairs},
            "train_accuracy": mean_and_error([result["train_accuracy"] for result in found]),
            "seeds": found}
-    runs.write_aside(folder / RESULTS, (json.dumps(row, indent=1) + "\n").encode())
+    files.write_json(folder / RESULTS, row, indent=1)
     return row
 
 
@@ -293,16 +310,17 @@ def mean_and_error(values):
 
 def read(folder):
     """results.json of a run folder."""
+    from minattn import files
     path = Path(folder) / RESULTS
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-        label(row), row["gaps"], row["published"], row["seeds"]
-        return row
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; "
-                         "the run is probably unfinished.") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged or was not written by `minattn bias`.") from None
+        row = files.read_json(path, ROW_KIND, way_out="it was perhaps not written by `minattn "
+                                                      "bias`; run it again")
+    except files.Missing:
+        raise InputError(f"cannot read {path}: there is none; the run is probably "
+                         "unfinished.") from None
+    if row["published"] and not row["gaps"].keys() <= row["published"].keys():
+        raise InputError(f"{path} is damaged: it lacks a published gap; run `minattn bias` again.")
+    return row
 
 
 def print_table(rows):

@@ -1,10 +1,9 @@
 """What the networks of a run attend to, for `minattn inspect`."""
-import json
 from pathlib import Path
 
 import numpy as np
 
-from minattn import masks, runs
+from minattn import files, masks, runs
 from minattn.errors import InputError
 from minattn.experiments.position_bias import command, recall_network, recall_task, recall_training
 from minattn.inspect.look import Inside
@@ -13,8 +12,9 @@ from minattn.inspect.look import Inside
 def is_one(folder):
     """Is this a run folder of `minattn bias`?"""
     try:
-        return "network" in json.loads((Path(folder) / runs.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        files.read_json(Path(folder) / runs.CONFIG, {"network": dict})
+        return True
+    except InputError:
         return False
 
 
@@ -25,7 +25,7 @@ def look(folder, count):
     try:
         config = recall_network.Config(**settings["network"])
         task = recall_task.Task(**settings["task"])
-    except TypeError as error:
+    except (TypeError, InputError) as error:
         raise InputError(f"{folder / runs.CONFIG} is damaged: {error}.") from None
     numbers = [path.name.removeprefix("seed") for path in folder.glob("seed*")]
     seeds = sorted(int(number) for number in numbers if number.isdecimal())

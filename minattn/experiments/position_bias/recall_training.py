@@ -4,8 +4,10 @@ Every batch is a function of the seed and the step, so a run that was killed con
 from its checkpoint, and one that is given more steps continues as if it had had them from the start
 (the learning rate is constant).
 """
+import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from contextlib import closing
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minattn import checks, ops, parallel, runs, train
+from minattn import checks, files, ops, parallel, runs, train
 from minattn.errors import InputError, NotFinite
 from minattn.experiments.position_bias import recall_network, recall_task
 
@@ -23,6 +25,9 @@ LOG, SAVE = 100, 1000        # steps per line of metrics.jsonl, and per checkpoi
 EVALUATE = 2000              # steps between evaluations on the way
 ON_THE_WAY = 1000            # sequences per order of a pair in these
 TOGETHER = 256               # sequences evaluated at a time
+RESULT_KIND = {"seed": int, "steps": int, "count": int, "gaps": {str: float}, "loss": float,
+               "accuracy": {str: [float]}, "train_loss": float, "train_accuracy": float,
+               "seconds": float}
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,17 @@ def train_network(folder, config, task, training, seed, steps, *, bar=True):
     """Train to `steps` in a run folder, from its checkpoint on -> (parameters, steps done)."""
     folder = Path(folder)
     world, settings = recall_task.world(task, seed), training.settings(steps)
-    old = load(folder, recall_network.parameter_shapes(config))
+    bound = bound_to(config, task, training, seed)
+    old = load(folder, recall_network.parameter_shapes(config), bound)
     if old is None:
         old = runs.Checkpoint(recall_network.init(config, seed), {}, None, None, 0, 0.0)
+    files.sweep(folder, (runs.CHECKPOINT, runs.PREVIOUS, runs.METRICS, RESULT))
     state = parallel.start(old.params, decay=settings.decay, m=old.m, v=old.v, step=old.step)
     if state.step >= steps:
         return state.params, state.step
 
     began, losses, right = time.perf_counter() - old.seconds, [], 0
-    with (closing(runs.Metrics(folder, keep=state.step)) as metrics, parallel.workers(1),
+    with (closing(runs.Metrics(folder, old)) as metrics, parallel.workers(1),
           _progress(steps, state.step, f"seed {seed}", bar) as shown, np.errstate(all="ignore")):
         while state.step < steps:
             rng = _rng(seed, 2, state.step)
@@ -87,12 +94,18 @@ def train_network(folder, config, task, training, seed, steps, *, bar=True):
                 shown.set_postfix_str(words, refresh=False)
                 shown.update(state.step - shown.n)
             if last or state.step % SAVE == 0:
-                metrics.flush()
                 moments = state.named(state.m), state.named(state.v)
                 seconds = time.perf_counter() - began
                 runs.save_checkpoint(folder, runs.Checkpoint(state.params, {}, *moments, state.step,
-                                                             seconds))
+                                                             seconds, bound, metrics.sync()))
     return state.params, state.step
+
+
+def bound_to(config, task, training, seed):
+    """The settings that decide what a network becomes, as text, for its checkpoint."""
+    parts = {"network": config, "task": task, "training": training}
+    return json.dumps({**{name: dataclasses.asdict(part) for name, part in parts.items()},
+                       "seed": seed}, sort_keys=True)
 
 
 def loss_and_gradients(params, config, x, y, grads):
@@ -148,17 +161,24 @@ def finish(folder, config, task, training, seed, steps, count, *, bar=True):
         last = runs.read_metrics(folder)[-1]
         result = {"seed": seed, "steps": done, "count": count, **found,
                   **{name: last[name] for name in ("train_loss", "train_accuracy", "seconds")}}
-        runs.write_aside(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+        files.write_json(folder / RESULT, result, indent=1)
     return result
 
 
-def load(folder, shapes):
-    """The checkpoint of a run folder, or the previous one if it is damaged; None without any."""
+def load(folder, shapes, bound=None):
+    """The checkpoint of a run folder, or the previous one if it is damaged; None without any.
+
+    bound: the settings that it must belong to (bound_to).
+    """
     problem = None
     for name in (runs.CHECKPOINT, runs.PREVIOUS):
-        if (Path(folder) / name).exists():
+        path = Path(folder) / name
+        if os.path.lexists(path):
             try:
-                return runs.read_checkpoint(Path(folder) / name, shapes=shapes)
+                found = runs.read_checkpoint(path, shapes=shapes)
+                if bound is not None:
+                    runs.check_bound(path, found, bound)
+                return found
             except InputError as error:
                 problem = problem or error
     if problem:
@@ -169,9 +189,8 @@ def load(folder, shapes):
 def read_result(folder):
     """result.json of one seed, or None if it cannot be read."""
     try:
-        result = json.loads((Path(folder) / RESULT).read_text(encoding="utf-8"))
-        return result if {"seed", "steps", "count", "gaps", "accuracy"} <= set(result) else None
-    except (OSError, ValueError, TypeError):
+        return files.read_json(Path(folder) / RESULT, RESULT_KIND)
+    except InputError:                       # missing or damaged: the checkpoint is tested again
         return None
 
 

@@ -2,16 +2,14 @@
 import csv
 import dataclasses
 import io
-import json
 import math
 import sys
-from pathlib import Path
 from statistics import fmean, stdev
 from time import perf_counter
 
 import numpy as np
 
-from minattn import checks, ops, parallel, plots, report_table, runs, spec, train
+from minattn import checks, files, ops, parallel, plots, report_table, runs, spec, train
 from minattn.errors import InputError, NotFinite
 from minattn.experiments.vision import shapes, vit
 from minattn.studies import plan, tables
@@ -20,6 +18,10 @@ from minattn.studies import plan, tables
 RECIPE = {"batch": 32, "weight_decay": 0.05, "test": 2000}
 LOOKS = 10                     # how often a run is tested, the last time at its end
 NUMBERS = ("parameters", "flops", "accuracy", "test_loss", "train_loss", "seconds")
+PICTURE = "vision.png"
+NOT_OURS = "remove it, if `minattn vision` wrote it, or choose a different --out"
+ROW_KIND = {"variant": str, "seed": int, **dict.fromkeys(NUMBERS, float), "curve": [[float]],
+            "sigma": [[float]], "settings": dict}     # of one run's file
 
 
 def add_arguments(parser):
@@ -44,10 +46,9 @@ def run(args):
     from tqdm import tqdm
     checks.number("--steps", args.steps, 1, integer=True)
     checks.number("--lr", args.lr, above=0)
-    if args.out == "":
-        raise InputError("--out must name a folder.")
+    folder = files.named("--out", args.out)
     configs = variants(args.attention, matched=not args.no_matched)
-    seeds, folder = plan.numbers(args.seeds), Path(args.out)
+    seeds = plan.numbers(args.seeds)
     runs.make_folder(folder)
     with runs.lock(folder), parallel.workers(1), np.errstate(all="ignore"):
         rows = {}
@@ -64,11 +65,14 @@ def run(args):
                 rows[name, seed] = row or finish(path, name, configs[name], settings, seed, bar)
     rows = list(rows.values())
     table = markdown(rows, list(configs))
-    runs.write_aside(folder / tables.RESULTS, to_csv(rows).encode())
-    runs.write_aside(folder / tables.TABLE, table.encode())
-    draw(rows, list(configs), folder / "vision.png")
+    with runs.lock(folder, wait=True):
+        files.sweep(folder, (tables.RESULTS, tables.TABLE, PICTURE))
+        files.write(folder / tables.RESULTS, to_csv(rows))
+        files.write(folder / tables.TABLE, table)
+        drawn = plots.attempt(draw, rows, list(configs), folder / PICTURE)
     print(table)
-    print(f"{folder}/ holds {tables.TABLE}, {tables.RESULTS}, vision.png and a file for each run")
+    picture = f", {PICTURE}" if drawn else ""
+    print(f"{folder}/ holds {tables.TABLE}, {tables.RESULTS}{picture} and a file for each run")
     return 0
 
 
@@ -112,20 +116,14 @@ def nearest_softmax(kernel):
 def finished(path, settings):
     """The row of a finished run, None without one; InputError for other settings."""
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in settings if row["settings"][name] != settings[name]]
-        row = {name: row[name]
-               for name in ("variant", "seed", *NUMBERS, "curve", "sigma", "settings")}
-    except FileNotFoundError:
+        row = files.read_json(path, ROW_KIND, way_out=NOT_OURS)
+    except files.Missing:
         return None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged or was not written by `minattn vision`; remove it, or "
-                         "choose a different --out.") from None
+    row = {name: row[name] for name in ROW_KIND}
+    other = [name for name in settings if row["settings"].get(name) != settings[name]]
     if other:
         name = other[0]
-        raise InputError(f"{path} holds a run with {name} = {row['settings'][name]!r}, not "
+        raise InputError(f"{path} holds a run with {name} = {row['settings'].get(name)!r}, not "
                          f"{settings[name]!r}: give the settings it was made with, or choose "
                          "a different --out.")
     return row
@@ -157,8 +155,8 @@ def finish(path, name, config, settings, seed, bar):
            "flops": vit.flops(config), "accuracy": accuracy, "test_loss": test_loss,
            "train_loss": fmean(losses[-100:]), "seconds": round(perf_counter() - began, 1),
            "curve": curve, "sigma": sigma, "settings": settings}
-    path.parent.mkdir(exist_ok=True)
-    runs.write_aside(path, (json.dumps(row) + "\n").encode())
+    runs.make_folder(path.parent, below=path.parents[1])
+    files.write_json(path, row)
     return row
 
 
