@@ -286,5 +286,9 @@ def short(value, most=60):
 
 def one_line(text, most=200):
     """A message from outside, fit for a terminal: one line, no control characters, not endless."""
-    text = "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
+    try:
+        text = str(text)[:10 * most]
+    except Exception as error:               # somebody's own __str__
+        text = f"(its text cannot be read: {type(error).__name__})"
+    text = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
     return text if len(text) <= most else text[:most] + "..."

@@ -4,12 +4,13 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import os
 import re
 
 import numpy as np
 import pytest
 
-from minattn import data, model, runs
+from minattn import cli, data, model, runs
 from minattn.attention import MECHANISMS, gated, softmax
 from minattn.errors import InputError
 from minattn.inspect.leak import leak
@@ -438,6 +439,51 @@ def test_the_command_s_exit_codes(capsys):
     assert command("affine", "--option", "length=total", "--forms", "suffix,gradient") == 0
     assert "affine (length=total), 67 positions" in capsys.readouterr().out
     assert command(f"{__name__}:plain", "--mechanism", "softmax") == 0
+
+
+HOSTILE = """
+import ctypes, os, sys, time
+from minattn.attention import softmax
+calls = []
+def only_later(misbehave, first=2):
+    def forward(q, k, v, **options):
+        calls.append(1)
+        if len(calls) > first:
+            misbehave()
+        return softmax.forward(q, k, v, **options)[0]
+    return forward
+exits = only_later(lambda: sys.exit(0))
+ends = only_later(lambda: os._exit(0))
+crashes = only_later(lambda: ctypes.string_at(0))
+hangs = only_later(lambda: time.sleep(600))
+exits_at_once = only_later(lambda: sys.exit(0), 0)
+crashes_at_once = only_later(lambda: ctypes.string_at(0), 0)
+hangs_at_once = only_later(lambda: time.sleep(600), 0)
+def tokens(tokens):
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("name, code, words", [
+    ("exits", 1, "tried to end the program: SystemExit: 0"), ("ends", 1, "exit code 0"),
+    ("crashes", 1, "SIGSEGV"), ("hangs", 1, "did not come back within 0.3 s"),
+    ("exits_at_once", 2, "cannot be run: tried to end the program"),
+    ("crashes_at_once", 2, "calling hostile.py:crashes_at_once crashed the process"),
+    ("hangs_at_once", 2, "cannot be run: did not come back within 0.3 s"),
+    ("tokens", 2, "exit code 0")])
+def test_whatever_a_function_does_it_is_not_called_causal(tmp_path, monkeypatch, capsys, name, code,
+                                                          words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    target = ["causality", f"hostile.py:{name}", "--time-limit", "0.3" if "hang" in name else "30"]
+    if name != "tokens":
+        target += ["--mechanism", "softmax"]
+    assert cli.main(target) == code
+    said = capsys.readouterr()
+    assert words in (said.out if code == 1 else said.err)
+    if code == 1:                                            # the other forms were still asked
+        assert "4 loss      not covered" in said.out and "2 gradient  not covered" in said.out
 
 
 @pytest.mark.parametrize("target, options, message", [

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from minattn import cli, masks
 from minattn.attention import MECHANISMS, naive, register, softmax
 from minattn.errors import InputError
-from minattn.validate import arithmetic, check, golden, precision, report, results, vectors
+from minattn.validate import arithmetic, check, golden, isolate, precision, report, results, vectors
 from minattn.validate import cases as kit
 from minattn.validate.causality import causality
 from minattn.validate.check import check_case, prepare, read_skips
@@ -645,6 +646,191 @@ def test_command_survives_a_crash(kernels, capsys):
     assert "crashed the process (SIGSEGV)" in out
     assert "2 passed, 1 failed" in out
     assert "about to work" not in out
+
+
+HOSTILE = """
+import os, sys, threading, time
+import numpy as np
+from minattn.attention import softmax
+np.seterr(all="raise")
+class Silent(Exception):
+    def __str__(self):
+        raise ValueError
+def only(misbehave):
+    def forward(q, k, v, **options):
+        if options.get("window") == 2:
+            misbehave()
+        with np.errstate(all="ignore"):
+            return softmax.forward(q, k, v, **options)[0]
+    return forward
+def raises(error):
+    raise error
+def fork():
+    if os.fork() == 0:
+        time.sleep(600)
+def scribble():
+    for fd in range(3, 20):
+        try:
+            os.write(fd, b"[1, 2]")
+        except OSError:
+            pass
+def memory():
+    if open("/proc/self/oom_score_adj").read().strip() != "1000":
+        raise ValueError
+    raise MemoryError
+ends = only(lambda: os._exit(0))
+exits = only(lambda: sys.exit("x\\n" * 10**6))
+killed = only(lambda: os.killpg(0, 9))
+stuck = only(lambda: (10**7)**(10**7))
+floods = only(lambda: [print("x" * 1000) for _ in range(3000)])
+long = only(lambda: raises(ValueError("m\\n" * 10**6)))
+silent = only(lambda: raises(Silent()))
+full = only(memory)
+forks = only(fork)
+forks_and_ends = only(lambda: (fork(), os._exit(3)))
+threads = only(lambda: threading.Thread(target=time.sleep, args=(600,)).start())
+closes = only(lambda: os.closerange(0, 50))
+scribbles = only(scribble)
+reads = only(lambda: sys.stdin.read())
+strict = only(lambda: np.seterr(all="raise"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals, forks and /proc")
+@pytest.mark.parametrize("name, words", [
+    ("ends", "exit code 0"), ("exits", "end the program: SystemExit: x x x"),
+    ("killed", "SIGKILL"), ("stuck", "had to be killed"), ("floods", ""),
+    ("long", "raised ValueError: m m m"), ("silent", "its text cannot be read"),
+    ("full", "raised MemoryError"), ("forks", ""), ("forks_and_ends", "exit code 3"),
+    ("threads", ""), ("closes", "crashed"), ("scribbles", "pipe|crashed"), ("reads", ""),
+    ("strict", "")])
+def test_whatever_a_kernel_does_costs_one_verdict(kernels, capsys, monkeypatch, name, words):
+    monkeypatch.setattr(isolate, "GRACE", 3.0)
+    (kernels / "hostile.py").write_text(HOSTILE)
+    limit = "1" if name == "stuck" else "60"
+    start = time.perf_counter()
+    code = cli.main(["check", f"hostile.py:{name}", "--case", "causal", "--case", "window/W=[12]",
+                     "--time-limit", limit])
+    said = capsys.readouterr()
+    assert code == bool(words) and "Traceback" not in said.err
+    assert "2 passed, 1 failed" in said.out if words else "3 passed" in said.out
+    assert re.search(words, said.out) and len(said.out) < 3000 and len(said.err) < 70_000
+    assert time.perf_counter() - start < 30                  # nothing is waited for
+
+
+def processes(mark):
+    """The processes that have this in their environment: started by us, by whatever way."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+            if state != "Z" and mark in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            pass                                             # it has just ended, or is another's
+    return found
+
+
+def gone(mark, seconds=15):
+    """Do all of them end in time? They are ended if not."""
+    until = time.perf_counter() + seconds
+    while processes(mark) and time.perf_counter() < until:
+        time.sleep(0.1)
+    left = processes(mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return not left
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["check", "causality"])
+def test_no_process_outlives_the_command(kernels, command, how):
+    """The kernel forks, then computes without ever letting the interpreter go."""
+    (kernels / "stuck.py").write_text(
+        "import os, time\n"
+        "def f(q, k, v, **options):\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(600)\n"
+        "    open('began', 'w').close()\n"
+        "    (10**7)**(10**7)\n")
+    mark = f"{command}-{how}-{os.getpid()}".encode()
+    child = subprocess.Popen([sys.executable, "-m", "minattn", command, "stuck.py:f",
+                              "--mechanism", "softmax"], stderr=subprocess.DEVNULL,
+                             env={**os.environ, "PYTHONPATH": str(ROOT), "MARK": mark.decode()})
+    until = time.perf_counter() + 30
+    while not (kernels / "began").exists() and time.perf_counter() < until:
+        time.sleep(0.05)
+    assert len(processes(mark)) >= 4                         # the command, kernel, fork, guard
+    child.send_signal(how)
+    child.wait(10)
+    assert gone(mark)
+
+
+def test_an_import_that_hangs_is_bounded_by_the_time_limit(kernels, capsys, monkeypatch):
+    monkeypatch.setattr(isolate, "GRACE", 1.0)
+    (kernels / "slow.py").write_text("import time\ntime.sleep(600)\n")
+    for command in (["check"], ["causality", "--mechanism", "softmax"]):
+        assert cli.main([*command, "slow.py:f", "--time-limit", "0.5"]) == 2
+        assert "importing slow.py:f did not come back within 0.5 s" in capsys.readouterr().err
+
+
+def test_a_caller_s_strict_arithmetic_is_not_the_kit_s():
+    with np.errstate(all="raise"):
+        assert check("softmax", softmax, cases=["causal", "tiny_values"], show=False).ok
+        assert causality("softmax").ok
+
+
+def test_one_output_buffer_for_all_calls_is_found():
+    buffer = {}
+
+    def forward(q, k, v, **options):
+        out = softmax.forward(q, k, v, **options)[0]
+        kept = buffer.setdefault(out.shape, np.empty_like(out))
+        kept[...] = out
+        return kept
+    found = check("softmax", forward, cases=["causal"], show=False)
+    assert kinds(found.results[0]) == {"shared output"}
+    torch = pytest.importorskip("torch")
+    kept = torch.empty(1)
+
+    def same(q, k, v, **options):
+        kept.resize_(v.shape)[...] = v
+        return kept
+    found = check("softmax", same, framework="torch", cases=["one_token"], show=False,
+                  exclude=["gradients"])
+    assert all("shared output" in kinds(result) for result in found.failed)
+    assert found.failed
+
+
+def test_further_outputs_and_a_forgotten_framework_are_mentioned():
+    torch = pytest.importorskip("torch")
+
+    def forward(q, k, v, **options):
+        return softmax.forward(q, k, v, **options)[0], np.zeros(3)
+    assert "further outputs not covered" in str(check("softmax", forward, cases=["causal"],
+                                                      show=False))
+    assert "further" not in str(check("softmax", softmax, cases=["causal"], show=False))
+    found = eval("lambda q, k, v, **o: torch.softmax(q, 3) @ v", {"torch": torch})
+    assert "framework torch" in str(check("softmax", found, cases=["causal"], show=False))
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"casual/T skip known\n", "'casual/T' matches no case. Did you mean 'causal/T'"),
+    ("causal/* skip später\n".encode("latin-1"), "UTF-8"),
+    (bytes(range(256)), "UTF-8|line 1")])
+def test_skip_files_that_cannot_be_meant(kernels, capsys, content, words):
+    (kernels / "skips.txt").write_bytes(content)
+    args = ["check", "kernels:energy", "--mechanism", "energy", "--case", "causal"]
+    assert cli.main([*args, "--skip-file", "skips.txt"]) == 2
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_skip_files_of_windows_and_of_other_mechanisms(tmp_path):
+    rules = tmp_path / "known.txt"
+    rules.write_bytes(b"\xef\xbb\xbfcausal/T skip known\r\nenergy/gate* skip not ours\r\n")
+    found = check("softmax", softmax, cases=["causal", "noncausal"], skip_file=rules, show=False)
+    assert [r.status for r in found.results] == [report.SKIPPED, report.PASSED]
 
 
 @pytest.mark.parametrize("args, words", [

@@ -21,7 +21,9 @@ import numpy as np
 
 from minattn import attention, checks, spec
 from minattn.errors import InputError
+from minattn.files import one_line
 from minattn.validate import cases, frameworks, isolate
+from minattn.validate.check import limited
 from minattn.validate.report import write_file
 from minattn.validate.subjects import NotCovered, _float64, _function, _kernel, _model
 
@@ -53,9 +55,11 @@ class Certificate(NamedTuple):
         return "\n".join(lines)
 
 
+@np.errstate(all="ignore")
 def causality(target, *, mechanism=None, framework="numpy", options=None, backward=None,
               dtype="float64", device="cpu", length=LENGTH, sizes=None, vocab_size=None,
-              forms=tuple(FORMS), tokens=None, corpus=None, data_dir="data", seed=0):
+              forms=tuple(FORMS), tokens=None, corpus=None, data_dir="data", seed=0,
+              time_limit=30.0, first=0, say=lambda *news: None):
     """Ask the four questions -> Certificate (.ok, .forms, .findings, str, .to_json()).
 
     target      a mechanism, as "energy[norm=sequence]"; a function with a mechanism's arguments
@@ -70,12 +74,17 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
     length      tokens in the whole; a model's block_size if that is less
     sizes       {"D": 64} for a kernel that takes only some sizes
     forms       those to ask; the others are reported as not covered
+    time_limit  seconds for each call of a function
     tokens      (x, y) for form 4; a run folder brings its own validation text (`corpus`: another)
+    first, say  begin with this form; say("ready", subject), say("start") before each call of a
+                function and say("done", (status, findings)) after each form: for the command line,
+                which keeps a function in a process of its own
     Raises InputError if the target cannot be run at all.
     """
     for form in forms:
         checks.choice("form", form, FORMS)
     checks.number("length", length, 2, integer=True)
+    checks.number("time_limit", time_limit, above=0)
     rng, parts, name = np.random.default_rng(seed), None, str(target)
     if isinstance(target, str) and target.partition("[")[0] in attention.MECHANISMS:
         target, mechanism = attention.mechanism(target.partition("[")[0]), target
@@ -92,16 +101,25 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
             raise InputError(f"{name!r} is neither a run folder, nor module:function, nor one of "
                              f"{', '.join(known)}.{checks.nearest(name, known)}")
         target = isolate.load(name)
+
+    def timed(call):
+        def called(*args):
+            say("start")
+            return limited(lambda: call(*args), time_limit)
+        return called
+
+    def prepared():
+        if mechanism is None:
+            return _function(target, framework, device, length, vocab_size)
+        row, fixed = _with(mechanism, options or {})
+        return _kernel(target, row, framework, fixed, backward, dtype, device, length, sizes or {})
     try:
         if parts is not None:
             parts = _float64(*parts)
             subject = _model(*parts, name, length)
-        elif mechanism is not None:
-            row, options = _with(mechanism, options or {})
-            subject = _kernel(target, row, framework, options, backward, dtype, device, length,
-                              sizes or {})
         else:
-            subject = _function(target, framework, device, length, vocab_size)
+            subject = timed(prepared)()
+            subject = subject._replace(value=timed(subject.value), gradient=timed(subject.gradient))
         x = subject.draw(0, rng)
         y, again = subject.value(x), subject.value(x)
     except InputError:
@@ -115,10 +133,11 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
            "gradient": lambda: _gradient(subject, x, prefixes, rng),
            "prefix": lambda: _prefix(subject, x, y, prefixes),
            "loss": lambda: _loss(parts, tokens, rng)}
-    status, findings = {}, {}
-    for form in FORMS:
+    status, findings, about = {}, {}, f"{subject.name}, {T} positions"
+    say("ready", about)
+    for n, form in enumerate(FORMS):
         try:
-            if form not in forms:
+            if form not in forms or n < first:
                 raise NotCovered("not asked for")
             if form != "loss" and not prefixes:
                 raise NotCovered("needs at least 2 positions")
@@ -131,7 +150,10 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
             status[form], findings[form] = "not covered", [str(why)]
         except Exception as error:                           # somebody else's code
             status[form], findings[form] = "fail", [_said(error)]
-    return Certificate(f"{subject.name}, {T} positions", status, findings)
+        findings[form] = [one_line(line, 400) for line in findings[form]]
+        if n >= first:
+            say("done", (status[form], findings[form]))
+    return Certificate(about, status, findings)
 
 
 def _with(mechanism, options):
@@ -142,6 +164,12 @@ def _with(mechanism, options):
             raise InputError(f"option {name} is given twice, as {named[name]!r} and "
                              f"{options[name]!r}.")
     return mechanism, {**named, **options}
+
+
+def _foreign(target):
+    """Is this text the name of something to import?"""
+    known = target.partition("[")[0] in attention.MECHANISMS or Path(target).is_dir()
+    return ":" in target and not known
 
 
 def _suffix(subject, x, prefixes, rng):
@@ -306,6 +334,8 @@ def add_arguments(parser):
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--length", type=int, default=LENGTH,
                         help="sequence length (default %(default)s)")
+    parser.add_argument("--time-limit", type=float, default=30.0, metavar="S",
+                        help="seconds per call of a function (default 30)")
     parser.add_argument("--forms", default=",".join(FORMS), help="some of %(default)s")
     parser.add_argument("--corpus", help="text for the loss if the run's corpus is not available")
     parser.add_argument("--data-dir", default="data",
@@ -315,11 +345,12 @@ def add_arguments(parser):
 
 def run(args):
     """-> 0 causal as far as asked, 1 not; InputError (exit code 2) where nothing could be asked."""
-    options = dict(spec.option(text) for text in args.option)
-    certificate = causality(args.target, mechanism=args.mechanism, framework=args.framework,
-                            options=options, dtype=args.dtype, device=args.device,
-                            length=args.length, corpus=args.corpus, data_dir=args.data_dir,
-                            forms=tuple(args.forms.split(",")))
+    same = ("target", "mechanism", "framework", "dtype", "device", "length", "corpus", "data_dir",
+            "time_limit")
+    question = {name: getattr(args, name) for name in same}
+    question["options"] = dict(spec.option(text) for text in args.option)
+    question["forms"] = tuple(args.forms.split(","))
+    certificate = (isolate.causality if _foreign(args.target) else causality)(**question)
     print(certificate)
     if args.json:
         write_file(args.json, json.dumps(certificate.to_json(), indent=1) + "\n")

@@ -4,7 +4,7 @@
 
 Each case runs on its own: a case in which the function raises, hangs, or returns something of
 another shape is a finding, and the others still run. Every case is run twice, and what it was given
-is compared afterwards.
+is compared afterwards. The kit's own arithmetic does not depend on np.seterr.
 """
 import ctypes
 import fnmatch
@@ -16,7 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minattn import checks, files
+from minattn.attention import MECHANISMS
 from minattn.errors import InputError
+from minattn.files import one_line
 from minattn.validate import cases as case_module
 from minattn.validate import frameworks, precision, report
 from minattn.validate.frameworks import Finding, Problem
@@ -44,6 +46,7 @@ class Setup(NamedTuple):
         return ""
 
 
+@np.errstate(all="ignore")
 def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", cases=None,
           backward=None, exclude=(), quick=False, seed=0, time_limit=30.0, sizes=None,
           skip_file=None, show=True, progress=False):
@@ -63,7 +66,8 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
                 again), or another flag of a case ("Tq!=Tk", "empty_rows", "strided", ...). The
                 report says "not covered".
     sizes       {"D": 64, "Dv": 64}: sizes to keep to, of B, H, Tq, Tk, T (both), D, Dv
-    skip_file   lines "case-id-glob skip|xfail reason"
+    skip_file   lines "case-id-glob skip|xfail reason"; a glob that matches no case of any
+                mechanism is refused
 
     InputError if the question itself makes no sense: an unknown name, nothing callable, a missing
     framework.
@@ -72,17 +76,9 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     setup = prepare(mechanism, fn, framework=framework, dtype=dtype, device=device,
                     backward=backward, exclude=exclude, time_limit=time_limit)
     chosen = select(mechanism, cases, quick=quick, seed=seed, sizes=sizes)
-    rules = read_skips(skip_file) if skip_file is not None else []
-    if progress:
-        from tqdm import tqdm
-        chosen = tqdm(chosen, unit="case", leave=False)
-    results, hangs = [], 0
-    for case in chosen:
-        if hangs < HANGS:
-            results.append(with_rule(case, setup, rules))
-        else:
-            results.append(Result(case.id, case.family, NOT_COVERED, reason=GAVE_UP))
-        hangs += any(f.kind == "hang" for f in results[-1].findings)
+    rules = read_skips(skip_file, chosen) if skip_file is not None else []
+    results = until_too_many_hang((with_rule(case, setup, rules) for case in chosen), chosen,
+                                  progress)
     found = Report(mechanism, setup.target.name, framework, dtype, device, seed, results,
                    setup.no_gradients, time.perf_counter() - start)
     if show:
@@ -90,6 +86,22 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     return found
 
 
+def until_too_many_hang(results, chosen, progress=False):
+    """The results of the cases, one by one; the last of them are not run after HANGS hangs."""
+    if progress:
+        from tqdm import tqdm
+        results = tqdm(results, total=len(chosen), unit="case", leave=False, delay=1)
+    found, hangs = [], 0
+    for result in results:
+        found.append(result)
+        hangs += any(f.kind == "hang" for f in result.findings)
+        if hangs == HANGS:
+            break
+    missing = chosen[len(found):]
+    return found + [Result(c.id, c.family, NOT_COVERED, reason=GAVE_UP) for c in missing]
+
+
+@np.errstate(all="ignore")
 def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", backward=None,
             exclude=(), time_limit=30.0):
     """Check the question -> Setup, with which check_case answers it for one case."""
@@ -107,6 +119,7 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
     return Setup(target, adapter, frozenset(exclude), time_limit)
 
 
+@np.errstate(all="ignore")
 def select(mechanism, cases=None, *, quick=False, seed=0, sizes=None):
     """The cases to run: a tuple of Case."""
     if cases is not None and not isinstance(cases, str):
@@ -122,6 +135,7 @@ def select(mechanism, cases=None, *, quick=False, seed=0, sizes=None):
                              sizes=sizes)
 
 
+@np.errstate(all="ignore")
 def check_case(case, setup):
     """Run one case -> Result; whatever the function does, this returns."""
     reason, right = _not_covered(case, setup), None
@@ -131,7 +145,7 @@ def check_case(case, setup):
     if reason:
         return Result(case.id, case.family, NOT_COVERED, reason=reason)
     start = time.perf_counter()
-    findings, tensors = [], []
+    findings, tensors, further = [], [], 0
     try:
         wanted = ()
         if not setup.no_gradients:
@@ -148,17 +162,21 @@ def check_case(case, setup):
         findings += [*first.findings, *modified(case, first)]
         findings += [Finding("values" if np.isfinite(t.error) else "not finite", str(t))
                      for t in tensors if not t.ok]
+        further = first.further
         if "repeat" not in setup.exclude:
-            findings += repeated(first, rest.pop(0))
+            findings += repeated(first, rest[0])
+            findings += shared(first, rest.pop(0), setup.adapter)
         if case.twin:
             findings += independent(case, first, rest.pop(0))
     except Problem as problem:
         findings.append(problem.finding)
     except Exception as error:
-        findings.append(frameworks.raised(error))
+        findings.append(frameworks.raised(error, setup))
+    findings = [f._replace(message=one_line(f.message, 400)) for f in findings]
     status = FAILED if findings else PASSED
     seconds = time.perf_counter() - start
-    return Result(case.id, case.family, status, tuple(findings), tuple(tensors), seconds=seconds)
+    return Result(case.id, case.family, status, tuple(findings), tuple(tensors), seconds=seconds,
+                  further=further)
 
 
 def _not_covered(case, setup):
@@ -200,6 +218,14 @@ def repeated(first, second):
                           f"{name} is different when the same call is made again{by}.")
 
 
+def shared(first, second, adapter):
+    """Is what two calls return the same memory, while both are in use?"""
+    for name, x in first.returned.items():
+        if name in second.returned and adapter.same_memory(x, second.returned[name]):
+            yield Finding("shared output", f"{name} is the same memory at every call: the next "
+                                           "call overwrites the result of the one before.")
+
+
 def independent(case, run, twin):
     """With sample 0 changed, is every other sample the same, bit for bit?"""
     for name, x in run.tensors.items():
@@ -236,7 +262,8 @@ def limited(work, seconds):
         raise Problem("hang", f"did not come back within {seconds:g} s.")
     value, error = box[0]
     if error is not None and not isinstance(error, Exception):
-        raise Problem("raised", f"tried to end the program: {error!r}.")
+        kind = type(error).__name__
+        raise Problem("raised", f"tried to end the program: {kind}: {one_line(error)}.")
     if error is not None:
         raise error
     return value
@@ -244,8 +271,7 @@ def limited(work, seconds):
 
 def with_rule(case, setup, rules):
     """check_case, but for what the skip file says."""
-    names = (case.id, f"{case.mechanism}/{case.id}")
-    rule = next((r for r in rules if any(fnmatch.fnmatchcase(name, r[0]) for name in names)), None)
+    rule = next((rule for rule in rules if _matches(rule[0], case)), None)
     if rule is None:
         return check_case(case, setup)
     _, action, reason = rule
@@ -256,10 +282,13 @@ def with_rule(case, setup, rules):
     return result._replace(status=status, reason=result.reason or reason)
 
 
-def read_skips(path):
-    """The lines of a skip file: [(glob, "skip" or "xfail", reason)]; # starts a comment."""
+def read_skips(path, chosen=None):
+    """The lines of a skip file: [(glob, "skip" or "xfail", reason)]; # starts a comment.
+
+    chosen: the cases to run; a glob must match one of them, or one of any mechanism.
+    """
     try:
-        text = files.read_text(path, follow=True)
+        text = files.read_text(path, follow=True).removeprefix("\ufeff")
     except InputError as error:
         raise InputError(f"the skip file: {error}") from None
     lines = [line.split("#")[0].strip().split(maxsplit=2) for line in text.splitlines()]
@@ -268,4 +297,17 @@ def read_skips(path):
             got = " ".join(words)
             raise InputError(f"{path}, line {number}: expected 'case-id-glob skip|xfail reason'; "
                              f"got {got!r}.")
-    return [tuple(words) for words in lines if words]
+    rules = [tuple(words) for words in lines if words]
+    unused = [glob for glob, *_ in rules if not any(_matches(glob, case) for case in chosen or ())]
+    if chosen is not None and unused:
+        known = [case for name in MECHANISMS for case in case_module.cases(name)]
+        for glob in unused:
+            if not any(_matches(glob, case) for case in known):
+                near = checks.nearest(glob, {case.id for case in chosen})
+                raise InputError(f"{path}: {glob!r} matches no case.{near}")
+    return rules
+
+
+def _matches(glob, case):
+    names = case.id, f"{case.mechanism}/{case.id}"
+    return any(fnmatch.fnmatchcase(name, glob) for name in names)

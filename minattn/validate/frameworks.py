@@ -14,6 +14,7 @@ import numpy as np
 
 from minattn import attention, checks
 from minattn.errors import InputError
+from minattn.files import one_line
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
@@ -22,7 +23,7 @@ class Finding(NamedTuple):
     """Something wrong, in plain words.
 
     Kinds: raised, arguments, hang, shape, dtype, gradient, values, not finite, modified inputs,
-    not repeatable, depends on batch.
+    not repeatable, shared output, depends on batch.
     """
     kind: str
     message: str
@@ -48,6 +49,8 @@ class Run(NamedTuple):
     tensors: dict           # "out", "dq", ...
     findings: tuple
     inputs_after: dict      # argument or option -> its values after the call
+    returned: dict          # the same as tensors, as they came
+    further: int            # outputs beyond these, which nothing is compared with
 
 
 def resolve(fn, backward=None):
@@ -67,7 +70,7 @@ def resolve(fn, backward=None):
                          f"got {kind}.")
     if backward is not None and not callable(backward):
         raise InputError(f"backward must be callable; got {type(backward).__name__}.")
-    return Target(fn, backward, name)
+    return Target(fn, backward, one_line(name))
 
 
 def adapter(framework, dtype, device="cpu"):
@@ -107,6 +110,9 @@ class NumpyAdapter:
     def dtype_of(self, x):
         return str(x.dtype)
 
+    def same_memory(self, x, y):
+        return np.shares_memory(x, y)
+
     def call(self, forward, args, kwargs, leaves, cotangent):
         with np.errstate(all="ignore"):
             return forward(*args, **kwargs), None
@@ -144,6 +150,10 @@ class TorchAdapter(NumpyAdapter):
 
     def belongs(self, x):
         return isinstance(x, self.torch.Tensor)
+
+    def same_memory(self, x, y):
+        start = x.untyped_storage().data_ptr()           # 0: empty
+        return start != 0 and start == y.untyped_storage().data_ptr()
 
     def dtype_of(self, x):
         return str(x.dtype).removeprefix("torch.")
@@ -183,6 +193,9 @@ class JaxAdapter(NumpyAdapter):
 
     def belongs(self, x):
         return isinstance(x, self.jax.Array)
+
+    def same_memory(self, x, y):
+        return False                                         # never written again
 
     def call(self, forward, args, kwargs, leaves, cotangent):
         """jax.vjp over the leaves, wherever they stand among the arguments."""
@@ -234,7 +247,9 @@ def run(target, adapter, case, arrays, out_shape, wanted):
     cotangent = adapter.array(case.cotangent)
     leaves = {} if by_hand else {n: given[n] for n in wanted}
     result, differentiate = adapter.call(target.forward, args, kwargs, leaves, cotangent)
-    out = result[0] if isinstance(result, (tuple, list)) and len(result) else result
+    out, further = result, 0
+    if isinstance(result, (tuple, list)) and len(result):
+        out, further = result[0], len(result) - 1 - by_hand  # the cache of a backward is none
     _looks_right(adapter, "the output", out, out_shape)
     grads = {}
     if by_hand and wanted:
@@ -253,7 +268,7 @@ def run(target, adapter, case, arrays, out_shape, wanted):
                 findings.append(Finding("gradient", says))
     elif wanted and differentiate is not None:
         grads = differentiate(out)
-    tensors = {"out": adapter.numbers(out)}
+    tensors, returned = {"out": adapter.numbers(out)}, {"out": out}
     for name in wanted if by_hand or differentiate is not None else ():
         if grads.get(name) is None:
             findings.append(Finding("gradient", f"the gradient of {name} is missing."))
@@ -261,11 +276,12 @@ def run(target, adapter, case, arrays, out_shape, wanted):
         try:
             _looks_right(adapter, f"d{name}", grads[name], {**case.options, **arrays}[name].shape)
             tensors["d" + name] = adapter.numbers(grads[name])
+            returned["d" + name] = grads[name]
         except Problem as problem:
             findings.append(problem.finding)
     given["dout"] = cotangent
     after = {n: adapter.numbers(x) for n, x in given.items() if adapter.belongs(x)}
-    return Run(tensors, tuple(findings), after)
+    return Run(tensors, tuple(findings), after, returned, max(further, 0))
 
 
 def fits_signature(forward, args, kwargs):
@@ -299,12 +315,21 @@ def _looks_right(adapter, what, x, shape):
                                "come out.")
 
 
-def raised(error):
-    """An exception from somebody's code as a finding: what it says, and the line it came from."""
+def raised(error, setup=None):
+    """An exception from somebody's code as a finding: what it says, and the line it came from.
+
+    setup: a check.Setup; NumPy arrays may have met a function of another framework.
+    """
     here = os.path.dirname(__file__)
     frames: Any = [frame for frame in traceback.extract_tb(error.__traceback__)
                    if os.path.dirname(frame.filename) != here]
-    first, where = next(iter(str(error).splitlines()), ""), ""
+    where = hint = ""
     if frames:
         where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
-    return Finding("raised", f"raised {type(error).__name__}: {first}{where}")
+    if setup is not None and setup.adapter.name == "numpy":
+        names = getattr(setup.target.forward, "__globals__", {})
+        packages = {x.__name__.partition(".")[0] for x in names.values() if inspect.ismodule(x)}
+        hint = "".join(f"; it got NumPy arrays: for those of {other}, choose framework {other}"
+                       for other in ("torch", "jax") if other in packages)
+    said = one_line(error)
+    return Finding("raised", f"raised {type(error).__name__}: {said}{where}{hint}")

@@ -1,13 +1,16 @@
-"""A check in a separate process: a function that crashes or hangs ends only itself.
+"""Somebody's function in a process of its own: one that crashes, hangs or forks ends only itself.
 
-The command line runs every check this way. The child imports the function and reports case by case;
-when it dies or falls silent, the case at hand has a finding, and a new child goes on with the next
-one.
+The commands check and causality run every imported function this way. The child answers question by
+question, one line of JSON each; when it dies or falls silent, the question at hand has a finding,
+and a new child goes on with the next one. The child leads a process group, and a guard beside it
+ends the whole group as soon as this process has gone or has let go of its pipe: nothing is left
+behind. (What moves to a session of its own, as a daemon does, is out of reach.)
 """
+import contextlib
 import importlib
 import importlib.util
+import json
 import os
-import pickle
 import queue
 import signal
 import subprocess
@@ -15,12 +18,32 @@ import sys
 import threading
 import time
 
-from minattn.errors import InputError
-from minattn.validate.frameworks import Finding
-from minattn.validate.report import FAILED, NOT_COVERED, Report, Result
+import numpy as np
 
-GRACE = 10.0            # seconds past the time limit before a silent child is ended
-START = 300.0           # seconds in which the child must have imported the function
+from minattn.errors import InputError
+from minattn.files import one_line
+from minattn.validate.frameworks import Finding
+from minattn.validate.report import FAILED, Report, Result, Tensor
+
+GRACE = 15.0            # seconds past the time limit before a silent child is ended
+LINE = 1 << 20          # bytes of one answer
+SHOWN = 1 << 16         # bytes of what the function prints; the rest is dropped
+# The guard is a grandchild, which os.wait() in somebody's code does not find.
+START = """
+import os, signal, sys
+question = sys.stdin.buffer.readline()
+if hasattr(os, "fork"):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os.close(1)
+            os.close(2)
+            os.read(0, 1)
+            os.killpg(0, signal.SIGKILL)
+        os._exit(0)
+    os.wait()
+from minattn.validate import isolate
+isolate.main(question)
+"""
 
 
 def load(spec):
@@ -32,66 +55,59 @@ def load(spec):
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        if place.endswith(".py"):
-            if not os.path.isfile(place):
-                raise InputError(f"there is no file {place}.")
-            name = os.path.splitext(os.path.basename(place))[0]
-            about = importlib.util.spec_from_file_location(name, place)
-            found = importlib.util.module_from_spec(about)
-            sys.modules[name] = found
-            about.loader.exec_module(found)
-        else:
-            found = importlib.import_module(place)
-    except InputError:
+        with np.errstate():                                  # put back what the module sets
+            found = _module(place)
+        for name in attribute.split(".") if attribute else ():
+            if not hasattr(found, name):
+                raise InputError(f"{place} has nothing called {name!r}.")
+            found = getattr(found, name)
+    except (InputError, KeyboardInterrupt):
         raise
     except BaseException as error:  # whatever somebody's module does when it is imported
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        text = (str(error).splitlines() or [""])[0]
-        raise InputError(f"cannot import {place}: {type(error).__name__}: {text}") from None
-    for name in attribute.split(".") if attribute else ():
-        if not hasattr(found, name):
-            raise InputError(f"{place} has nothing called {name!r}.")
-        found = getattr(found, name)
+        kind = type(error).__name__
+        raise InputError(f"cannot import {place}: {kind}: {one_line(error)}") from None
+    return found
+
+
+def _module(place):
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    if not os.path.isfile(place):
+        raise InputError(f"there is no file {place}.")
+    name = os.path.splitext(os.path.basename(place))[0]
+    about = importlib.util.spec_from_file_location(name, place)
+    found = importlib.util.module_from_spec(about)
+    sys.modules[name] = found
+    about.loader.exec_module(found)
     return found
 
 
 def check(question, *, progress=False):
     """question: check's arguments by name, "target" and "backward" as text for `load` -> Report"""
-    from minattn.validate.check import GAVE_UP, HANGS
+    from minattn.validate.check import until_too_many_hang
     start = time.perf_counter()
     chosen = _cases(question)
-    bar = None
-    if progress:
-        from tqdm import tqdm
-        bar = tqdm(total=len(chosen), unit="case", leave=False, delay=1)
-    results, hangs, name, gradients = [], 0, question["target"], ""
-    try:
-        while len(results) < len(chosen) and hangs < HANGS:
-            for kind, *news in _child(question, len(results), question["time_limit"] + GRACE):
-                if kind == "refused":
-                    raise InputError(news[0])
-                if kind == "ready":
-                    name, gradients = news
-                    continue
-                case = chosen[len(results)]
-                if kind == "done":
-                    result = news[0]
-                else:
-                    result = Result(case.id, case.family, FAILED, (Finding(*news),))
-                results.append(result)
-                hangs += any(f.kind == "hang" for f in result.findings)
-                if bar:
-                    bar.update()
-                if hangs >= HANGS:
-                    break
-    finally:
-        if bar:
-            bar.close()
-    results += [Result(c.id, c.family, NOT_COVERED, reason=GAVE_UP) for c in chosen[len(results):]]
+
+    def lost(n, *finding):
+        return Result(chosen[n].id, chosen[n].family, FAILED, (Finding(*finding),))
+    answers = _answers("check", question, len(chosen), _result, lost)
+    with contextlib.closing(answers):
+        name, gradients = next(answers)
+        results = until_too_many_hang(answers, chosen, progress)
     about = [question[n] for n in ("framework", "dtype", "device", "seed")]
     seconds = time.perf_counter() - start
     return Report(question["mechanism"], name, *about, results, gradients, seconds)
+
+
+def causality(**question):
+    """question: causality's arguments by name, "target" as text for `load` -> Certificate"""
+    from minattn.validate.causality import FORMS, Certificate
+
+    def lost(n, kind, why):
+        return "fail", [why]
+    (name,), *found = _answers("causality", question, len(FORMS), tuple, lost)
+    return Certificate(name, *({form: answer[n] for form, answer in zip(FORMS, found)}
+                               for n in (0, 1)))
 
 
 def _cases(question):
@@ -100,85 +116,166 @@ def _cases(question):
     return select(question["mechanism"], question["cases"], **chosen)
 
 
-def _child(question, first, patience):
-    """What one child says: ("ready", ...), ("done", Result) per case; ("lost", ...) if it dies."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-m", "minattn.validate.isolate"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
-    said = queue.Queue()
+def _result(row):
+    """A Result again, from JSON."""
+    result = Result(*row)
+    tensors = (Tensor(*t)._replace(index=tuple(t[4])) for t in result.tensors)
+    return result._replace(findings=tuple(Finding(*f) for f in result.findings),
+                           tensors=tuple(tensors))
 
-    def listen():
-        try:
-            while True:
-                said.put(pickle.load(child.stdout))
-        except (EOFError, pickle.UnpicklingError, OSError, ValueError):
-            said.put(None)
-    threading.Thread(target=listen, daemon=True).start()
-    wait, running = START, False
+
+def _answers(job, question, count, read, lost):
+    """What the child says when it is ready, then `count` answers: read(answer) or lost(n, ...).
+
+    InputError if the question cannot be put at all.
+    """
+    n, ready = 0, False
+    while n < count:
+        for kind, *news in _child(job, question, n, read):
+            if kind == "refused":
+                raise InputError(news[0])
+            if kind == "ready":
+                if not ready:
+                    yield news
+                ready = True
+                continue
+            yield lost(n, *news) if kind == "lost" else news[0]
+            n += 1
+            if n == count:
+                return
+
+
+def _child(job, question, first, read):
+    """What one child says, to its last breath."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", START], env=env, start_new_session=True,
+                             **pipes)
+    said, patience = queue.Queue(), question["time_limit"] + GRACE
+    ready, doing = False, "importing"
+    threads = [threading.Thread(target=_listen, args=(child.stdout, said, read), daemon=True),
+               threading.Thread(target=_show, args=(child.stderr,), daemon=True)]
+    for thread in threads:
+        thread.start()
     try:
-        pickle.dump((question, first), child.stdin)
-        child.stdin.close()
+        with contextlib.suppress(BrokenPipeError):           # it has ended: that is noticed below
+            child.stdin.write(json.dumps([job, question, first]).encode() + b"\n")
+            child.stdin.flush()
         while True:
-            try:
-                news = said.get(timeout=wait)
-            except queue.Empty:
-                child.kill()
-                if not running:
-                    raise InputError(f"importing {question['target']} took more than "
-                                     f"{START:g} s.") from None
-                yield "lost", "hang", (f"did not come back within {question['time_limit']:g} s, "
-                                       "and had to be killed.")
-                return
-            if news is None:
-                child.wait()
-                if not running:
-                    raise InputError(f"importing {question['target']} ended the process "
-                                     f"({_how(child.returncode)}).")
-                yield "lost", "raised", f"crashed the process ({_how(child.returncode)})."
-                return
-            if news[0] == "end":
-                return
-            running, wait = news[0] == "start", patience if news[0] == "start" else START
-            if news[0] != "start":
-                yield news
+            news, until = None, time.monotonic() + patience
+            while news is None and time.monotonic() < until:
+                ended = child.poll() is not None             # its own children may hold the pipe
+                with contextlib.suppress(queue.Empty):
+                    news = said.get(timeout=1 if ended else 0.1)
+                if ended:
+                    break
+            if news and news[0] != "lost":
+                ready = ready or news[0] == "ready"
+                if news[0] == "start":
+                    doing = "calling"
+                else:
+                    yield news
+                continue
+            if news is None and child.poll() is None:
+                why = "hang", (f"did not come back within {question['time_limit']:g} s, "
+                               "and had to be killed.")
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(1)
+                how = "closed or wrote into the pipe of its results"
+                if child.returncode is not None:
+                    how = f"crashed the process ({_how(child.returncode)})"
+                why = "raised", f"{how}."
+            if not ready:
+                raise InputError(f"{doing} {question['target']} {why[1]}")
+            yield "lost", *why
+            return
     finally:
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
         child.kill()
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.close()
         child.wait()
-        child.stdout.close()
+        for thread in threads:
+            thread.join(1)
+
+
+def _listen(pipe, said, read):
+    """Its answers, line by line; ("lost",) at the end, or at anything that is none of them.
+
+    JSON, because the function shares the process: nothing that it writes there can do more than
+    spoil an answer.
+    """
+    with pipe, contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
+        for line in iter(lambda: pipe.readline(LINE), b""):
+            kind, *news = json.loads(line)
+            if kind not in ("ready", "start", "done", "refused"):
+                break
+            said.put((kind, read(news[0])) if kind == "done" else (kind, *news))
+    said.put(("lost",))
+
+
+def _show(pipe):
+    """What the function prints, to standard error; too much of it is read and dropped."""
+    left = SHOWN
+    with pipe:
+        while text := pipe.read1(SHOWN).decode(errors="replace"):
+            with contextlib.suppress(OSError, ValueError):   # nobody reads ours
+                print(text[:left], end="", file=sys.stderr, flush=True)
+                if 0 < left < len(text):
+                    print("\n(more output of the function is not shown)", file=sys.stderr)
+            left = max(0, left - len(text))
 
 
 def _how(code):
-    return signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def main():
+def main(line):
     """The child: answers on standard output; what the function prints goes to standard error."""
-    from minattn.validate.check import prepare, read_skips, with_rule
-    from minattn.validate.precision import yardstick
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    say = lambda *news: out.write(pickle.dumps(news))
-    question, first = pickle.load(sys.stdin.buffer)
+    if hasattr(os, "fork"):
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)         # the pipe is the guard's
+    else:
+        threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")                                   # memory full: Linux ends this first
+    job, question, first = json.loads(line)
+
+    def say(*news):
+        out.write(json.dumps(news).encode() + b"\n")
     try:
-        target = load(question["target"])
-        backward = question["backward"] and load(question["backward"])
-        keep = ("framework", "dtype", "device", "exclude", "time_limit")
-        setup = prepare(question["mechanism"], target, backward=backward,
-                        **{name: question[name] for name in keep})
-        rules = read_skips(question["skip_file"]) if question["skip_file"] else []
-        chosen = _cases(question)
+        {"check": _check, "causality": _causality}[job](question, first, say)
     except InputError as error:
         say("refused", str(error))
-        return
+    except OSError:                                          # the function closed our pipe
+        os._exit(1)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(0)                                              # not held up by what hangs in a thread
+
+
+def _check(question, first, say):
+    from minattn.validate.check import prepare, read_skips, with_rule
+    from minattn.validate.precision import yardstick
+    target = load(question["target"])
+    backward = question["backward"] and load(question["backward"])
+    keep = ("framework", "dtype", "device", "exclude", "time_limit")
+    setup = prepare(question["mechanism"], target, backward=backward,
+                    **{name: question[name] for name in keep})
+    chosen = _cases(question)
+    rules = read_skips(question["skip_file"], chosen) if question["skip_file"] else []
     say("ready", setup.target.name, setup.no_gradients)
     for case in chosen[first:]:
         yardstick(case, setup.adapter.dtype)                 # before the clock runs
         say("start", case.id)
         say("done", with_rule(case, setup, rules))
-    say("end")
-    sys.stdout.flush()
-    os._exit(0)                                              # not held up by what hangs in a thread
 
 
-if __name__ == "__main__":
-    main()
+def _causality(question, first, say):
+    from minattn.validate.causality import causality
+    target = load(question.pop("target"))
+    causality(target, **question, first=first, say=say)

@@ -240,7 +240,11 @@ def read_config(folder):
 
 
 def train_seeds(folder, settings, seeds, steps, count, jobs):
-    """Train every seed to its end, `jobs` at a time; finished ones stay as they are."""
+    """Train every seed to its end, `jobs` at a time; finished ones stay as they are.
+
+    What happens to the process of one seed leaves the others alone; one that was killed is tried
+    once more.
+    """
     from minattn.experiments.position_bias import recall_training
     parts = settings["network"], settings["task"], settings["training"]
     work = [(folder / f"seed{seed}", *parts, seed, steps, count) for seed in seeds]
@@ -248,12 +252,25 @@ def train_seeds(folder, settings, seeds, steps, count, jobs):
         for item in work:
             _print_result(recall_training.finish(*item))
         return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(seeds)), spawn) as pool:
-        for result in pool.map(_finish_quietly, work):
-            _print_result(result)
+    from minattn.errors import NotFinite
+    from minattn.studies.executors import Processes
+    lost, diverged = [], None
+    with Processes(min(jobs, len(seeds))) as pool:
+        futures = [pool.submit(_finish_quietly, item) for item in work]
+        for item, future in zip(work, futures):
+            try:
+                _print_result(future.result())
+            except ChildProcessError:                        # killed, for its memory perhaps
+                lost.append(item)
+            except NotFinite as error:
+                diverged = diverged or error
+        for item in lost:                                    # once more, one at a time
+            try:
+                _print_result(pool.submit(_finish_quietly, item).result())
+            except ChildProcessError as error:
+                raise ChildProcessError(f"{item[0].name}: {error}") from None
+    if diverged:
+        raise diverged
 
 
 def _finish_quietly(item):
