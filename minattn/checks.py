@@ -1,5 +1,6 @@
 """Turn a wrong array or a mistyped name into one clear sentence."""
 import difflib
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,6 +8,20 @@ import numpy as np
 from minattn.errors import InputError, NotFinite
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+PLAIN = (np.ndarray, np.memmap)   # a masked array or another subclass computes something else
+NO_NUMBERS = (bool, np.timedelta64)     # though Python or NumPy counts them as integers
+LARGEST = sys.maxsize             # no axis is longer, no array index larger
+FARTHEST = 1 << 52                # no position is farther from 0: floats count no higher one by one
+SHOWN = 80                        # characters of a value in an error
+
+
+def shown(value):
+    """repr(value), cut short: for an error."""
+    try:
+        text = repr(value)
+    except Exception:                    # an integer of 5,000 digits, or somebody else's object
+        text = f"one of type {type(value).__name__} that is too long to print"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def nearest(name, known):
@@ -17,26 +32,70 @@ def nearest(name, known):
 
 def choice(what, value, known):
     """Raise unless `value` is one of `known`; lists them and suggests the nearest."""
-    if value not in known:
+    try:
+        found = value in known
+    except (TypeError, ValueError):      # a list cannot be a key; an array is equal to nothing
+        found = False
+    if not found:
         listed = ", ".join(str(k) for k in known)
-        raise InputError(f"{what} must be one of {listed}; got {value!r}.{nearest(value, known)}")
+        near = nearest(value, known) if isinstance(value, str) else ""
+        raise InputError(f"{what} must be one of {listed}; got {shown(value)}.{near}")
 
 
 def number(what, value, low=None, *, integer=False, above=None, high=None):
-    """Raise unless `value` is a finite number, low <= value <= high, value > above.
+    """A finite number, low <= value <= high, value > above -> the same as Python's int or float.
 
-    With integer=True it must be an integer, Python's or NumPy's.
+    With integer=True it must be an integer. Python's and NumPy's numbers of every width are taken,
+    and give the same result; booleans are not. An integer without another `high` is at most
+    LARGEST. Raises InputError for anything else.
     """
-    kinds = (int, np.integer) if integer else (int, float, np.integer, np.floating)
-    kind = "an integer" if integer else "a finite number"
-    if isinstance(value, bool) or not isinstance(value, kinds) or not -np.inf < value < np.inf:
-        raise InputError(f"{what} must be {kind}; got {value!r}.")
-    bounds = [(f"at least {low}", low is None or value >= low),
-              (f"above {above}", above is None or value > above),
-              (f"at most {high}", high is None or value <= high)]
+    kind, result = "an integer" if integer else "a finite number", None
+    if isinstance(value, (int, np.integer)) and not isinstance(value, NO_NUMBERS):
+        result = int(value)
+    elif isinstance(value, (float, np.floating)) and not integer:
+        result = float(value)
+    if result is None or not integer and not _finite(result):
+        raise InputError(f"{what} must be {kind}; got {shown(value)}.")
+    if integer and high is None and not -LARGEST <= result <= LARGEST:
+        low, high = (-LARGEST if low is None else low), LARGEST
+    bounds = [(f"at least {low}", low is None or result >= low),
+              (f"above {above}", above is None or result > above),
+              (f"at most {high}", high is None or result <= high)]
     if not all(met for _, met in bounds):
         asked = " and ".join(text for text, _ in bounds if "None" not in text)
-        raise InputError(f"{what} must be {asked}; got {value!r}.")
+        raise InputError(f"{what} must be {asked}; got {shown(value)}.")
+    return result
+
+
+def _finite(value):
+    try:
+        return -np.inf < float(value) < np.inf
+    except OverflowError:                # an integer beyond every float
+        return False
+
+
+def base(value):
+    """The base of an encoding's wavelengths, above 0 -> float; InputError where angles overflow."""
+    result = float(number("base", value, above=0))
+    if result < 1e-200:
+        raise InputError(f"base must be at least 1e-200, or angles overflow; got {shown(value)}.")
+    return result
+
+
+def fields(owner, *names, **bounds):
+    """Check these fields of a frozen dataclass with `number`, and store Python's numbers."""
+    for name in names:
+        object.__setattr__(owner, name, number(name, getattr(owner, name), **bounds))
+
+
+def floating(what, dtype):
+    """float32 or float64, however it is spelled -> the np.dtype; InputError for another."""
+    try:
+        dtype = np.dtype(dtype)
+    except (TypeError, ValueError):
+        pass
+    choice(what, dtype, FLOATS)
+    return dtype
 
 
 class Option(NamedTuple):
@@ -52,7 +111,7 @@ class Option(NamedTuple):
             return
         if self.number is None:
             choice(what, value, self.choices)
-            raise InputError(f"{what} must be {type(self.default).__name__}; got {value!r}.")
+            raise InputError(f"{what} must be {type(self.default).__name__}; got {shown(value)}.")
         words = ", ".join(c for c in self.choices if isinstance(c, str))
         number(f"{what} ({words} or a number)" if words else what, value, **self.number)
 
@@ -91,7 +150,7 @@ def arrays(sizes=None, dtype=None, **named):
     sizes, first, dtype_from = dict(sizes or {}), {}, "the rest"
     for name, (array, shape) in named.items():
         symbols = shape.split()
-        if not isinstance(array, np.ndarray):
+        if type(array) not in PLAIN:
             raise InputError(f"{name} must be a NumPy array of shape ({', '.join(symbols)}); "
                              f"got {type(array).__name__}.")
         if array.dtype not in FLOATS:
@@ -116,6 +175,52 @@ def arrays(sizes=None, dtype=None, **named):
                 raise InputError(f"{name}: axis {axis} ({symbol}) must be {expected}{source}; "
                                  f"got {size} (shape {array.shape}).")
     return sizes
+
+
+def gradient(name, array, shape, dtype):
+    """Raise InputError unless this gradient has the shape and dtype of what it is the gradient of.
+
+    One comparison of each where all is well: it stands in every backward.
+    """
+    if type(array) in PLAIN and array.shape == shape and array.dtype == dtype:
+        return
+    raise InputError(f"{name} must be a NumPy array of {np.dtype(dtype)} and shape {shape}, as the "
+                     f"output it belongs to; got {kind(array)}.")
+
+
+def kind(value):
+    """What an argument is, for an error: its type, and an array's dtype and shape."""
+    if isinstance(value, np.ndarray):
+        return f"{type(value).__name__} of {value.dtype} and shape {value.shape}"
+    return type(value).__name__
+
+
+def integers(name, array, below, *, axes):
+    """Raise InputError unless this is an array of integers, 0 <= each < below, of so many axes."""
+    if type(array) not in PLAIN or array.dtype.kind not in "iu" or array.ndim != axes:
+        raise InputError(f"{name} must be a NumPy array of integers with {axes} "
+                         f"{'axis' if axes == 1 else 'axes'}; got {kind(array)}.")
+    if array.size:
+        low, high = array.min(), array.max()
+        if low < 0 or high >= below:
+            raise InputError(f"{name} must be from 0 to {below - 1}; "
+                             f"got {low if low < 0 else high}.")
+
+
+def generator(rng):
+    """Raise InputError unless rng is a numpy.random.Generator, or None."""
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        raise InputError("rng must be a numpy.random.Generator, as numpy.random.default_rng(0) "
+                         f"makes one, or None; got {type(rng).__name__}.")
+
+
+def random(seed):
+    """numpy.random.default_rng(seed); InputError for a seed that it does not take."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError):
+        raise InputError("seed must be an integer of at least 0, or a sequence of these; "
+                         f"got {shown(seed)}.") from None
 
 
 def finite(**named):

@@ -33,14 +33,15 @@ def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=
     again from position 0: the model never sees a position it was not trained on, and one reading
     serves half a block. With and without the cache the context is the same, and so is the text.
     """
-    checks.number("temperature", temperature, above=0)
-    checks.number("tokens", n_tokens, 0, integer=True)
-    checks.number("seed", seed, 0, integer=True)
+    temperature = checks.number("temperature", temperature, above=0)
+    n_tokens = checks.number("tokens", n_tokens, 0, integer=True)
+    seed = checks.number("seed", seed, 0, integer=True, high=1 << 128)
     if top_k is not None:
-        checks.number("top-k", top_k, 1, integer=True)
+        top_k = checks.number("top-k", top_k, 1, integer=True)
     prompt = np.asarray(prompt)
     if prompt.size == 0:
         raise InputError("the prompt must have at least one token.")
+    checks.integers("prompt", prompt, config.vocab_size, axes=2 if prompt.ndim == 2 else 1)
     rng = np.random.default_rng(seed)
     cached = cached and not recompute_reason(config)
     decoder = decode.prepare(params, buffers, config) if cached and decode.serves(config) else None

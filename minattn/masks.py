@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import checks
+from minattn import checks, memory
 from minattn.errors import InputError
 
 
@@ -33,8 +33,8 @@ def make(causal=False, window=None, prefix=0, align="end"):
     if not isinstance(causal, (bool, np.bool_)):
         raise InputError(f"causal must be True or False; got {causal!r}.")
     if window is not None:
-        checks.number("window", window, 1, integer=True)
-    checks.number("prefix", prefix, 0, integer=True)
+        window = checks.number("window", window, 1, integer=True)
+    prefix = checks.number("prefix", prefix, 0, integer=True)
     checks.choice("align", align, ("end", "start"))
     return Mask(bool(causal) or window is not None, window, prefix, align)
 
@@ -52,7 +52,7 @@ def intervals(mask, p, Tk):
     if mask.causal:
         hi = np.minimum(np.maximum(p + 1, mask.prefix), Tk)
     if mask.window is not None:
-        lo = np.minimum(np.maximum(p - mask.window + 1, 0), hi)
+        lo = np.minimum(np.maximum(p - min(mask.window, checks.FARTHEST) + 1, 0), hi)
     return lo, hi
 
 
@@ -64,6 +64,8 @@ def inside(lo, hi, j):
 def visible(Tq, Tk, *, causal=False, window=None, prefix=0, align="end"):
     """The whole mask, for reading and for tests: bool (Tq, Tk), True = may attend."""
     mask = make(causal, window, prefix, align)
+    Tq, Tk = (checks.number(name, n, 0, integer=True) for name, n in (("Tq", Tq), ("Tk", Tk)))
+    memory.weigh(f"a mask of {Tq:,} x {Tk:,}", Tq * Tk, "shorten the sequences")
     return inside(*intervals(mask, positions(Tq, Tk, align), Tk), np.arange(Tk))
 
 

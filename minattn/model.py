@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minattn import checks, ops, spec
+from minattn import checks, memory, ops, spec
 from minattn.attention import mechanism
 from minattn.attention_layer import attention_backward, attention_forward, attention_parameters
 from minattn.errors import InputError
 from minattn.layers import embeddings, layers
 from minattn.positions import position
+
+MOST_LAYERS = 10_000      # each is described by Python objects before a single weight is made
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ class Config:
     def __post_init__(self, attention_options, position_options):
         self._spell("attention", attention_options, lambda name: mechanism(name).all_options())
         self._spell("position", position_options, lambda name: position(name).options)
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            checks.number(name, getattr(self, name), 1, integer=True)
+        checks.fields(self, "vocab_size", "block_size", "n_layer", "n_head", "n_embd", low=1,
+                      integer=True)
+        checks.number("n_layer", self.n_layer, integer=True, high=MOST_LAYERS)
         if self.n_embd % self.n_head:
             raise InputError(f"n_embd must be divisible by n_head; got {self.n_embd} and "
                              f"{self.n_head}.")
-        checks.number("dropout", self.dropout, 0, high=0.9)
+        checks.fields(self, "dropout", low=0, high=0.9)
+        if self.window is not None:
+            checks.fields(self, "window", low=1, integer=True)
         checks.choice("gelu", self.gelu, ("tanh", "exact"))
         layers(self)                 # raises for unknown mechanisms, positions and options
 
@@ -124,12 +129,31 @@ def count_parameters(config):
     return sum(math.prod(shape) for shape, _ in parameter_shapes(config).values())
 
 
+def weigh(config, bytes_each, arrays=1, *, beside=0):
+    """Raise InputError where so many copies of the parameters, and `beside`, exceed the memory.
+
+    beside: further bytes that are needed at the same time.
+    """
+    C, V, L = config.n_embd, config.vocab_size, config.n_layer
+    least = V * C + L * 8 * C * C                # the token embeddings and the MLPs
+    memory.weigh(f"a model of n_layer = {L}, n_embd = {C}, vocab_size = {V} and block_size = "
+                 f"{config.block_size}", least * bytes_each * arrays + beside, SMALLER)
+    memory.weigh(f"a model of {count_parameters(config):,} parameters",
+                 count_parameters(config) * bytes_each * arrays + beside, SMALLER)
+
+
+SMALLER = "choose a smaller n_embd, n_layer or block_size"
+
+
 def init(config, seed=0, dtype=np.float32):
     """Fresh parameters and buffers: normal(0, 0.02) weights, gains 1, biases 0.
 
-    Drawn in float64, then rounded.
+    Drawn in float64, then rounded to float32 or float64. seed: whatever numpy.random.default_rng
+    takes. Raises InputError for a model larger than the memory.
     """
-    rng = np.random.default_rng(seed)
+    dtype = checks.floating("dtype", dtype)
+    weigh(config, dtype.itemsize)
+    rng = checks.random(seed)
     params = {}
     for name, (shape, value) in parameter_shapes(config).items():
         if isinstance(value, tuple):
@@ -160,7 +184,14 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
     last_only logits of the last position only, (B, 1, V): all that sampling needs
     weights   a list: each layer appends the (B, H, T, T) that multiply its values
     """
+    checks.integers("tokens", tokens, config.vocab_size, axes=2)
+    checks.generator(rng)
     B, T = tokens.shape
+    if targets is not None:
+        checks.integers("targets", targets, config.vocab_size, axes=2)
+        if targets.shape != tokens.shape or last_only:
+            raise InputError(f"targets must have the shape of tokens, {tokens.shape}, and "
+                             f"last_only be False; got {targets.shape} and {last_only!r}.")
     start = kv_cache.length if kv_cache else 0
     if start + T > config.block_size:
         raise InputError(f"at most block_size = {config.block_size} tokens are allowed; "
@@ -219,7 +250,12 @@ def backward(cache, config, dloss=1.0, dlogits=None):
         return dx
 
     # 8, 7. loss of logits = x wte^T
-    if dlogits is None:
+    if dlogits is not None:
+        x, wte = cache.head
+        checks.gradient("dlogits", dlogits, (B, T, len(wte)), wte.dtype)
+    elif cache.loss is None:
+        raise InputError("backward needs a loss: give targets to forward, or dlogits.")
+    else:
         dlogits = ops.cross_entropy_backward(dloss, cache.loss)["logits"]
     dlogits = dlogits.reshape(B * T, -1)
     x, wte = cache.head

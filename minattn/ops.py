@@ -14,10 +14,17 @@ from typing import NamedTuple
 import numpy as np
 
 from minattn import checks
+from minattn.errors import InputError
 
 LAYER_NORM_EPS = 1e-5
 GELU_SCALE, GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715
 ROWS_IN_CACHE = 1 << 16   # elements per block: a few arrays of this size fit in one core's cache
+
+
+def _check_rows(x, others=(), channels="C"):
+    """Check x (N, C) and arrays of its dtype that go with it: (name, array or None, shape) each."""
+    given = {name: (array, shape) for name, array, shape in others if array is not None}
+    checks.arrays(x=(x, f"N {channels}"), **given)
 
 
 def row_blocks(x):
@@ -40,6 +47,7 @@ def linear_forward(x, weight, bias=None):
 
     x (N, C_in), weight (C_in, C_out), bias (C_out,) or None -> y (N, C_out)
     """
+    _check_rows(x, (("weight", weight, "C_in C_out"), ("bias", bias, "C_out")), "C_in")
     y = x @ weight                                 # 1. (N, C_in), (C_in, C_out) -> (N, C_out)
     if bias is not None:
         y += bias                                  # 2.
@@ -49,6 +57,7 @@ def linear_forward(x, weight, bias=None):
 def linear_backward(dy, cache):
     """dy (N, C_out) -> {"x": (N, C_in), "weight": (C_in, C_out), "bias": (C_out,) if given}"""
     x, weight, biased = cache
+    checks.gradient("dy", dy, (len(x), weight.shape[1]), x.dtype)
     grads = {}
     # 2. y += bias, for every row
     if biased:
@@ -77,6 +86,7 @@ def layer_norm_forward(x, weight, bias=None, eps=LAYER_NORM_EPS):
 
     (arXiv 1607.06450, eq. 3)   x (N, C), weight (C,), bias (C,) or None -> y (N, C)
     """
+    _check_rows(x, (("weight", weight, "C"), ("bias", bias, "C")), "C")
     N, C = x.shape
     xhat, y, rstd = np.empty_like(x), np.empty_like(x), np.empty((N, 1), x.dtype)
     mean = x @ np.full((C, 1), 1 / C, x.dtype)                # x.mean(axis=1) as a product: faster
@@ -98,6 +108,7 @@ def layer_norm_backward(dy, cache):
         dx = (dxhat - dxhat.mean(axis=1) - xhat * (dxhat * xhat).mean(axis=1)) * rstd
     """
     xhat, rstd, weight, biased = cache
+    checks.gradient("dy", dy, xhat.shape, xhat.dtype)
     C = dy.shape[1]
     # 5, 4. y = xhat * weight + bias
     grads = {"weight": np.einsum("nc,nc->c", dy, xhat)}
@@ -131,6 +142,10 @@ def rms_norm_forward(x, eps=1e-6):
 
     x (..., D) -> y (..., D). The paper has no eps; 1e-6 is the usual guard against a row of zeros.
     """
+    if type(x) not in checks.PLAIN or x.dtype not in checks.FLOATS or x.ndim < 1:
+        raise InputError("x must be a float32 or float64 array of shape (..., D); "
+                         f"got {checks.kind(x)}.")
+    eps = checks.number("eps", eps, 0)
     mean_square = np.einsum("...d,...d->...", x, x)[..., None] / x.shape[-1]
     rrms = 1 / np.sqrt(mean_square + eps)          # 1. measure
     y = x * rrms                                   # 2. scale
@@ -140,6 +155,7 @@ def rms_norm_forward(x, eps=1e-6):
 def rms_norm_backward(dy, cache):
     """dy (..., D) -> {"x": (..., D)}"""
     y, rrms = cache
+    checks.gradient("dy", dy, y.shape, y.dtype)
     # 2, 1. y = x * rrms(x). Stretching a row of x leaves y unchanged: the part along y is removed.
     stretch = np.einsum("...d,...d->...", dy, y)[..., None] / y.shape[-1]
     return {"x": (dy - y * stretch) * rrms}
@@ -174,6 +190,7 @@ def gelu_forward(x, form="tanh"):
     The tanh form approximates the exact one, is faster, and is GPT-2's.   x (N, C) -> y (N, C)
     """
     checks.choice("gelu form", form, ("tanh", "exact"))
+    _check_rows(x)
     y, slope = np.empty_like(x), np.empty_like(x)
     for rows in row_blocks(x):
         phi = twice_phi_minus_1(x[rows], form)
@@ -208,6 +225,7 @@ def twice_phi_minus_1(x, form):
 
 def gelu_backward(dy, cache):
     """dy (N, C) -> {"x": (N, C)}"""
+    checks.gradient("dy", dy, cache.slope.shape, cache.slope.dtype)
     return {"x": dy * cache.slope}
 
 
@@ -221,12 +239,15 @@ class EmbeddingCache(NamedTuple):
 
 def embedding_forward(ids, weight):
     """Look up each token: y = weight[ids].   ids (N,) integers < V, weight (V, C) -> y (N, C)"""
+    checks.arrays(weight=(weight, "V C"))
+    checks.integers("ids", ids, len(weight), axes=1)
     return weight[ids], EmbeddingCache(ids, weight.shape)
 
 
 def embedding_backward(dy, cache):
     """dy (N, C) -> {"weight": (V, C)}: dweight[v] = dy[ids == v].sum(axis=0)"""
     ids, shape = cache
+    checks.arrays(dy=(dy, f"{len(ids)} {shape[1]}"))
     dweight = np.zeros(shape, dy.dtype)
     if len(ids):
         order = np.argsort(ids, kind="stable")     # equal tokens side by side, in their own order
@@ -258,6 +279,8 @@ def dropout_forward(x, p, rng):
     (arXiv 1207.0580)  rng: numpy.random.Generator, or None to drop nothing, as in evaluation. p is
     rounded to a multiple of 1/65536.  x (N, C) -> y (N, C)
     """
+    p = checks.number("p", p, 0, high=0.999)
+    checks.generator(rng)
     if rng is None or p == 0:
         return x, DropoutCache(None)
     keep = keep_mask(x.shape, p, rng, x.dtype)
@@ -266,7 +289,10 @@ def dropout_forward(x, p, rng):
 
 def dropout_backward(dy, cache):
     """dy (N, C) -> {"x": (N, C)}"""
-    return {"x": dy if cache.keep is None else dy * cache.keep}
+    if cache.keep is None:
+        return {"x": dy}
+    checks.gradient("dy", dy, cache.keep.shape, cache.keep.dtype)
+    return {"x": dy * cache.keep}
 
 
 # ------------------------------------------------------------------------------------ cross-entropy
@@ -284,6 +310,11 @@ def cross_entropy_forward(logits, targets):
 
     logits (N, V), targets (N,) integers below V -> loss (float)
     """
+    checks.arrays(logits=(logits, "N V"))
+    checks.integers("targets", targets, logits.shape[1], axes=1)
+    if len(targets) != len(logits) or not logits.size:
+        raise InputError(f"targets must have one entry for each row of logits {logits.shape}, and "
+                         f"there must be one; got shape {targets.shape}.")
     probs = logits - logits.max(axis=1, keepdims=True)   # 1. subtract the row maximum: no overflow
     target_logits = probs[np.arange(len(targets)), targets]
     np.exp(probs, out=probs)                       # 2. numerators
@@ -296,7 +327,9 @@ def cross_entropy_forward(logits, targets):
 def cross_entropy_backward(dloss, cache):
     """dloss (number) -> {"logits": (N, V)}: (softmax - one_hot) * dloss / N"""
     probs, targets = cache
-    N = len(targets)
+    if isinstance(dloss, np.ndarray) and dloss.ndim == 0:
+        dloss = dloss[()]
+    N, dloss = len(targets), checks.number("dloss", dloss)
     dlogits = probs * float(dloss / N)
     dlogits[np.arange(N), targets] -= float(dloss / N)
     return {"logits": dlogits}

@@ -63,17 +63,12 @@ class Settings:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("batch_size", "steps", "chunks", "eval_interval", "eval_blocks",
-                     "checkpoint_interval"):
-            checks.number(name, getattr(self, name), 1, integer=True)
-        for name in ("warmup", "seed"):
-            checks.number(name, getattr(self, name), 0, integer=True)
-        for name in ("lr", "eps"):
-            checks.number(name, getattr(self, name), above=0)
-        for name in ("min_lr", "weight_decay", "clip"):
-            checks.number(name, getattr(self, name), 0)
-        for name in ("beta1", "beta2"):
-            checks.number(name, getattr(self, name), 0, high=0.9999)
+        checks.fields(self, "batch_size", "steps", "chunks", "eval_interval", "eval_blocks",
+                      "checkpoint_interval", low=1, integer=True)
+        checks.fields(self, "warmup", "seed", low=0, integer=True)
+        checks.fields(self, "lr", "eps", above=0)
+        checks.fields(self, "min_lr", "weight_decay", "clip", low=0)
+        checks.fields(self, "beta1", "beta2", low=0, high=0.9999)
         checks.choice("decay", self.decay, ("2d", "all"))
         checks.choice("dtype", self.dtype, ("float32", "float64"))
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import checks, masks
+from minattn import checks, masks, memory
 
 KIND = "bias"
 ARXIV = "2108.12409"
@@ -27,7 +27,8 @@ def alibi_slopes(n_head):
     every other slope of twice as many heads; we use it for every H. Raises InputError when n_head
     is not a whole number >= 1.
     """
-    checks.number("n_head", n_head, 1, integer=True)
+    n_head = checks.number("n_head", n_head, 1, integer=True)
+    memory.weigh(f"{n_head:,} slopes", 8 * n_head, "use fewer heads")
     return 2.0 ** (-8 * np.arange(1, n_head + 1) / n_head)
 
 
@@ -38,6 +39,7 @@ def bias(n_head, dtype):
 
 class DecayCache(NamedTuple):
     distance: np.ndarray  # (Tq, Tk)  kept: the bias is linear in the slopes, and this is the factor
+    heads: int
 
 
 def forward(Tq, Tk, slopes, *, align="end"):
@@ -52,19 +54,21 @@ def forward(Tq, Tk, slopes, *, align="end"):
     Raises InputError for negative lengths, slopes that are not a finite float vector, and an
     unknown align.
     """
-    checks.number("Tq", Tq, 0, integer=True)
-    checks.number("Tk", Tk, 0, integer=True)
+    Tq, Tk = (checks.number(name, n, 0, integer=True) for name, n in (("Tq", Tq), ("Tk", Tk)))
     checks.choice("align", align, ("end", "start"))
     checks.arrays(slopes=(slopes, "H"))
     checks.finite(slopes=slopes)
+    memory.weigh(f"a bias of {len(slopes)} x {Tq:,} x {Tk:,}",
+                 (len(slopes) + 1) * Tq * Tk * slopes.itemsize, "shorten the sequences")
     p = masks.positions(Tq, Tk, align)                            # 1. where queries stand     (Tq,)
     distance = _distance(p, np.arange(Tk), slopes.dtype)       # 2. steps back to each key  (Tq, Tk)
     bias = distance * -slopes[:, None, None]                # 3. one slope per head      (H, Tq, Tk)
-    return bias, DecayCache(distance)
+    return bias, DecayCache(distance, len(slopes))
 
 
 def backward(dbias, cache):
     """dbias (H, Tq, Tk) -> {"slopes": (H,)}"""
+    checks.gradient("dbias", dbias, (cache.heads, *cache.distance.shape), cache.distance.dtype)
     # 3. bias = distance * -slopes
     dslopes = -np.einsum("hqk,qk->h", dbias, cache.distance)
     return {"slopes": dslopes}

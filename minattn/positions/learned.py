@@ -18,8 +18,11 @@ OPTIONS = {}
 
 
 class LearnedCache(NamedTuple):
-    start: int        # the first row that was read
-    block_size: int   # rows of the table, read or not
+    start: int         # the first row that was read
+    length: int        # rows that were read
+    block_size: int    # rows of the table, read or not
+    channels: int
+    dtype: np.dtype
 
 
 def parameters(n_embd, block_size):
@@ -41,23 +44,23 @@ def forward(length, weight, *, start=0):
     Raises InputError when start + length exceeds block_size, or weight is not a finite float
     matrix.
     """
-    checks.number("length", length, 0, integer=True)
-    checks.number("start", start, 0, integer=True)
+    length = checks.number("length", length, 0, integer=True)
+    start = checks.number("start", start, 0, integer=True)
     checks.arrays(weight=(weight, "block_size C"))
     checks.finite(weight=weight)
     if start + length > len(weight):
         raise InputError("weight: axis 0 (block_size) must be at least start + length = "
                          f"{start + length}; got {len(weight)}.")
     pe = weight[start:start + length].copy()                        # 1. read the rows  (T, C)
-    return pe, LearnedCache(start, len(weight))
+    return pe, LearnedCache(start, length, *weight.shape, weight.dtype)
 
 
 def backward(dpe, cache):
     """dpe (T, C) -> {"weight": (block_size, C)}"""
-    start, block_size = cache
-    T, C = dpe.shape
+    start, T, block_size, C, dtype = cache
+    checks.gradient("dpe", dpe, (T, C), dtype)
 
     # 1. pe = weight[start:start + length]: rows that were not read get no gradient
-    dweight = np.zeros((block_size, C), dpe.dtype)
+    dweight = np.zeros((block_size, C), dtype)
     dweight[start:start + T] = dpe
     return {"weight": dweight}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import checks
+from minattn import checks, memory
 
 KIND = "embedding"
 ARXIV = "2606.01258"
@@ -32,7 +32,8 @@ def initial(n):
     sigma = 5, where rounding decides on which side. Raises InputError when n is not a whole number
     >= 1.
     """
-    checks.number("n", n, 1, integer=True)
+    n = checks.number("n", n, 1, integer=True)
+    memory.weigh(f"{n:,} wavelets", 16 * n, "use fewer channels")
     log_omega = np.linspace(0.0, np.log(0.99 * np.pi), n)
     return log_omega, np.log(5.0) - log_omega
 
@@ -90,14 +91,16 @@ def forward(length, log_omega, log_sigma, *, admissible=True, centre=None, start
     sigma. Raises InputError for a negative length, or parameters that are not finite, of one length
     and one dtype.
     """
-    checks.number("length", length, 0, integer=True)
-    checks.number("start", start, integer=True)
+    length = checks.number("length", length, 0, integer=True)
+    start = checks.number("start", start, low=-checks.FARTHEST, high=checks.FARTHEST, integer=True)
     checks.arrays(log_omega=(log_omega, "n"), log_sigma=(log_sigma, "n"))
     checks.finite(log_omega=log_omega, log_sigma=log_sigma)
     if centre is not None:
         checks.arrays(log_omega=(log_omega, "n"), centre=(centre, "n"))
         checks.finite(centre=centre)
     T, n = length, len(log_omega)
+    memory.weigh(f"{T:,} positions of {2 * n:,} channels", 8 * T * n * log_omega.itemsize,
+                 "shorten the sequence")
     omega, sigma, product = effective(log_omega, log_sigma, admissible)  # 1. clamp, project  (n,)
     position = np.arange(start, start + T, dtype=omega.dtype)[:, None]   #  (T, 1)
     offset = (position - (0 if centre is None else centre)) / sigma    # 2. from the centre   (T, n)
@@ -115,6 +118,8 @@ def forward(length, log_omega, log_sigma, *, admissible=True, centre=None, start
 def backward(dpe, cache):
     """dpe (T, 2n) -> {"log_omega": (n,), "log_sigma": (n,)}, and "centre": (n,) if there was one"""
     cosine, sine, position, offset, omega, sigma, projected, capped, floored, centred = cache
+    T, n = cosine.shape
+    checks.gradient("dpe", dpe, (T, 2 * n), cosine.dtype)
 
     # 6. pe = interleave(cosine, sine)
     dcosine, dsine = dpe[:, 0::2], dpe[:, 1::2]                          # (T, n), (T, n)

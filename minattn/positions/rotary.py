@@ -23,6 +23,8 @@ EVEN = "n_embd / n_head"
 class RotaryCache(NamedTuple):
     rotation: np.ndarray   # (T, D/2) complex, read-only, shared with every call of the same shape
     pairs: str
+    shape: tuple           # of x
+    dtype: np.dtype
 
 
 def forward(x, *, base=10000.0, start=0, pairs="half"):
@@ -38,23 +40,24 @@ def forward(x, *, base=10000.0, start=0, pairs="half"):
     The default is "half", which most published weights use.
     Raises InputError for an odd D, another dtype, a base not above 0, and an unknown pairs.
     """
-    if not isinstance(x, np.ndarray) or x.dtype not in checks.FLOATS or x.ndim < 2:
+    if type(x) not in checks.PLAIN or x.dtype not in checks.FLOATS or x.ndim < 2:
         raise InputError("x must be a float32 or float64 array of shape (..., T, D); "
-                         f"got {getattr(x, 'dtype', type(x).__name__)} of shape {np.shape(x)}.")
+                         f"got {checks.kind(x)}.")
     if x.shape[-1] % 2:
         raise InputError(f"x: axis -1 (D) must be even, to be cut into pairs; got {x.shape[-1]}.")
-    checks.number("base", base, above=0)
-    checks.number("start", start, integer=True)
+    base = checks.base(base)
+    start = checks.number("start", start, low=-checks.FARTHEST, high=checks.FARTHEST, integer=True)
     checks.choice("pairs", pairs, ("half", "interleaved"))
     T, D = x.shape[-2:]
     rotation = rotations(T, D, x.dtype, base=base, start=start)    # 1. look up the angles  (T, D/2)
     y = rotate(x, rotation, pairs=pairs)                        # 2. turn every pair     (..., T, D)
-    return y, RotaryCache(rotation, pairs)
+    return y, RotaryCache(rotation, pairs, x.shape, x.dtype)
 
 
 def backward(dy, cache):
     """dy (..., T, D), of the same dtype as x -> {"x": (..., T, D)}"""
-    rotation, pairs = cache
+    rotation, pairs, shape, dtype = cache
+    checks.gradient("dy", dy, shape, dtype)
 
     # 2. y = x rotated by the angle: the transpose of a rotation is its inverse
     dx = rotate(dy, rotation.conj(), pairs=pairs)

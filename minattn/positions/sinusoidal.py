@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import checks
+from minattn import checks, memory
 
 KIND = "embedding"
 ARXIV = "1706.03762"
@@ -18,7 +18,8 @@ EVEN = "n_embd"
 
 
 class SinusoidalCache(NamedTuple):
-    """Empty: nothing here can be trained, so backward has nothing to remember."""
+    shape: tuple      # (T, C): nothing here can be trained, but a gradient must have this shape
+    dtype: np.dtype
 
 
 def parameters(n_embd, block_size, **options):
@@ -41,20 +42,21 @@ def forward(length, n_embd, *, base=10000.0, start=0, dtype=np.float64):
     The paper is silent on an odd C; we let the last sine go without its cosine. Raises InputError
     for a negative length, n_embd or base not above 0, or a dtype other than float32 or 64.
     """
-    checks.number("length", length, 0, integer=True)
-    checks.number("n_embd", n_embd, 1, integer=True)
-    checks.number("start", start, integer=True)
-    checks.number("base", base, above=0)
-    checks.choice("dtype", np.dtype(dtype), checks.FLOATS)
-    T, C = length, n_embd
+    T = checks.number("length", length, 0, integer=True)
+    C = checks.number("n_embd", n_embd, 1, integer=True)
+    start = checks.number("start", start, low=-checks.FARTHEST, high=checks.FARTHEST, integer=True)
+    base = checks.base(base)
+    dtype = checks.floating("dtype", dtype)
+    memory.weigh(f"{T:,} positions of {C:,} channels", 24 * T * C, "shorten the sequence")
     frequency = float(base) ** (-np.arange(0, C, 2) / C)            # 1. frequencies    (ceil(C/2),)
     angle = (start + np.arange(T))[:, None] * frequency           # 2. angles         (T, ceil(C/2))
     pe = np.empty((T, C), dtype)
     pe[:, 0::2] = np.sin(angle)                                   # 3. even channels  (T, ceil(C/2))
     pe[:, 1::2] = np.cos(angle[:, :C // 2])                      # 4. odd channels   (T, floor(C/2))
-    return pe, SinusoidalCache()
+    return pe, SinusoidalCache((T, C), dtype)
 
 
 def backward(dpe, cache):
     """dpe (T, C) -> {}: forward has no array argument, so there is no gradient to give."""
+    checks.gradient("dpe", dpe, cache.shape, cache.dtype)
     return {}
