@@ -42,12 +42,12 @@ def choice(what, value, known):
         raise InputError(f"{what} must be one of {listed}; got {shown(value)}.{near}")
 
 
-def number(what, value, low=None, *, integer=False, above=None, high=None):
+def number(what, value, low=None, *, integer=False, above=None, high=None, most=LARGEST):
     """A finite number, low <= value <= high, value > above -> the same as Python's int or float.
 
     With integer=True it must be an integer. Python's and NumPy's numbers of every width are taken,
-    and give the same result; booleans are not. An integer without another `high` is at most
-    LARGEST. Raises InputError for anything else.
+    and give the same result; booleans are not. An integer without a `high` is at most
+    `most`, of either sign. Raises InputError for anything else.
     """
     kind, result = "an integer" if integer else "a finite number", None
     if isinstance(value, (int, np.integer)) and not isinstance(value, NO_NUMBERS):
@@ -56,8 +56,8 @@ def number(what, value, low=None, *, integer=False, above=None, high=None):
         result = float(value)
     if result is None or not integer and not _finite(result):
         raise InputError(f"{what} must be {kind}; got {shown(value)}.")
-    if integer and high is None and not -LARGEST <= result <= LARGEST:
-        low, high = (-LARGEST if low is None else low), LARGEST
+    if integer and high is None and not -most <= result <= most:
+        low, high = (-most if low is None else low), most
     bounds = [(f"at least {low}", low is None or result >= low),
               (f"above {above}", above is None or result > above),
               (f"at most {high}", high is None or result <= high)]

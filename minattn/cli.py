@@ -9,12 +9,31 @@ from minattn.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one sentence instead of a page of usage."""
+    """argparse with one sentence instead of a page of usage, and no flag with an empty value."""
 
     def error(self, message):
         raise InputError(f"{message} (see {self.prog} --help)")
 
+    def parse_known_args(self, args=None, namespace=None):
+        try:
+            found, rest = super().parse_known_args(args, namespace)
+        except InputError:
+            raise
+        except (ValueError, IndexError) as error:              # --threads=--, in some Pythons
+            self.error(f"cannot read the arguments: {error}")
+        for action in self._actions:
+            value = getattr(found, action.dest, None)
+            empty = "" in value if isinstance(value, list) else value == ""
+            if empty and action.default != "" and action.dest not in EMPTY_IS_READ:
+                name = "/".join(action.option_strings) or action.metavar or action.dest
+                raise InputError(f"{name} must not be empty.")
+        return found, rest
 
+
+# arguments for which an empty text means something, or is refused in other words
+EMPTY_IS_READ = ("window_pattern", "attention", "out", "prompt", "resume", "seeds")
+FAULT = "this is a fault of minattn, please report it; MINATTN_TRACEBACK=1 shows where it is:"
+LONGEST = 2000                            # characters of an error: some repeat what was given
 DEFAULT = " (default %(default)s)"        # the end of a flag's help
 
 # name -> (what it does, the module that brings add_arguments and run; None: this one)
@@ -61,17 +80,30 @@ def main(argv=None):
             return 0
         return args.run(args) or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _say(error, 2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         _drop_stdout()
         return 1
-    except (OSError, MemoryError) as error:                # a full disk, say
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except MemoryError as error:
+        return _say(f"there is not enough memory for these sizes: choose smaller ones. {error}", 2)
+    except OSError as error:                               # a full disk, say
+        return _say(error, 1)
+    except Exception as error:
+        if os.environ.get("MINATTN_TRACEBACK"):
+            raise
+        return _say(f"{FAULT} {type(error).__name__}: {error}", 1)
+
+
+def _say(error, code):
+    """Print one sentence, whatever it quotes -> the exit code"""
+    text = str(error).strip()
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}..."
+    print(f"error: {text}", file=sys.stderr)
+    return code
 
 
 def _drop_stdout():

@@ -35,7 +35,7 @@ def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=
     """
     temperature = checks.number("temperature", temperature, above=0)
     n_tokens = checks.number("tokens", n_tokens, 0, integer=True)
-    seed = checks.number("seed", seed, 0, integer=True, high=1 << 128)
+    seed = checks.number("seed", seed, 0, integer=True, most=1 << 128)
     if top_k is not None:
         top_k = checks.number("top-k", top_k, 1, integer=True)
     prompt = np.asarray(prompt)

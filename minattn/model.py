@@ -129,20 +129,15 @@ def count_parameters(config):
     return sum(math.prod(shape) for shape, _ in parameter_shapes(config).values())
 
 
-def weigh(config, bytes_each, arrays=1, *, beside=0):
-    """Raise InputError where so many copies of the parameters, and `beside`, exceed the memory.
-
-    beside: further bytes that are needed at the same time.
-    """
+def weigh(config, bytes_each):
+    """Raise InputError where the parameters, at so many bytes each, exceed the memory there is."""
     C, V, L = config.n_embd, config.vocab_size, config.n_layer
-    least = V * C + L * 8 * C * C                # the token embeddings and the MLPs
-    memory.weigh(f"a model of n_layer = {L}, n_embd = {C}, vocab_size = {V} and block_size = "
-                 f"{config.block_size}", least * bytes_each * arrays + beside, SMALLER)
-    memory.weigh(f"a model of {count_parameters(config):,} parameters",
-                 count_parameters(config) * bytes_each * arrays + beside, SMALLER)
-
-
-SMALLER = "choose a smaller n_embd, n_layer or block_size"
+    advice = "choose a smaller n_embd, n_layer or block_size"
+    least = V * C + L * 8 * C * C                # the token embeddings and the MLPs: plain numbers
+    memory.weigh(f"a model of n_layer = {L}, n_embd = {C} and vocab_size = {V}",
+                 least * bytes_each, advice)
+    count = count_parameters(config)
+    memory.weigh(f"a model of {count:,} parameters", count * bytes_each, advice)
 
 
 def init(config, seed=0, dtype=np.float32):

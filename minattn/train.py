@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minattn import checks, data, files, generate, model, parallel, plots, runs
+from minattn import checks, data, files, generate, memory, model, parallel, plots, runs
 from minattn.errors import InputError, NotFinite
 from minattn.layers import layers
 
@@ -115,7 +115,7 @@ def _divided(values):
 def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="data", say=print):
     """Begin a run: load the corpus, make the model, and train to the end. -> runs.Run"""
     runs.vacant(folder, overwrite=overwrite)            # what cannot work fails before any download
-    model.Config(**shape)
+    weigh(model.Config(**shape), settings)
     corpus = data.load_corpus(settings.corpus, data_dir=data_dir, say=say)
     vocabulary = data.Vocabulary(corpus.text)
     config = model.Config(vocab_size=len(vocabulary), **shape)
@@ -133,8 +133,27 @@ def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="d
         return _train(run, settings, batches, threads, say)
 
 
+def weigh(config, settings):
+    """Raise InputError where a training step cannot fit into the memory that there is.
+
+    Counted is the least that is needed: every parameter with its gradient in each chunk, its two
+    moments and the copy that a checkpoint starts from; and what one chunk keeps for its backward.
+    """
+    size = np.dtype(settings.dtype).itemsize
+    tokens = -(-settings.batch_size // settings.chunks) * config.block_size
+    each = config.n_layer * 20 * config.n_embd + 2 * config.vocab_size
+    batch = 2 * 8 * settings.batch_size * config.block_size             # x and y, int64
+    kept = size * tokens * each
+    copies = 5 + min(settings.chunks, settings.batch_size)
+    model.weigh(config, size * copies)
+    memory.weigh(f"a batch of {settings.batch_size} x {config.block_size} tokens, beside the model,",
+                 batch + kept + size * copies * model.count_parameters(config),
+                 "choose a smaller batch_size or block_size, or more chunks")
+
+
 def fresh(config, settings):
     """Step 0 -> runs.Checkpoint"""
+    weigh(config, settings)
     params, buffers = model.init(config, settings.seed, np.dtype(settings.dtype))
     zeros = {name: np.zeros_like(a) for name, a in params.items()}
     return runs.Checkpoint(params, buffers, zeros, zeros, 0, 0.0)

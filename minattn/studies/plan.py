@@ -77,7 +77,9 @@ def make(folder, *, attention="", position="learned", variants=(), seeds="0", pr
     for name, fields in given:
         try:
             settings, shape = train.settings_for(preset, {**(overrides or {}), **fields})
-            shape = model.to_dict(model.Config(**shape))
+            config = model.Config(**shape)
+            train.weigh(config, settings)
+            shape = model.to_dict(config)
         except InputError as error:
             raise InputError(f"variant {name!r}: {error}") from None
         del shape["vocab_size"]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import attention, checks, masks, spec
+from minattn import attention, checks, masks, memory, spec
 from minattn.errors import InputError
 from minattn.validate import families
 
@@ -110,14 +110,24 @@ def _all(name, module_id, seed, sizes, fixed):
     T = sizes.pop("T", None)
     if T:
         sizes = {"Tq": T, "Tk": T, **sizes}
+    _weigh(sizes, 1)
     plans = [*families.generic(mechanism, sizes.get("Tk", SIZES["Tk"]), fixed),
              *families.OWN.get(name, list)()]
+    _weigh(sizes, len(plans))
     made = []
     for plan in plans:
         if all(plan.options.get(option, value) == value for option, value in fixed.items()):
             plan = plan._replace(options={**plan.options, **fixed})
             made.append(_make(mechanism, plan, seed, sizes))
     return tuple(case for case in made if case is not None)
+
+
+def _weigh(sizes, count):
+    """Raise InputError where the inputs of so many cases of these sizes exceed the memory."""
+    B, H, Tq, Tk, D, Dv = ({**SIZES, **sizes}[name] for name in SIZES)
+    entries = B * H * (Tq + Tk) * (D + Dv)
+    memory.weigh(f"cases of these sizes ({entries:,} numbers in each)", 16 * count * entries,
+                 "fix smaller sizes")          # float64, and most have a twin
 
 
 def _make(mechanism, plan, seed, sizes):

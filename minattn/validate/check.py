@@ -25,6 +25,7 @@ from minattn.validate.frameworks import Finding, Problem
 from minattn.validate.report import FAILED, NOT_COVERED, PASSED, Report, Result, Tensor
 
 HANGS = 3                 # after so many, the rest is not run: each costs its whole time limit
+MOST_SECONDS = 1e6        # for one case: what threads can wait
 GAVE_UP = f"not run, because {HANGS} cases hung before"
 SPECIAL = ("gradients", "repeat")
 
@@ -107,7 +108,7 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
     """Check the question -> Setup, with which check_case answers it for one case."""
     target = frameworks.resolve(fn, backward)
     adapter = frameworks.adapter(framework, dtype, device)
-    checks.number("time_limit", time_limit, above=0)
+    checks.number("time_limit", time_limit, above=0, high=MOST_SECONDS)
     known = set(SPECIAL)
     for case in case_module.cases(mechanism):
         known |= {case.family, *case.flags, *("d" + n for n in (*case.arrays, "bias"))}

@@ -3,6 +3,7 @@
 Exit code 0: all good. 1: something is wrong with the function. 2: the check could not run (raised
 as InputError).
 """
+import re
 import sys
 
 from minattn import checks
@@ -45,9 +46,9 @@ def add_arguments(parser):
 def run(args):
     """Check the function -> exit code 0 or 1; InputError if that cannot be done."""
     from minattn.validate import isolate
-    from minattn.validate.check import select
-    checks.number("--seed", args.seed, 0)
-    checks.number("--time-limit", args.time_limit, above=0)
+    from minattn.validate.check import MOST_SECONDS, select
+    checks.number("--seed", args.seed, 0, integer=True)
+    checks.number("--time-limit", args.time_limit, above=0, high=MOST_SECONDS)
     sizes = _sizes(args.sizes)
     if args.list:
         return _list(select(args.mechanism, args.case, quick=args.quick, seed=args.seed,
@@ -73,8 +74,8 @@ def _sizes(text):
     sizes = {}
     for part in text.split(",") if text else ():
         name, _, number = part.partition("=")
-        if not number.strip().isdigit():
-            raise InputError(f"--sizes is written as D=64,Dv=64; got {text!r}.")
+        if not re.fullmatch(r"\s*[0-9]{1,18}\s*", number):
+            raise InputError(f"--sizes is written as D=64,Dv=64; got {checks.shown(text)}.")
         sizes[name.strip()] = int(number)
     return sizes or None
 

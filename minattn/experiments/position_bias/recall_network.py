@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from minattn import checks, ops
+from minattn import checks, memory, ops
 from minattn.attention import softmax
 from minattn.errors import InputError
 from minattn.positions import POSITIONS
@@ -28,6 +28,9 @@ def positions():
     return [name for name, row in POSITIONS.items() if row.kind == "bias" or not row.arguments]
 
 
+MOST_LAYERS = 10_000      # each is Python objects before a single weight is made
+
+
 @dataclass(frozen=True)
 class Config:
     layers: int = 2
@@ -40,8 +43,10 @@ class Config:
     residual: bool = False        # after each attention layer
 
     def __post_init__(self):
-        for name in ("layers", "width", "labels"):
-            checks.number(name, getattr(self, name), 1, integer=True)
+        checks.fields(self, "layers", "width", "labels", low=1, integer=True)
+        checks.number("layers", self.layers, integer=True, high=MOST_LAYERS)
+        memory.weigh(f"{self.layers} layers of width {self.width}",
+                     16 * 3 * self.layers * self.width**2, "use fewer or narrower ones")
         checks.choice("mask", self.mask, MASKS)
         checks.choice("position", self.position, positions())
         for name in ("window", "prefix"):
@@ -50,7 +55,7 @@ class Config:
                 raise InputError(f"{name} and mask={name} must be given together; "
                                  f"got mask={self.mask}, {name}={value}.")
             if value is not None:
-                checks.number(name, value, 1, integer=True)
+                checks.fields(self, name, low=1, integer=True)
         if self.kind == "bias" and self.mask not in ("causal", "window"):
             raise InputError(f"position={self.position} needs mask=causal or window (it would "
                              f"favour future keys); got mask={self.mask}.")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import checks
+from minattn import checks, memory
 from minattn.errors import InputError
 
 PLACES = ("first", "middle", "last")
@@ -35,8 +35,10 @@ class Task:
     def __post_init__(self):
         least = {"items": 2, "width": 1, "classes": 1, "labels": 1, "burst": 1}
         for name, low in least.items():
-            checks.number(name, getattr(self, name), low, integer=True)
-        checks.number("noise", self.noise, 0)
+            checks.fields(self, name, low=low, integer=True)
+        memory.weigh(f"{self.classes:,} classes of width {self.width}",
+                     8 * self.classes * self.width, "use fewer classes")
+        checks.fields(self, "noise", low=0)
         checks.choice("scale", self.scale, ("paper", "code"))
         if self.items % self.burst:
             raise InputError("items must be a multiple of burst, so that each class comes equally "
@@ -46,7 +48,7 @@ class Task:
             raise InputError(f"a sequence of {self.items} items needs {distinct} distinct classes "
                              f"(items / burst); there are {self.classes}: raise classes or burst.")
         if self.middle is not None:
-            checks.number("middle", self.middle, 0, high=self.items - 1, integer=True)
+            checks.fields(self, "middle", low=0, high=self.items - 1, integer=True)
 
     @property
     def length(self):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minattn import checks, ops
+from minattn import checks, memory, ops
 from minattn.attention import MECHANISMS
 from minattn.errors import InputError
 
@@ -25,6 +25,7 @@ from minattn.errors import InputError
 ATTENTIONS = tuple(name for name, mechanism in MECHANISMS.items()
                    if not mechanism.projections and not mechanism.buffers)
 VALUES = ("own", "projected", "raw")
+MOST_LAYERS = 10_000      # each is Python objects before a single weight is made
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Config:
 
     def __post_init__(self):
         checks.choice("attention", self.attention, ATTENTIONS)
-        for name in ("width", "heads", "layers", "patch", "size", "labels"):
-            checks.number(name, getattr(self, name), 1, integer=True)
+        checks.fields(self, "width", "heads", "layers", "patch", "size", "labels", low=1,
+                      integer=True)
+        checks.number("layers", self.layers, integer=True, high=MOST_LAYERS)
         for whole, part in (("width", "heads"), ("size", "patch")):
             if getattr(self, whole) % getattr(self, part):
                 raise InputError(f"{whole} must be divisible by {part}; got {getattr(self, whole)} "
@@ -52,10 +54,14 @@ class Config:
         checks.choice("values", self.values, VALUES)
         checks.choice("qk_norm", self.qk_norm, (True, False))
         if self.sigma_init is not None:
-            checks.number("sigma_init", self.sigma_init, above=0)
+            checks.fields(self, "sigma_init", above=0)
         for name in ("qk_norm", "sigma_init"):
             if getattr(self, name) and name not in self.mechanism.layer_options:
                 raise InputError(f"{self.attention} has no option {name}.")
+        tokens = (self.size // self.patch) ** 2 + 1
+        memory.weigh(f"{self.layers} layers of width {self.width} on {tokens:,} patches",
+                     4 * self.layers * self.width * (5 * 8 * self.width + 20 * tokens),
+                     "use a smaller network or fewer patches")
 
     @property
     def mechanism(self):
