@@ -146,7 +146,7 @@ def weigh(config, settings):
     kept = size * tokens * each
     copies = 5 + min(settings.chunks, settings.batch_size)
     model.weigh(config, size * copies)
-    memory.weigh(f"a batch of {settings.batch_size} x {config.block_size} tokens, beside the model,",
+    memory.weigh(f"a batch of {settings.batch_size} x {config.block_size} tokens and the model",
                  batch + kept + size * copies * model.count_parameters(config),
                  "choose a smaller batch_size or block_size, or more chunks")
 
