@@ -115,11 +115,12 @@ def _discard(path):
 
 def write_json(path, content, *, indent=None):
     """An object as JSON with its own checksum, for read_json."""
-    content = {**content, CHECKSUM: _checksum(content)}
+    content = {**content, CHECKSUM: checksum(content)}
     write(path, json.dumps(content, indent=indent) + "\n")
 
 
-def _checksum(content):
+def checksum(content):
+    """The sha256 of an object, whatever the order of its keys and the spaces in its file."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -219,7 +220,7 @@ def parse_json(text, kind=dict):
     except ValueError as error:
         raise InputError(f"it is not JSON ({error})") from None
     if isinstance(content, dict) and CHECKSUM in content:
-        if content.pop(CHECKSUM) != _checksum(content):
+        if content.pop(CHECKSUM) != checksum(content):
             raise InputError("its contents do not match their checksum")
     if wrong := misfit(content, kind):
         raise InputError(wrong)

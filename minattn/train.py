@@ -193,8 +193,8 @@ def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
                              f"not {settings.dtype}.")
         step, steps = run.checkpoint.step, settings.steps
         if step > steps:
-            raise InputError(f"--resume {where}: its checkpoint is of step {step}, beyond the "
-                             f"{steps} of {folder / runs.CONFIG}: one of them is damaged.")
+            raise InputError(f"{folder / which} is of step {step}, beyond the {steps} of "
+                             f"{folder / runs.CONFIG}: one of them is damaged.")
         files.sweep(folder, runs.FILES)
         if step == steps:                        # a kill may have come before picture and sample
             say(f"{folder} is finished: {step} of {steps} steps are done.")

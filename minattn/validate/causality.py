@@ -21,7 +21,7 @@ import numpy as np
 
 from minattn import attention, checks, spec
 from minattn.errors import InputError
-from minattn.files import one_line
+from minattn.files import named, one_line
 from minattn.validate import cases, frameworks, isolate
 from minattn.validate.check import limited
 from minattn.validate.report import write_file
@@ -345,6 +345,8 @@ def add_arguments(parser):
 
 def run(args):
     """-> 0 causal as far as asked, 1 not; InputError (exit code 2) where nothing could be asked."""
+    if args.json is not None:
+        args.json = named("--json", args.json, "file")
     same = ("target", "mechanism", "framework", "dtype", "device", "length", "corpus", "data_dir",
             "time_limit")
     question = {name: getattr(args, name) for name in same}
@@ -352,7 +354,7 @@ def run(args):
     question["forms"] = tuple(args.forms.split(","))
     certificate = (isolate.causality if _foreign(args.target) else causality)(**question)
     print(certificate)
-    if args.json:
+    if args.json is not None:
         write_file(args.json, json.dumps(certificate.to_json(), indent=1) + "\n")
     if set(certificate.forms.values()) == {"not covered"}:
         raise InputError("none of these questions can be asked of this target.")

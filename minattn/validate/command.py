@@ -6,7 +6,7 @@ as InputError).
 import re
 import sys
 
-from minattn import checks
+from minattn import checks, files
 from minattn.errors import InputError
 
 
@@ -56,6 +56,9 @@ def run(args):
     if args.target is None:
         raise InputError("name the function to check, as module:function "
                          "(or --list to see the cases).")
+    for flag, path in (("--json", args.json), ("--junit", args.junit)):
+        if path is not None:
+            files.named(flag, path, "file")
     exclude = tuple(name for names in args.exclude for name in names.split(",") if name)
     same = ("mechanism", "target", "backward", "framework", "dtype", "device", "quick", "seed",
             "skip_file", "time_limit")

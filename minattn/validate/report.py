@@ -195,12 +195,15 @@ def _plain(r):
             "findings": [f._asdict() for f in r.findings]}
 
 
-def write_file(path, content):
-    """Text or bytes into a file, whose folder is made; InputError where that cannot be done."""
-    path = Path(path)
+def write_file(path, content, *, follow=True):
+    """Text or bytes into a file, whose folder is made; InputError where that cannot be done.
+
+    follow: the user named it, so a link is followed, and a pipe or device is written into.
+    """
+    path = Path(path).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, content, follow=True)
+        files.write(path, content, follow=follow)
     except files.CannotWrite as error:
         raise InputError(str(error)) from None
     except OSError as error:

@@ -6,13 +6,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import attention, checks
+from minattn import attention, checks, files
 from minattn.errors import InputError
 from minattn.validate.arithmetic import FORMATS
 
 INDEX, PAYLOAD, SCHEMA = "index.json", "vectors.safetensors", "schema.json"
+ROLES = ("input", "cotangent", "output", "gradient", "intermediate")
 CODES = {"F64": ("float64", "<f8"), "F32": ("float32", "<f4"), "F16": ("float16", "<f2"),
          "BF16": ("bfloat16", "<u2"), "BOOL": ("bool", "|b1")}
+
+TENSOR_KIND = {"role": str, "dtype": str, "shape": [int], "axes": str,
+               "budgets?": {str: (float, None)}}
+CASE_KIND = {"caseId": str, "mechanism": str, "attributes": {str: (float, str, bool, None)},
+             "flags": [str], "result": str, "note": str, "tensors": {str: TENSOR_KIND}}
+INDEX_KIND = {"format": str, "version": int, "sha256": str, "cases": [CASE_KIND]}
+FORMAT = "minattn golden vectors"
 
 
 def pack(tensors):
@@ -37,12 +45,15 @@ def unpack(content, where):
         for key, about in header.items():
             if key != "__metadata__":
                 start, end = about["data_offsets"]
+                if not 0 <= start <= end <= len(content) or min(about["shape"], default=0) < 0:
+                    raise ValueError(f"{key} lies outside the file")
                 x = _numbers(content[start:end], about["dtype"])
                 tensors[key] = CODES[about["dtype"]][0], x.reshape(about["shape"])
         return tensors
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError,
+            OverflowError) as error:
         raise InputError(f"{where} is damaged, or holds other types than {', '.join(CODES)} "
-                         f"({type(error).__name__}: {error}).") from None
+                         f"({type(error).__name__}: {files.one_line(error)}).") from None
 
 
 def _numbers(content, code):
@@ -67,7 +78,7 @@ def read_results(where):
         for path in sorted(where.iterdir()) if where.is_dir() else [where]:
             case_id, *rest = path.name.split(".")
             if path.suffix == ".safetensors":
-                results.update(unpack(path.read_bytes(), path))
+                results.update(unpack(files.read(path, follow=True), path))
             elif rest == ["rejected"]:
                 results[f"{case_id}/rejected"] = "float32", np.zeros(0)
             elif path.suffix == ".bin":
@@ -85,7 +96,9 @@ def _raw(path, rest):
         raise InputError(f"{path} must be called caseId.tensor.f32.bin (or f64, f16, bf16).")
     code = rest[1].upper()
     try:
-        return CODES[code][0], _numbers(path.read_bytes(), code)
+        return CODES[code][0], _numbers(files.read(path, follow=True), code)
+    except InputError:
+        raise
     except ValueError:
         raise InputError(f"{path} ends in the middle of a number of type {rest[1]}.") from None
 
@@ -93,20 +106,42 @@ def _raw(path, rest):
 def read(folder):
     """A folder of vectors -> its index, {"caseId/tensor": array}; InputError if it is damaged."""
     folder = Path(folder)
+    again = f"write them with: python -m minattn vectors write {files.quoted(folder)}"
     try:
-        index, payload = json.loads((folder / INDEX).read_bytes()), (folder / PAYLOAD).read_bytes()
-        whole = index["sha256"] == hashlib.sha256(payload).hexdigest()
-    except OSError as error:
-        raise InputError(f"{folder} is no folder of vectors ({Path(error.filename).name}: "
-                         f"{error.strerror}); write one with: "
-                         f"python -m minattn vectors write {folder}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        kind = type(error).__name__
-        raise InputError(f"{folder / INDEX} is damaged ({kind}: {error}).") from None
-    if not whole:
+        index = files.read_json(folder / INDEX, INDEX_KIND, way_out=again)
+        payload = files.read(folder / PAYLOAD)
+    except files.Missing as error:
+        raise InputError(f"{folder} is no folder of vectors: {error} {again}") from None
+    if index["format"] != FORMAT or index["version"] != 1:
+        raise InputError(f"{folder / INDEX} is of another format: {index['format']!r}, version "
+                         f"{index['version']}; this program reads {FORMAT!r}, version 1.")
+    if index["sha256"] != hashlib.sha256(payload).hexdigest():
         raise InputError(f"{folder / PAYLOAD} is not the one that {INDEX} describes: "
                          f"its sha256 differs.")
-    return index, {key: x for key, (_, x) in unpack(payload, folder / PAYLOAD).items()}
+    truth = {key: x for key, (_, x) in unpack(payload, folder / PAYLOAD).items()}
+    for case in index["cases"]:
+        if wrong := _wrong(case, truth):
+            raise InputError(f"{folder / INDEX} is damaged: case {case['caseId']} {wrong}; "
+                             f"{again}.")
+    return index, truth
+
+
+def _wrong(case, truth):
+    """What keeps a case of an index from being used, or None."""
+    mechanism, tensors, name = case["mechanism"], case["tensors"], case["caseId"]
+    if mechanism not in attention.MECHANISMS:
+        return f"is of the mechanism {mechanism!r}, which there is not"
+    if case["result"] not in ("valid", "invalid"):
+        return f"is neither valid nor invalid, but {case['result']!r}"
+    for tensor, about in tensors.items():
+        x = truth.get(f"{name}/{tensor}")
+        if x is None or list(x.shape) != about["shape"] or str(x.dtype) != about["dtype"]:
+            return f"has a tensor {tensor} that {PAYLOAD} lacks, or has otherwise"
+        if about["role"] not in ROLES:
+            return f"has a tensor {tensor} of the role {about['role']!r}"
+    if "dout" not in tensors or case["result"] == "valid" and "budgets" not in str(tensors):
+        return "has no cotangent, or no answer"
+    return None
 
 
 class Row(NamedTuple):
@@ -230,9 +265,12 @@ def own_results(index, truth, dtype):
         dout = x.pop("dout")
         try:
             out, cache = module.forward(**x, **case["attributes"])[:2]
+            grads = {f"d{n}": a for n, a in module.backward(dout, cache).items()}
         except InputError:
             results[f"{name}/rejected"] = dtype, np.zeros(0)
             continue
-        grads = {f"d{n}": a for n, a in module.backward(dout, cache).items()}
+        except (TypeError, ValueError, OverflowError, MemoryError) as error:
+            raise InputError(f"case {name} of these vectors cannot be run: "
+                             f"{files.one_line(error)}.") from None
         results.update({f"{name}/{n}": (dtype, a) for n, a in {"out": out, **grads}.items()})
     return results

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minattn import attention
+from minattn import attention, files
 from minattn.errors import InputError
 from minattn.validate import golden
 from minattn.validate.golden import LONG, answers, budgets_of
@@ -54,11 +54,12 @@ def write(folder):
              "sha256": hashlib.sha256(payload).hexdigest(),
              "layout": "tensor caseId/name, little-endian, row-major, axes as listed",
              "bugs": golden.BUGS, "cases": []}
+    index[files.CHECKSUM] = files.checksum({**index, "cases": entries})
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     text = json.dumps(index, indent=1).replace('"cases": []', f'"cases": [\n{lines}\n]') + "\n"
     schema = Path(__file__).with_name("vectors_schema.json").read_bytes()
     for name, content in {PAYLOAD: payload, INDEX: text.encode(), SCHEMA: schema}.items():
-        write_file(Path(folder) / name, content)
+        write_file(Path(folder) / name, content, follow=False)
     return {**index, "cases": entries}
 
 
@@ -140,6 +141,7 @@ def add_arguments(parser):
 
 def run(args):
     """-> 0 all good, 1 something is wrong; InputError (exit code 2) if nothing could be checked."""
+    args.where = files.named("FILE" if args.action == "header" else "DIR", args.where, "place")
     if args.action == "header":
         header(args.where, args.mechanism)
         print(f"{args.where}: the smallest cases of {args.mechanism}")
@@ -149,10 +151,15 @@ def run(args):
         size = (Path(args.where) / PAYLOAD).stat().st_size
         print(f"{args.where}: {n} cases, {size / 1e6:.1f} MB of tensors")
         return 0
-    report = check(args.where, args.results, args.precision)
+    results, out = args.results, args.json
+    if results is not None:
+        results = files.named("--results", results, "file or folder")
+    if out is not None:
+        out = files.named("--json", out, "file")
+    report = check(args.where, results, args.precision)
     print(report)
-    if args.json:
-        write_file(args.json, json.dumps(report.to_json(), indent=1))
+    if out is not None:
+        write_file(out, json.dumps(report.to_json(), indent=1))
     if not report.having("passed") and not report.having("failed"):
         raise InputError(f"nothing in {args.results} answers any case of {args.where}.")
     return 0 if report.ok else 1
