@@ -4,8 +4,10 @@ and compare it.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import minattn
@@ -112,3 +114,27 @@ def contents(folder):
 
 def copy(folder, to):
     return Path(shutil.copytree(folder, to))
+
+
+def processes(mark):
+    """The processes that have this in their environment: started by us, by whatever way."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+            if state != "Z" and mark in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            pass                                             # it has just ended, or is another's
+    return found
+
+
+def gone(mark, seconds=15):
+    """Do all of them end in time? They are ended if not."""
+    until = time.perf_counter() + seconds
+    while processes(mark) and time.perf_counter() < until:
+        time.sleep(0.1)
+    left = processes(mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return not left

@@ -5,7 +5,13 @@ training, the command.
 import dataclasses
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +19,7 @@ import run_cases
 
 from minattn import cli, masks, optim, runs
 from minattn.attention import softmax
-from minattn.errors import InputError
+from minattn.errors import InputError, NotFinite
 from minattn.experiments.position_bias import command as bias
 from minattn.experiments.position_bias import (
     published,
@@ -22,6 +28,7 @@ from minattn.experiments.position_bias import (
     recall_training,
 )
 from minattn.positions import decay, rotary, sinusoidal
+from minattn.studies import executors
 
 B, T, C, LABELS = 3, 7, 22, 5
 MASKS = (
@@ -637,6 +644,68 @@ def test_seeds_side_by_side_give_the_same_bits(tmp_path):
     for seed in "seed0", "seed1":
         a, b = (recall_training.load(tmp_path / jobs / seed, shapes).params for jobs in "12")
         assert all((a[name] == b[name]).all() for name in shapes)
+
+
+def start(folder, mark, steps):
+    """Two seeds side by side, in processes with this mark -> the command, once both train."""
+    words = ["bias", "--classes", "64", "--steps", str(steps), "--sequences", "41", "--seeds",
+             "0-1", "--jobs", "2", "--out", str(folder)]
+    child = subprocess.Popen([sys.executable, "-m", "minattn", *words], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True,
+                             env={**run_cases.environment(), "MARK": mark})
+    until = time.perf_counter() + 60
+    while len([*folder.glob("seed*/metrics.jsonl")]) < 2 and time.perf_counter() < until:
+        time.sleep(0.05)
+    return child
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_the_command(tmp_path, how):
+    mark = f"bias-{how}-{os.getpid()}"
+    child = start(tmp_path / "run", mark, 10**6)
+    assert len(run_cases.processes(mark.encode())) >= 3
+    child.send_signal(how)
+    child.communicate(timeout=10)
+    assert run_cases.gone(mark.encode())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_worker_that_is_killed_is_tried_again(tmp_path):
+    out, mark = tmp_path / "run", f"bias-worker-{os.getpid()}"
+    child = start(out, mark, 100)
+    workers = [pid for pid in run_cases.processes(mark.encode())
+               if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(max(workers), signal.SIGKILL)
+    said, error = child.communicate(timeout=120)
+    assert child.returncode == 0 and not error, error
+    assert [result["seed"] for result in bias.read(out)["seeds"]] == [0, 1]
+
+
+def test_what_becomes_of_one_seed_leaves_the_others_alone(tmp_path, monkeypatch):
+    """Seed 1 diverges, and the process of seed 2 is killed both times."""
+    class Pool(executors.Serial):
+        def __init__(self, workers):
+            assert workers == 4
+
+    def finish(folder, *_, bar):
+        seen.append(folder.name)
+        if folder.name == "seed1":
+            raise NotFinite("the loss of seed 1")
+        if folder.name == "seed2":
+            raise ChildProcessError("its process was killed by signal 9")
+        return {"seed": 0, "steps": 6, "seconds": 1, "train_loss": 1, "train_accuracy": 1,
+                "gaps": {}}
+    seen = []
+    monkeypatch.setattr(executors, "Processes", Pool)
+    monkeypatch.setattr(recall_training, "finish", finish)
+    settings = dict.fromkeys(("network", "task", "training"))
+    with pytest.raises(ChildProcessError, match="^seed2: its process was killed by signal 9"):
+        bias.train_seeds(tmp_path, settings, range(4), 6, 41, 8)
+    assert seen == ["seed0", "seed1", "seed2", "seed3", "seed2"]
+    with pytest.raises(NotFinite, match="seed 1"):
+        bias.train_seeds(tmp_path, settings, (0, 1, 3, 4), 6, 41, 8)
+    assert seen[-2:] == ["seed3", "seed4"]
 
 
 BAD = [

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import run_cases
 
 from minattn import cli, masks
 from minattn.attention import MECHANISMS, naive, register, softmax
@@ -718,30 +719,6 @@ def test_whatever_a_kernel_does_costs_one_verdict(kernels, capsys, monkeypatch, 
     assert time.perf_counter() - start < 30                  # nothing is waited for
 
 
-def processes(mark):
-    """The processes that have this in their environment: started by us, by whatever way."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-            if state != "Z" and mark in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            pass                                             # it has just ended, or is another's
-    return found
-
-
-def gone(mark, seconds=15):
-    """Do all of them end in time? They are ended if not."""
-    until = time.perf_counter() + seconds
-    while processes(mark) and time.perf_counter() < until:
-        time.sleep(0.1)
-    left = processes(mark)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    return not left
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("command", ["check", "causality"])
@@ -761,10 +738,10 @@ def test_no_process_outlives_the_command(kernels, command, how):
     until = time.perf_counter() + 30
     while not (kernels / "began").exists() and time.perf_counter() < until:
         time.sleep(0.05)
-    assert len(processes(mark)) >= 4                         # the command, kernel, fork, guard
+    assert len(run_cases.processes(mark)) >= 4               # the command, kernel, fork, guard
     child.send_signal(how)
     child.wait(10)
-    assert gone(mark)
+    assert run_cases.gone(mark)
 
 
 def test_an_import_that_hangs_is_bounded_by_the_time_limit(kernels, capsys, monkeypatch):
