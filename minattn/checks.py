@@ -1,6 +1,7 @@
 """Turn a wrong array or a mistyped name into one clear sentence."""
 import difflib
 import sys
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -167,11 +168,14 @@ def arrays(sizes=None, dtype=None, **named):
             if "|" in symbol:                                 # "Dv|1": either will do
                 known, literal = symbol.split("|")
                 symbol = literal if size == int(literal) else known
-            expected = int(symbol) if symbol.isdigit() else sizes.setdefault(symbol, size)
-            first.setdefault(symbol, name)
+            times, letters = _split_symbol(symbol)
+            if letters:
+                sizes.setdefault(letters, size // times)
+            expected = extent(symbol, sizes)
+            first.setdefault(letters, name)
             if size != expected:
-                shared = not symbol.isdigit() and first[symbol] != name
-                source = f" as in {first[symbol]}" if shared else ""
+                shared = letters and first[letters] != name
+                source = f" as in {first[letters]}" if shared else ""
                 raise InputError(f"{name}: axis {axis} ({symbol}) must be {expected}{source}; "
                                  f"got {size} (shape {array.shape}).")
     return sizes
@@ -221,6 +225,22 @@ def random(seed):
     except (TypeError, ValueError):
         raise InputError("seed must be an integer of at least 0, or a sequence of these; "
                          f"got {shown(seed)}.") from None
+
+
+def extent(symbol, sizes):
+    """The length of an axis: "3" -> 3, "H" -> sizes["H"], "2H" -> 2 sizes["H"]"""
+    if symbol in sizes:
+        return sizes[symbol]
+    times, letters = _split_symbol(symbol)
+    return times * sizes[letters] if letters else times
+
+
+@lru_cache
+def _split_symbol(symbol):
+    """"2H" -> 2, "H"; "H" -> 1, "H"; "3" -> 3, no letters"""
+    letters = symbol.lstrip("0123456789")
+    digits = symbol[:len(symbol) - len(letters)]
+    return int(digits or 1), letters
 
 
 def finite(**named):

@@ -11,7 +11,7 @@ import numpy as np
 from minattn import spec
 from minattn.attention import MECHANISMS
 
-SIZES = {"B": 2, "H": 3, "Tq": 5, "Tk": 7, "D": 11, "Dv": 13}
+SIZES = {"B": 2, "H": 3, "G": 3, "Tq": 5, "Tk": 7, "D": 11, "Dv": 13}
 
 
 class Variant(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 from attention_cases import MASKS
 
 from minattn import checks, cli, generate, model, positions, runs
-from minattn.attention import MECHANISMS, naive, register
+from minattn.attention import MECHANISMS, naive, register, rules
 from minattn.errors import InputError
 from minattn.positions import POSITIONS
 from minattn.validate.causality import causality
@@ -136,7 +136,7 @@ def test_is_validated(softcap):
 
     def backward(dout, cache):
         """As if the scores had not been capped."""
-        return softcap.backward(dout, cache._replace(rescore=None))
+        return softcap.backward(dout, cache._replace(rule=rules.Softmax()))
 
     assert not check("softcap", (softcap.forward, backward), quick=True, show=False).ok
     assert causality("softcap", options={"cap": 5}).ok

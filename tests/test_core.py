@@ -2,7 +2,6 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from attention_cases import assert_close, padding
 from minattn import masks
 from minattn.attention import core
 from minattn.attention.core import attend, attend_backward
+from minattn.attention.rules import Rule, visible_keys
 from minattn.errors import InputError
 from minattn.positions.decay import DecayBias
 from minattn.validate.gradients import assert_gradients, directional
@@ -455,36 +455,7 @@ def test_tuple_of_no_biases():
     assert_close(result(*qkv(), bias=()), result(*qkv()), 0)
 
 
-# ------------------------------------------------------------------------------------------ rescore
-
-
-class SoftCap:
-    """s -> c tanh(s / c) (arXiv 2408.00118), both ways in place."""
-
-    def __init__(self, cap):
-        self.cap = cap
-
-    def forward(self, s):
-        s /= self.cap
-        np.tanh(s, out=s)
-        s *= self.cap
-        return s
-
-    def backward(self, ds, s):
-        ds *= 1 - np.tanh(s / self.cap) ** 2
-        return ds
-
-
-class Plain(NamedTuple):
-    """The same with new arrays."""
-
-    cap: float
-
-    def forward(self, s):
-        return self.cap * np.tanh(s / self.cap)
-
-    def backward(self, ds, s):
-        return ds / np.cosh(s / self.cap) ** 2
+# ------------------------------------------------------------------------------------------ softcap
 
 
 def capped_dense(q, k, v, cap, scale=None, bias=0.0, **options):
@@ -497,9 +468,9 @@ def capped_dense(q, k, v, cap, scale=None, bias=0.0, **options):
 @pytest.mark.parametrize("cap", [0.5, 2.0])
 @options
 @rules
-def test_rescore_is_the_dense_formula(options, rules, cap):
+def test_softcap_is_the_dense_formula(options, rules, cap):
     q, k, v = qkv()
-    out, cache, P = attend(q, k, v, rescore=SoftCap(cap), return_weights=True, **options, **rules)
+    out, cache, P = attend(q, k, v, softcap=cap, return_weights=True, **options, **rules)
     for actual, expected in zip(
         (out, cache.lse, P), capped_dense(q, k, v, cap, **options, **rules)
     ):
@@ -508,26 +479,25 @@ def test_rescore_is_the_dense_formula(options, rules, cap):
 
 @options
 @rules
-def test_rescore_gradients(options, rules):
+def test_softcap_gradients(options, rules):
     arrays, rest = split(options)
     arrays = {**dict(zip("qkv", qkv())), **arrays}
     assert_gradients(
-        attend, attend_backward, arrays, seeds=(0,), **rest, **rules, rescore=SoftCap(0.7)
+        attend, attend_backward, arrays, seeds=(0,), **rest, **rules, softcap=0.7
     )
 
 
 @pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS.keys())
 @options
-def test_rescore_in_tiles(tiling, options, monkeypatch):
+def test_softcap_in_tiles(tiling, options, monkeypatch):
     options, args = {**options, "causal": True}, qkv()
-    whole = result(*args, **options, rescore=SoftCap(0.7))
-    assert_close(result(*args, **options, rescore=Plain(0.7)), whole, 1e-12)
+    whole = result(*args, **options, softcap=0.7)
     for name, value in tiling.items():
         monkeypatch.setattr(core, name, value)
-    assert_close(result(*args, **options, rescore=SoftCap(0.7)), whole, 1e-12)
+    assert_close(result(*args, **options, softcap=0.7), whole, 1e-12)
 
 
-def test_rescore_with_dropout_and_a_bias_in_tiles():
+def test_softcap_with_dropout_and_a_bias_in_tiles():
     """Every part of the backward at once: the bias gets its gradient before rescore may overwrite
     it.
     """
@@ -536,15 +506,108 @@ def test_rescore_with_dropout_and_a_bias_in_tiles():
         "sink": np.array([0.5, -1, 2]),
         "bias": np.random.default_rng(2).standard_normal((H, TQ, TK)),
     }
-    assert_gradients(lambda **a: dropped(**a, rescore=SoftCap(0.7)), attend_backward, arrays)
+    assert_gradients(lambda **a: dropped(**a, softcap=0.7), attend_backward, arrays)
 
 
-def test_rescore_for_one_query():
+def test_softcap_for_one_query():
     (q, k, v), bias = qkv(1), np.random.default_rng(2).standard_normal((H, 1, TK))
-    one = core.attend_last(0.3 * q, k, v, bias=bias, rescore=SoftCap(0.7))
+    one = core.attend_last(0.3 * q, k, v, bias=bias, softcap=0.7)
     np.testing.assert_allclose(
-        one, attend(q, k, v, scale=0.3, bias=bias, rescore=SoftCap(0.7))[0], rtol=0, atol=1e-14
+        one, attend(q, k, v, scale=0.3, bias=bias, softcap=0.7)[0], rtol=0, atol=1e-14
     )
+
+
+# -------------------------------------------------------------------- groups, lengths, other rules
+
+
+@pytest.mark.parametrize("groups", [(1, 1), (2, 2), (2, 1), (4, 2)])
+@pytest.mark.parametrize("tiling", [{}, {"ROWS": 2, "TILE": 8, "KEEP_BYTES": 0}], ids=str)
+def test_grouped_keys_are_repeated_ones(groups, tiling, monkeypatch):
+    for name, value in tiling.items():
+        monkeypatch.setattr(core, name, value)
+    rng, (G, Gv) = np.random.default_rng(3), groups
+    q, k, v = (rng.standard_normal((B, h, T, d))
+               for h, T, d in ((4, TQ, D), (G, TK, D), (Gv, TK, DV)))
+    every = [np.repeat(x, 4 // x.shape[1], axis=1) for x in (q, k, v)]
+    expected = result(*every, causal=True)
+    for name, n in (("dk", G), ("dv", Gv)):
+        expected[name] = expected[name].reshape(B, n, 4 // n, TK, -1).sum(axis=2)
+    assert_close(result(q, k, v, causal=True), expected, 1e-12)
+    one = core.attend_last(q[:, :, -1:] * D**-0.5, k, v)
+    np.testing.assert_allclose(one, attend(q[:, :, -1:], k, v)[0], rtol=0, atol=1e-14)
+
+
+@lengths
+@rules
+@pytest.mark.parametrize("allowed", [None, padding, holes])
+def test_log_length_counts_the_visible_keys(Tq, Tk, rules, allowed):
+    (q, k, v), a = qkv(Tq, Tk), np.array([0.5, -1, 2])
+    extra = {} if allowed is None else {"allowed": allowed(B, H, Tq, Tk)}
+    see = np.broadcast_to(seeing(Tq, Tk, **rules) & extra.get("allowed", True), (B, H, Tq, Tk))
+    n = np.maximum(see.sum(axis=3), 1)
+    expected = dense(q * (a[:, None] * np.log(n))[..., None], k, v, **rules, **extra)[0]
+    out, cache = attend(q, k, v, log_length=a, **rules, **extra)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-12)
+    in_float32 = (x.astype(F32) for x in (q, k, v))
+    assert attend(*in_float32, log_length=a.astype(F32), **rules, **extra)[0].dtype == F32
+    assert_gradients(attend, attend_backward, dict(q=q, k=k, v=v, log_length=a), seeds=(0,),
+                     **rules, **extra)
+
+
+class Clipped(Rule):
+    """P = max(s, 0)^2 / n, with scores squared before biases: a rule of no paper."""
+    saves = 1
+
+    def rescore(self, s):
+        return s * s, s
+
+    def rescore_backward(self, ds, s):
+        return 2 * s * ds
+
+    def forward(self, s, rescored, heads=slice(None)):
+        n = visible_keys(s)
+        r = np.maximum(s, 0)
+        return r * r / n, (r, n)
+
+    def backward(self, dP, P, saved):
+        r, n = saved
+        return dP * 2 * r / n
+
+
+@pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS.keys())
+@rules
+def test_any_rule_in_tiles(rules, tiling, monkeypatch):
+    """A rule that rescales, with a bias, padding and dropout, against whole arrays."""
+    (q, k, v), rng = qkv(), np.random.default_rng(4)
+    bias, allowed = rng.standard_normal((H, TQ, TK)) - 1, padding(B, H, TQ, TK)
+    for name, value in tiling.items():
+        monkeypatch.setattr(core, name, value)
+    see = np.broadcast_to(seeing(TQ, TK, **rules) & allowed, (B, H, TQ, TK))
+    s = np.einsum("bhid,bhjd->bhij", q, k) * D**-0.5
+    P = np.where(see, np.maximum(s * s + bias, 0) ** 2, 0) / np.maximum(
+        see.sum(axis=3, keepdims=True), 1)
+    options = dict(rule=Clipped(), allowed=allowed, **rules)
+    out, cache, weights = attend(q, k, v, bias=bias, return_weights=True, **options)
+    np.testing.assert_allclose(weights, P, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(out, P @ v, rtol=0, atol=1e-13)
+    assert_gradients(attend, attend_backward, dict(q=q, k=k, v=v, bias=bias), seeds=(0,), **options,
+                     softcap=1.5, dropout=0.3, rng=Redraw())
+    assert cache.lse is None
+
+
+def Redraw():
+    """A generator of the same numbers at each use, for central differences."""
+    class Again:
+        def __getattr__(self, name):
+            return getattr(np.random.default_rng(8), name)
+    return Again()
+
+
+def test_any_rule_for_one_query():
+    (q, k, v), bias = qkv(1), np.random.default_rng(2).standard_normal((H, 1, TK))
+    one = core.attend_last(0.3 * q, k, v, bias=bias, softcap=0.7, rule=Clipped())
+    np.testing.assert_allclose(
+        one, attend(q, k, v, scale=0.3, bias=bias, softcap=0.7, rule=Clipped())[0], atol=1e-14)
 
 
 # --------------------------------------------------------------------------------------------- sink
@@ -882,7 +945,14 @@ BAD = {
         "k must be float32 or float64; got float16",
     ),
     "k-float32": ({"k": np.zeros((B, H, TK, D), F32)}, "k has dtype float32, but q has float64"),
-    "k-heads": ({"k": np.zeros((B, 1, TK, D))}, "k: axis 1 (H) must be 3 as in q; got 1"),
+    "k-heads": ({"k": np.zeros((B, 2, TK, D))},
+                "k: its number of heads must divide q's, 3; got 2."),
+    "v-heads": ({"v": np.zeros((B, 0, TK, DV))},
+                "v: its number of heads must divide q's, 3; got 0."),
+    "softcap-0": ({"softcap": 0}, "softcap (None: off) must be above 0; got 0."),
+    "log-length": ({"log_length": np.zeros(H + 1)}, "log_length: axis 0 (H) must be 3; got 4"),
+    "sink-and-rule": ({"sink": np.zeros(H), "rule": Clipped()},
+                      "a sink needs softmax weights; Clipped rows have none."),
     "v-tokens": ({"v": np.zeros((B, H, TQ, DV))}, "v: axis 2 (Tk) must be 7 as in k; got 5"),
     "sink-scalar": ({"sink": 0.0}, "sink must be a NumPy array"),
     "sink-shape": ({"sink": np.zeros(H + 1)}, "sink: axis 0 (H) must be 3; got 4"),
@@ -916,8 +986,8 @@ BAD = {
     "option-typo": ({"causl": True}, "unknown option 'causl'"),
     "option-list": (
         {"causl": True},
-        "attention takes scale, bias, causal, window, prefix, allowed, align, dropout, rng, "
-        "return_weights.",
+        "attention takes scale, softcap, log_length, bias, causal, window, prefix, allowed, align, "
+        "dropout, rng, return_weights.",
     ),
     "option-hint": ({"widnow": 3}, "Did you mean 'window'?"),
 }

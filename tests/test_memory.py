@@ -8,7 +8,7 @@ from attention_cases import VARIANTS, cotangent, inputs, run
 from minattn.attention import core
 
 T = 1303
-SIZES = {"B": 1, "H": 2, "Tq": T, "Tk": T, "T": T, "D": 8, "Dv": 8, "Dv|1": 8}
+SIZES = {"B": 1, "H": 2, "G": 2, "Tq": T, "Tk": T, "T": T, "D": 8, "Dv": 8, "Dv|1": 8}
 LONG = {name: variant for name, variant in VARIANTS.items()
         if not variant.extra and ":" not in name and "sigmoid" not in name}
 

@@ -68,7 +68,7 @@ def test_the_arithmetic_gives_these_bits_on_every_machine():
     digest = hashlib.sha256()
     for name in PINNED:
         mechanism = MECHANISMS[name]
-        size = {"B": 2, "H": 3, "Tq": 5, "Tk": 7, "T": 7, "D": 3, "Dv": 2, "Dv|1": 2}
+        size = {"B": 2, "H": 3, "Tq": 5, "Tk": 7, "T": 7, "G": 3, "D": 3, "Dv": 2, "Dv|1": 2}
         arrays = {arg: number(n, [size[s] for s in shape.split()])
                   for n, (arg, shape) in enumerate(mechanism.arguments.items())}
         dout = number(9, (2, 3, 7, 3) if "x" in arrays else (2, 3, 5, 2))

@@ -35,6 +35,7 @@ class Mechanism(NamedTuple):
     not_causal: dict         # (option, value) -> why the future leaks in
     not_cacheable: dict      # (option, value) -> why a prefix alone gives another result
     on_top_of: str           # the mechanism on which it stands when none is named; "": it is whole
+    refuses: tuple           # options of the core that mean nothing here
     decode: Any              # forward for one query that sees every key; None: forward serves
     arxiv: str
     summary: str
@@ -85,7 +86,8 @@ def describe(name, module, naive_forward=None, naive_backward=None):
         module.ARGUMENTS, constant("OPTIONAL", {}), constant("OPTIONS", {}),
         constant("LAYER_OPTIONS", {}), constant("PROJECTIONS", {}), constant("PARAMETERS", {}),
         constant("BUFFERS", {}), constant("NOT_CAUSAL", {}), constant("NOT_CACHEABLE", {}),
-        constant("ON_TOP_OF", ""), constant("decode", None), module.ARXIV, module.SUMMARY)
+        constant("ON_TOP_OF", ""), constant("REFUSES", ()),
+        constant("decode", None), module.ARXIV, module.SUMMARY)
 
 
 MECHANISMS = {name: describe(name, module) for name, module in {

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn import checks, masks
-from minattn.attention.core import attend, attend_backward
+from minattn.attention.core import attend, attend_backward, sum_groups
 from minattn.ops import sigmoid
 
 ARXIV = "2602.23057"
 SUMMARY = "scales the weights by alpha(x) and spreads the rest evenly over the visible keys"
-ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv",
+ARGUMENTS = {"q": "B H Tq D", "k": "B G Tk D", "v": "B G Tk Dv",
              "alpha_logits": "B H Tq", "alpha_ma": "H"}
 OPTIONS = {"phi": checks.Option("linear_clip", ("linear_clip", "sigmoid")),
            "length": checks.Option("total", ("total", "visible"), {"low": 1, "integer": True},
@@ -47,7 +47,7 @@ class Cache(NamedTuple):
 def forward(q, k, v, alpha_logits, alpha_ma, *, phi="linear_clip", length="total", **options):
     """out = alpha * (P v) + beta * (sum of the visible values).
 
-    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv), alpha_logits (B, H, Tq), alpha_ma (H,), a
+    q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, Dv), alpha_logits (B, H, Tq), alpha_ma (H,), a
     constant
     -> out (B, H, Tq, Dv), cache [, weights (B, H, Tq, Tk)]
     phi: "linear_clip" = clip(x / 10 + 1/2, 0, 1) (eq. 11) or "sigmoid". length: "total", "visible"
@@ -61,7 +61,7 @@ def forward(q, k, v, alpha_logits, alpha_ma, *, phi="linear_clip", length="total
     seen = masks.seen(q.shape[2], k.shape[2], attention.mask, attention.allowed)
     n = _length(length, seen, k.shape[2], q.dtype)
     beta = (alpha_ma[:, None] - alpha) / n                        # 3. beta = (alpha_ma - alpha) / N
-    sum_v = masks.sum_seen(v, seen)                                    # 4. S_i = sum of visible v_j
+    sum_v = masks.sum_seen(attention.v, seen)                          # 4. S_i = sum of visible v_j
     out = alpha[..., None] * Pv
     out += beta[..., None] * sum_v                                   # 5. out = alpha (P v) + beta S
     if weights:
@@ -77,7 +77,8 @@ def backward(dout, cache):
     dbeta = np.einsum("bhid,bhid->bhi", dout, sum_v)
     grads = attend_backward(dout * alpha[..., None], attention)             # 1. d(P v) = alpha dout
     # 4. S_i = sum of visible v_j: v_j collects gradient from every query that sees it
-    grads["v"] += masks.sum_seeing(dout * beta[..., None], seen)
+    dv = masks.sum_seeing(dout * beta[..., None], seen)
+    grads["v"] += sum_groups(dv, grads["v"].shape[1])
     # 3. beta = (alpha_ma - alpha) / N
     dalpha -= dbeta / n
     # 2. alpha = phi(logits)

@@ -1,16 +1,18 @@
-"""Scaled dot-product attention for every mechanism, with masks, biases, a sink and dropout.
+"""Scaled dot-product attention for every mechanism: masks, biases, a row rule and dropout.
 
     s = scale * q @ k.T + bias                       (Tq, D), (D, Tk) -> (Tq, Tk); -inf where hidden
-    m = s.max(axis=-1)
-    P = exp(s - m) / exp(s - m).sum(axis=-1)         a sink adds exp(sink - m) to the sum
+    P = rule(s)                                      row by row; the softmax by default
     out = P @ v                                      (Tq, Tk), (Tk, Dv) -> (Tq, Dv)
 
-Backwards; a number added to a whole row of s leaves P unchanged, so ds has no such part:
+Backwards:
 
     dv = P.T @ dout
     dP = dout @ v.T
-    ds = P * (dP - (P * dP).sum(axis=-1))
+    ds = the rule's backward of dP
     dbias, dq, dk = ds, scale * ds @ k, scale * ds.T @ q
+
+The rules are in rules.py; a tile holds every key that its rows may see, so a rule has whole rows.
+Keys and values may have fewer heads than the queries: each then serves a group of them.
 
 All tiling happens here. The queries are cut into blocks of rows, a few heads and sequences at a
 time, so that a tile of scores stays in cache; a tile covers only the keys that some row of it may
@@ -24,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn import checks, masks
+from minattn.attention.rules import Softmax
 from minattn.errors import InputError
 from minattn.ops import keep_mask
 
@@ -33,18 +36,20 @@ KEEP_BYTES = 1 << 27      # weights kept for the backward, per call
 
 
 class Cache(NamedTuple):
-    q: np.ndarray                 # (B, H, Tq, D)
-    k: np.ndarray                 # (B, H, Tk, D)
+    q: np.ndarray                 # (B, H, Tq, D)    as scored: log_length is multiplied in
+    k: np.ndarray                 # (B, H, Tk, D)    repeated where a head serves a group
     v: np.ndarray                 # (B, H, Tk, Dv)
-    out: np.ndarray               # (B, H, Tq, Dv)  the sink's gradient needs it
-    lse: np.ndarray               # (B, H, Tq)  log of each row's denominator, -inf for an empty row
+    out: np.ndarray               # (B, H, Tq, Dv)   the sink's gradient needs it
+    lse: np.ndarray | None        # (B, H, Tq)  log of each row's denominator, -inf for an empty row
     tiles: list
-    kept: list | None             # per tile (P, dropout mask or None); None: recomputed
+    kept: list | None             # per tile (P, what the rule saved, dropout mask or None)
     scale: float
-    rescore: Any
+    softcap: float | None
+    lengths: Any                  # of log_length: see _scale_by_length
+    rule: Any
     biases: tuple                 # the mechanism's own, then the caller's
     bias: Any                     # the caller's, in the form in which it came
-    sink: np.ndarray | None       # (H,)
+    groups: tuple                 # heads of k and of v, as given
     mask: masks.Mask
     allowed: np.ndarray | None    # 4 axes
 
@@ -63,63 +68,75 @@ class Tile(NamedTuple):
         return (*self.queries, self.keys[2])
 
 
-def attend(q, k, v, *, scale=None, bias=None, causal=False, window=None, prefix=0, allowed=None,
-           align="end", dropout=0.0, rng=None, return_weights=False,
-           sink=None, own_bias=(), rescore=None, **unknown):
+def attend(q, k, v, *, scale=None, softcap=None, log_length=None, bias=None, causal=False,
+           window=None, prefix=0, allowed=None, align="end", dropout=0.0, rng=None,
+           return_weights=False, sink=None, own_bias=(), rule=None, **unknown):
     """Attention over the visible keys: out = P v.
 
-    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv)
+    q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, Dv)
     -> out (B, H, Tq, Dv), cache [, weights (B, H, Tq, Tk)]
+    G divides H; query head h reads head h // (H / G) of k and v (grouped keys, arXiv 2305.13245).
 
     scale    multiplies q k^T; 1/sqrt(D) if None (arXiv 1706.03762, eq. 1)
+    softcap  c: scores become c tanh(s / c), before biases and mask (arXiv 2408.00118); None: off
+    log_length    (H,): scores are multiplied by log_length_h log n_i, n_i keys being visible to
+             query i by position and `allowed` (scalable softmax, arXiv 2501.19399)
     bias     added to the scores: an array that broadcasts to (B, H, Tq, Tk), an object that makes
              its own tiles (like positions.decay.DecayBias), or a tuple of these
     causal, window, prefix, allowed, align    who may see whom: see minattn.masks
     dropout  probability of zeroing a weight (the rest scaled up), drawn from rng; none without rng
     Three more are for mechanisms:
-    sink     (H,) logit of an extra key without a value
+    sink     (H,) logit of an extra key without a value, for the softmax rule
     own_bias a tuple of biases that belong to the mechanism
-    rescore  an object with forward(s) -> s', applied to scale q k^T before biases and mask, and
-             backward(ds', s) -> ds, which gets s again; both may work in place
+    rule     a Rule of rules.py: how a row of scores becomes weights; softmax if None
 
     A row that sees no key gives out = 0, lse = -inf (with a sink: lse = sink) and no gradient. All
     arrays are float32, or all float64, and so is the result. InputError names what does not fit.
     """
     biases = (*own_bias, *_as_tuple(bias))
-    scale, allowed = _check(q, k, v, scale, biases, allowed, dropout, sink, unknown)
+    scale, allowed = _check(q, k, v, scale, softcap, log_length, biases, allowed, dropout, sink,
+                            rule, unknown)
     mask = masks.make(causal, window, prefix, align)
     dropout = 0 if rng is None else dropout
+    rule = Softmax(sink) if rule is None else rule
+    groups = k.shape[1], v.shape[1]
+    k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
+    q, lengths = _scale_by_length(q, log_length, k.shape[2], mask, allowed)
     (B, H, Tq, _), (_, _, Tk, Dv) = q.shape, v.shape
     tiles = list(_tiles(B, H, Tq, Tk, mask))
-    kept = [] if dropout or sum(map(_size, tiles)) * q.itemsize <= KEEP_BYTES else None
+    arrays = 1 + (softcap is not None) + rule.saves
+    kept = [] if dropout or arrays * sum(map(_size, tiles)) * q.itemsize <= KEEP_BYTES else None
     out = _heads_last((B, H, Tq, Dv), q.dtype)
-    lse = np.empty((B, H, Tq), q.dtype)
+    lse = np.empty((B, H, Tq), q.dtype) if rule.has_lse else None
     weights = np.zeros((B, H, Tq, Tk), q.dtype) if return_weights else None
-    cache = Cache(q, k, v, out, lse, tiles, kept, scale, rescore, biases, bias, sink, mask, allowed)
+    cache = Cache(q, k, v, out, lse, tiles, kept, scale, softcap, lengths, rule, biases, bias,
+                  groups, mask, allowed)
 
     for t in tiles:
-        s = _scores(cache, t)                              # 1. s = scale q k^T + bias
-        P, lse[t.queries] = _softmax(s, sink, t)           # 2.-5. P = softmax(s), in the place of s
+        P, saved = _weights(cache, t)                      # 1.-4. P = rule(scale q k^T + bias)
+        if lse is not None:
+            lse[t.queries] = saved.rule
         keep = keep_mask(P.shape, dropout, rng, P.dtype) if dropout else None
-        dropped = P if keep is None else P * keep          # 6. dropout
-        np.matmul(dropped, v[t.keys], out=out[t.queries])  # 7. (R, K), (K, Dv) -> (R, Dv)
+        dropped = P if keep is None else P * keep          # 5. dropout
+        np.matmul(dropped, v[t.keys], out=out[t.queries])  # 6. (R, K), (K, Dv) -> (R, Dv)
         if kept is not None:
-            kept.append((P, keep))
+            kept.append((P, saved, keep))
         if return_weights:
             weights[t.scores] = dropped
     return (out, cache, weights) if return_weights else (out, cache)
 
 
 # the options that a caller of any mechanism may give
-OPTIONS = [name for name in attend.__kwdefaults__ if name not in ("sink", "own_bias", "rescore")]
+OPTIONS = [name for name in attend.__kwdefaults__ if name not in ("sink", "own_bias", "rule")]
 
 
 def attend_backward(dout, cache, dlse=None):
     """dout (B, H, Tq, Dv) [, dlse (B, H, Tq)] -> {"q", "k", "v"} and, where given, more:
 
-    "sink", "own_bias" (a tuple) and "bias" (one gradient or a tuple, as attend was given it)
+    "sink", "log_length", "own_bias" (a tuple) and "bias" (one gradient or a tuple, as attend was
+    given it). dlse is for the softmax rule, whose cache has lse.
     """
-    q, k, v, sink = cache.q, cache.k, cache.v, cache.sink
+    q, k, v, rule = cache.q, cache.k, cache.v, cache.rule
     size = dict(zip(("B", "H", "Tq", "Dv"), cache.out.shape))
     checks.arrays(size, q.dtype, dout=(dout, "B H Tq Dv"))
     dq, dk, dv = (_heads_last(x.shape, x.dtype) for x in (q, k, v))
@@ -128,50 +145,66 @@ def attend_backward(dout, cache, dlse=None):
 
     for n, t in enumerate(cache.tiles):
         if cache.kept is not None:
-            P, keep = cache.kept[n]
-        else:                                              # 1.-5. again
-            P, keep = _softmax(_scores(cache, t), sink, t)[0], None
-        # 7. out = dropped @ v
+            P, saved, keep = cache.kept[n]
+        else:                                              # 1.-4. again
+            (P, saved), keep = _weights(cache, t), None
+        # 6. out = dropped @ v
         dropped = P if keep is None else P * keep
         dv[t.keys] += dropped.swapaxes(2, 3) @ dout[t.queries]      # (K, R), (R, Dv) -> (K, Dv)
         dP = dout[t.queries] @ v[t.keys].swapaxes(2, 3)             # (R, Dv), (Dv, K) -> (R, K)
-        # 6. dropped = P * keep
+        # 5. dropped = P * keep
         if keep is not None:
             dP *= keep
-        # 5.-2. P = softmax(s). The row sum equals (dout * out).sum(axis=-1), but this way it rounds
-        # as dP does: a row with a single key gets exactly 0. The slope of lse is P, hence dlse.
-        dP -= np.einsum("bhij,bhij->bhi", P, dP)[..., None]
-        if dlse is not None:
-            dP += dlse[t.queries][..., None]
-        ds = np.multiply(dP, P, out=dP)                             # (b, h, R, K)
-        # 1. s = scale q k^T + bias
+        # 4. P = rule(s)
+        ds = rule.backward(dP, P, saved.rule, *(() if dlse is None else (dlse[t.queries],)))
+        # 3. s = rescored + bias
         _add_bias_gradients(dbiases, ds, cache.biases, t)
-        if cache.rescore is not None:
-            ds = cache.rescore.backward(ds, _products(cache, t))
+        # 2. rescored: the rule's own change of the scores, softcap
+        ds = rule.rescore_backward(ds, saved.rescore)
+        if cache.softcap is not None:
+            ds *= 1 - saved.capped * saved.capped
+        # 1. scale q k^T
         dq[t.queries] = ds @ k[t.keys]                              # (R, K), (K, D) -> (R, D)
         dk[t.keys] += ds.swapaxes(2, 3) @ q[t.queries]              # (K, R), (R, D) -> (K, D)
     dq *= cache.scale
     dk *= cache.scale
-    grads = {"q": dq, "k": dk, "v": dv, **_name_bias_gradients(dbiases, cache)}
-    if sink is not None:                                   # one more key, whose value is 0: dP = 0
+    grads = {"k": sum_groups(dk, cache.groups[0]), "v": sum_groups(dv, cache.groups[1]),
+             **_name_bias_gradients(dbiases, cache)}
+    grads["q"], dlog_length = _scale_by_length_backward(dq, q, cache.lengths)
+    if dlog_length is not None:
+        grads["log_length"] = dlog_length
+    if cache.rule.sink is not None:                        # one more key, whose value is 0: dP = 0
         rowsum = np.einsum("bhid,bhid->bhi", dout, cache.out) - (0 if dlse is None else dlse)
-        grads["sink"] = -(np.exp(sink[:, None] - cache.lse) * rowsum).sum(axis=(0, 2))
+        p_sink = np.exp(cache.rule.sink[:, None] - cache.lse)
+        grads["sink"] = -(p_sink * rowsum).sum(axis=(0, 2))
     return grads
 
 
-def attend_last(q, k, v, *, bias=None, sink=None, rescore=None):
+def attend_last(q, k, v, *, bias=None, sink=None, softcap=None, rule=None):
     """attend for one query that sees every key, as in generation; unchecked, no cache, q scaled.
 
         s = q k^T + bias     P = exp(s - max s) / sum exp(s - max s)     out = P v
 
-    q (B, H, 1, D), k (B, H, Tk, D), v (B, H, Tk, Dv), bias as (B, H, 1, Tk), sink (H,)
+    q (B, H, 1, D), k (B, G, Tk, D), v (B, G, Tk, Dv), bias as (B, H, 1, Tk), sink (H,)
     -> out (B, H, 1, Dv)
     """
-    s = q @ k.swapaxes(2, 3)                               # 1. (1, D), (D, Tk) -> (1, Tk)
-    if rescore is not None:
-        s = rescore.forward(s)
+    B, H = q.shape[:2]
+
+    def per_group(x, heads):
+        """(B, H, 1, n) -> (B, heads, H / heads, n): the queries of a group, side by side"""
+        return x.reshape(B, heads, H // heads, -1)
+
+    s = per_group(q, k.shape[1]) @ k.swapaxes(2, 3)        # 1. (1, D), (D, Tk) -> (1, Tk)
+    s = s.reshape(B, H, 1, -1)
+    if softcap is not None:
+        s = softcap * np.tanh(s / softcap)
+    if rule is not None:
+        s, rescored = rule.rescore(s)
     if bias is not None:
         s += bias
+    if rule is not None:
+        P, _ = rule.forward(s, rescored)                   # 2.-4. as in attend
+        return (per_group(P, v.shape[1]) @ v).reshape(B, H, 1, -1)
     m = s.max(axis=3, keepdims=True)                       # 2. row maximum
     if sink is not None:
         m = np.maximum(m, sink[:, None, None])
@@ -180,7 +213,7 @@ def attend_last(q, k, v, *, bias=None, sink=None, rescore=None):
     total = s.sum(axis=3, keepdims=True)                   # 4. denominators
     if sink is not None:
         total += np.exp(sink[:, None, None] - m)
-    out = s @ v                                            # 5. (1, Tk), (Tk, Dv) -> (1, Dv)
+    out = (per_group(s, v.shape[1]) @ v).reshape(B, H, 1, -1)     # 5. (1, Tk), (Tk, Dv) -> (1, Dv)
     out /= total
     return out
 
@@ -215,49 +248,70 @@ def _size(t):
     return (batch.stop - batch.start) * (heads.stop - heads.start) * len(t.p) * len(t.j)
 
 
-def _products(cache, t):
-    """scale q k^T of one tile: (b, h, R, D), (b, h, D, K) -> (b, h, R, K)"""
-    return (cache.q[t.queries] * cache.scale) @ cache.k[t.keys].swapaxes(2, 3)
+class Saved(NamedTuple):
+    """What the backward of a tile needs beside its weights."""
+    capped: Any                   # tanh(s / softcap), or None
+    rescore: Any                  # what rule.rescore returned
+    rule: Any                     # what rule.forward returned
 
 
-def _scores(cache, t):
-    """The masked scores of one tile: (b, h, R, K)"""
-    s = _products(cache, t)
-    if cache.rescore is not None:
-        s = cache.rescore.forward(s)
+def _weights(cache, t):
+    """The weights of one tile: (b, h, R, K), Saved"""
+    s = (cache.q[t.queries] * cache.scale) @ cache.k[t.keys].swapaxes(2, 3)  # 1. scale q k^T
+    capped = None
+    if cache.softcap is not None:
+        capped = np.tanh(s / cache.softcap)
+        s = cache.softcap * capped
+    s, rescored = cache.rule.rescore(s)                                      # 2. softcap, rescore
     for b in cache.biases:
         array = isinstance(b, np.ndarray)
         s += b[_part(b, t)] if array else b.tile(*t.queries[:2], t.p, t.j)
-    for columns, hidden in t.hidden:
+    for columns, hidden in t.hidden:                                         # 3. biases and mask
         np.copyto(s[..., columns], -np.inf, where=hidden)   # a large finite number would leak
     if cache.allowed is not None:
         np.copyto(s, -np.inf, where=~cache.allowed[_part(cache.allowed, t)])
-    return s
-
-
-def _softmax(s, sink, t):
-    """P and the log of its denominators, s overwritten: (b, h, R, K) -> (b, h, R, K), (b, h, R)"""
-    if sink is not None:
-        sink = sink[t.queries[1], None]                    # (h, 1)
-    m = s.max(axis=3, initial=-np.inf)                     # 2. row maximum
-    if sink is not None:
-        m = np.maximum(m, sink)
-    m[m == -np.inf] = 0
-    s -= m[..., None]
-    P = np.exp(s, out=s)                                   # 3. numerators, at most 1
-    total = P @ np.ones(P.shape[3], P.dtype)               # 4. denominators: P.sum(axis=3), faster
-    if sink is not None:
-        total += np.exp(sink - m)
-    empty = total == 0
-    total[empty] = 1
-    P /= total[..., None]                                  # 5. weights
-    return P, np.where(empty, -np.inf, m + np.log(total))
+    P, saved = cache.rule.forward(s, rescored, t.queries[1])                 # 4. P = rule(s)
+    return P, Saved(capped, rescored, saved)
 
 
 def _heads_last(shape, dtype):
     """An empty (B, H, T, D) array laid out as (B, T, H, D): merging the heads later is free."""
     B, H, T, D = shape
     return np.empty((B, T, H, D), dtype).swapaxes(1, 2)
+
+
+# ---------------------------------------------------------------- groups of heads, visible lengths
+
+
+def _repeat(x, H):
+    """(B, G, T, D) -> (B, H, T, D): each head as often as query heads share it"""
+    G = x.shape[1]
+    return x if G == H else np.repeat(x, H // G, axis=1)
+
+
+def sum_groups(dx, G):
+    """The transpose of _repeat: (B, H, T, D) -> (B, G, T, D)"""
+    B, H, T, D = dx.shape
+    return dx if G == H else dx.reshape(B, G, H // G, T, D).sum(axis=2)
+
+
+def _scale_by_length(q, log_length, Tk, mask, allowed):
+    """q log_length log n, and (log_length, log n (B or 1, H or 1, Tq), q); q, None without it"""
+    if log_length is None:
+        return q, None
+    n = masks.count_seen(masks.seen(q.shape[2], Tk, mask, allowed))
+    log_n = np.log(np.maximum(n, 1)).astype(q.dtype)
+    log_n = log_n.reshape((1,) * (3 - log_n.ndim) + log_n.shape)
+    return q * (log_length[:, None] * log_n)[..., None], (log_length, log_n, q)
+
+
+def _scale_by_length_backward(dq, scaled, lengths):
+    """dq of the scaled queries -> dq, dlog_length (H,); dq, None without log_length"""
+    if lengths is None:
+        return dq, None
+    log_length, log_n, q = lengths
+    per_row = np.einsum("bhid,bhid->bhi", dq, q)
+    return dq * (log_length[:, None] * log_n)[..., None], (per_row * log_n).sum(axis=(0, 2))
 
 
 # ------------------------------------------------------------------------------------------ biases
@@ -311,16 +365,34 @@ def _name_bias_gradients(dbiases, cache):
 # ------------------------------------------------------------------------------------------ checks
 
 
-def _check(q, k, v, scale, biases, allowed, dropout, sink, unknown):
+def refuse(options, names):
+    """Raise InputError for the core's options that a mechanism has no use for."""
+    for name in names:
+        if options.get(name) is not None:
+            checks.choice("option", name, [known for known in OPTIONS if known not in names])
+
+
+def _check(q, k, v, scale, softcap, log_length, biases, allowed, dropout, sink, rule, unknown):
     """attend's arguments, checked -> scale as a Python float, `allowed` with 4 axes"""
     for name in unknown:
         raise InputError(f"unknown option {name!r}; attention takes {', '.join(OPTIONS)}."
                          f"{checks.nearest(name, OPTIONS)}")
-    size = checks.arrays(q=(q, "B H Tq D"), k=(k, "B H Tk D"), v=(v, "B H Tk Dv"))
+    size = checks.arrays(q=(q, "B H Tq D"), k=(k, "B G Tk D"), v=(v, "B Gv Tk Dv"))
+    for name, heads in (("k", size["G"]), ("v", size["Gv"])):
+        if not heads or size["H"] % heads:
+            raise InputError(f"{name}: its number of heads must divide q's, {size['H']}; "
+                             f"got {heads}.")
     full = tuple(size[axis] for axis in ("B", "H", "Tq", "Tk"))
     scale = 1 / math.sqrt(size["D"]) if scale is None else scale
     checks.number("scale", scale)
     checks.number("dropout", dropout, 0, high=0.999)
+    if softcap is not None:
+        checks.number("softcap (None: off)", softcap, above=0)
+    if log_length is not None:
+        checks.arrays({"H": size["H"]}, q.dtype, log_length=(log_length, "H"))
+        checks.finite(log_length=log_length)
+    if sink is not None and rule is not None:
+        raise InputError(f"a sink needs softmax weights; {type(rule).__name__} rows have none.")
     for bias in biases:
         if isinstance(bias, np.ndarray):
             if bias.dtype != q.dtype:

@@ -26,7 +26,7 @@ from minattn.ops import log_sigmoid, sigmoid
 
 ARXIV = "2605.26355"
 SUMMARY = "gates each key by its energy: a bias of log sigmoid(alpha (z - tau))"
-ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv",
+ARGUMENTS = {"q": "B H Tq D", "k": "B G Tk D", "v": "B G Tk Dv",
              "energy": "B H Tk", "alpha": "H", "tau": "H"}
 OPTIONS = {"norm": checks.Option("key", ("key", "prefix", "sequence", "none"))}
 PROJECTIONS = {"energy": True}              # w . x + b
@@ -48,13 +48,13 @@ class Cache(NamedTuple):
 def forward(q, k, v, energy, alpha, tau, *, norm="key", **options):
     """out = softmax(s + log g) v.
 
-    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv), energy (B, H, Tk), alpha, tau (H,)
+    q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, Dv), energy (B, H, Tk), alpha, tau (H,)
     -> out (B, H, Tq, Dv), cache [, weights (B, H, Tq, Tk)]
     The statistics count every key, also those hidden by a window or `allowed`. For one key, z = 0.
     Other options and errors: minattn.attention.core.attend.
     """
     checks.choice("norm", norm, ("key", "prefix", "sequence", "none"))
-    checks.arrays(q=(q, "B H Tq D"), k=(k, "B H Tk D"), energy=(energy, "B H Tk"),
+    checks.arrays(q=(q, "B H Tq D"), k=(k, "B G Tk D"), energy=(energy, "B H Tk"),
                   alpha=(alpha, "H"), tau=(tau, "H"))
     checks.finite(alpha=alpha, tau=tau)
     z, stats = _normalise(energy, norm)                             # 1. z = (e - mean) / std

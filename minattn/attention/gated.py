@@ -14,7 +14,7 @@ from minattn.ops import sigmoid
 
 ARXIV = "2505.06708"
 SUMMARY = "multiplies the output by a sigmoid gate, per head and channel"
-ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv", "gate_logits": "B H Tq Dv|1"}
+ARGUMENTS = {"q": "B H Tq D", "k": "B G Tk D", "v": "B G Tk Dv", "gate_logits": "B H Tq Dv|1"}
 PROJECTIONS = {"gate_logits": False}        # x W_g, without a bias
 LAYER_OPTIONS = {"gate": checks.Option("channel", ("channel", "head"))}    # one gate per ...
 ON_TOP_OF = "softmax"                       # by itself; "affine+gated" gates the output of affine
@@ -33,7 +33,7 @@ class Cache(NamedTuple):
 def forward(q, k, v, gate_logits, **options):
     """out = (P v) * sigmoid(gate_logits).
 
-    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv), gate_logits (B, H, Tq, Dv) or (B, H, Tq, 1)
+    q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, Dv), gate_logits (B, H, Tq, Dv) or (B, H, Tq, 1)
     -> out (B, H, Tq, Dv), cache [, weights: those of the softmax]
     Options and errors: minattn.attention.core.attend.
     """

@@ -20,6 +20,7 @@ ARXIV = "2605.02144"
 SUMMARY = "scores by a Gaussian kernel of the distance between tokens, without q, k, v projections"
 ARGUMENTS = {"x": "B H T D", "log_sigma": "H"}
 OPTIONAL = {"keys": "B H Tk D", "values": "B H Tk Dv"}
+REFUSES = ("scale", "softcap", "log_length")
 LAYER_OPTIONS = {"qk_norm": checks.Option(True, (True, False)),          # RMS-norm the features
                  "rope_values": checks.Option(False, (False, True)),     # rotate the values too
                  "sigma_init": checks.Option(None, (None,), {"above": 0}, examples=(1.7,))}
@@ -50,10 +51,9 @@ def forward(x, log_sigma, *, keys=None, values=None, **options):
     x (B, H, Tq, D), log_sigma (H,)
     keys (B, H, Tk, D), x if None; values (B, H, Tk, Dv), the keys if None
     -> out (B, H, Tq, Dv), cache [, weights (B, H, Tq, Tk)]
-    Other options and errors: minattn.attention.core.attend, except scale, which sigma replaces.
+    Other options and errors: minattn.attention.core.attend, except REFUSES: sigma is the scale.
     """
-    if "scale" in options:
-        checks.choice("option", "scale", [name for name in core.OPTIONS if name != "scale"])
+    core.refuse(options, REFUSES)
     given = keys is not None, values is not None
     keys = x if keys is None else keys
     values = keys if values is None else values

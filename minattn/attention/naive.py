@@ -1,16 +1,18 @@
 """Every mechanism once as a dense formula, forward and backward. Read this first.
 
-    s = scale q k^T + bias        P = softmax of s over the visible keys        out = P v
+    s = scale q k^T + bias        P = rule(s), row by row, over the visible keys        out = P v
+
+The rule is the softmax unless a mechanism brings another: a pair of functions, as in `weigh`.
 
 Whole (Tq, Tk) arrays of scores and weights, one line per step, nothing fast: the other files of
 this folder compute the same numbers in tiles. Each backward undoes its forward from the last line
 to the first; `dx` is the gradient of sum(dout * out) with respect to x. The cache `c` holds every
 local variable of the forward.
 
-Shapes: q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv), out and dout (B, H, Tq, Dv). Axes are
-counted from the end, so there may be more of them in front. The validation kit takes three things
-from here: the error of plain arithmetic in each dtype, the golden vectors, and the text that its
-wrong implementations are made from.
+Shapes: q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, Dv), out and dout (B, H, Tq, Dv); G divides
+H. Axes are counted from the end, so there may be more of them in front. The validation kit takes
+three things from here: the error of plain arithmetic in each dtype, the golden vectors, and the
+text that its wrong implementations are made from.
 """
 from types import SimpleNamespace as Cache
 
@@ -31,26 +33,35 @@ def visible(Tq, Tk, *, causal=False, window=None, prefix=0, align="end"):
     return see
 
 
-def weigh(s, v, *, bias=None, sink=None, allowed=True, **mask):
-    """Scores s (B, H, Tq, Tk) -> out, cache: their softmax, and the average of the values."""
+def weigh(s, v, *, bias=None, sink=None, allowed=True, rule=None, **mask):
+    """Scores s (B, H, Tq, Tk) -> out, cache: their softmax, and the average of the values.
+
+    rule: (rows, rows_backward) in the place of the softmax: rows(s, see) -> P, saved and
+    rows_backward(dP, P, saved) -> ds. s is -inf where `see` is False.
+    """
+    groups = v.shape[-3]
+    v = repeat(v, s.shape[-3])
     if bias is not None:
         s = s + bias
     raw = s
     Tq, Tk = s.shape[-2:]
     see = np.broadcast_to(visible(Tq, Tk, **mask) & allowed, s.shape)
     s = np.where(see, s, -np.inf)
-    m = s.max(axis=-1, keepdims=True)                           # exp(s - m) cannot overflow
-    if sink is not None:
-        m = np.maximum(m, per_head(sink))
-    m = np.where(m == -np.inf, 0, m)                            # a row that sees no key
-    e = np.exp(s - m)
-    total = e.sum(axis=-1, keepdims=True)
-    if sink is not None:
-        e_sink = np.exp(per_head(sink) - m)
-        total = total + e_sink
-    total = np.where(total == 0, 1, total)
-    P = e / total
-    lse = m + np.log(total)
+    if rule is not None:
+        P, saved = rule[0](s, see)
+    else:
+        m = s.max(axis=-1, keepdims=True)                       # exp(s - m) cannot overflow
+        if sink is not None:
+            m = np.maximum(m, per_head(sink))
+        m = np.where(m == -np.inf, 0, m)                        # a row that sees no key
+        e = np.exp(s - m)
+        total = e.sum(axis=-1, keepdims=True)
+        if sink is not None:
+            e_sink = np.exp(per_head(sink) - m)
+            total = total + e_sink
+        total = np.where(total == 0, 1, total)
+        P = e / total
+        lse = m + np.log(total)
     out = P @ v
     return out, Cache(**locals())
 
@@ -60,10 +71,13 @@ def weigh_backward(dout, c):
     P = c.P
     dv = T(P) @ dout
     dP = dout @ T(c.v)
-    delta = (dout * c.out).sum(axis=-1, keepdims=True)          # equals sum_j P_ij dP_ij
-    c.delta = delta
-    ds = P * (dP - delta)
-    grads = {"v": dv}
+    if c.rule is not None:
+        ds = c.rule[1](dP, P, c.saved)
+    else:
+        delta = (dout * c.out).sum(axis=-1, keepdims=True)      # equals sum_j P_ij dP_ij
+        c.delta = delta
+        ds = P * (dP - delta)
+    grads = {"v": sum_groups(dv, c.groups)}
     if c.sink is not None:                                      # a key with value 0: its dP is 0
         P_sink = c.e_sink / c.total
         grads["sink"] = -(P_sink * delta).sum(axis=(-4, -2, -1))
@@ -72,23 +86,80 @@ def weigh_backward(dout, c):
     return grads, ds
 
 
-def attend(q, k, v, *, scale=None, own_bias=0, **options):
-    """Dot-product scores, then `weigh`. own_bias: what a mechanism adds to the scores."""
+def scores(q, k, *, scale=None, softcap=None, log_length=None, see=None):
+    """s = scale q k^T, times log_length_h log n_i, capped: softcap tanh(s / softcap)
+
+    see: bool, whose rows hold the n_i keys that count for log_length
+    """
+    groups = k.shape[-3]
+    k = repeat(k, q.shape[-3])
     if scale is None:
         scale = q.shape[-1] ** -0.5
     dots = q @ T(k)                                             # (Tq, D), (D, Tk) -> (Tq, Tk)
     s = scale * dots
+    if log_length is not None:
+        n_keys = see.sum(axis=-1, keepdims=True).astype(q.dtype)
+        log_n = np.log(np.maximum(n_keys, 1))
+        unscaled = s
+        s = per_head(log_length) * log_n * s
+    if softcap is not None:
+        capped = np.tanh(s / softcap)
+        s = softcap * capped
+    return s, Cache(**locals())
+
+
+def scores_backward(ds, c):
+    """ds -> {"q", "k"} and, where given, {"log_length"}"""
+    grads = {}
+    if c.softcap is not None:
+        ds = ds * (1 - c.capped * c.capped)
+    if c.log_length is not None:
+        grads["log_length"] = (ds * c.unscaled * c.log_n).sum(axis=(-4, -2, -1))
+        ds = per_head(c.log_length) * c.log_n * ds
+    dq = c.scale * (ds @ c.k)
+    dk = c.scale * (T(ds) @ c.q)
+    return {"q": dq, "k": sum_groups(dk, c.groups), **grads}
+
+
+def attend(q, k, v, *, scale=None, softcap=None, log_length=None, rescore=None, own_bias=0,
+           **options):
+    """Dot-product scores, then `weigh`.
+
+    rescore: (f, f_backward), what a mechanism does to the scores: f(s) -> s, saved and
+    f_backward(ds, saved) -> ds. own_bias: what it adds to them.
+    """
+    see = rows_that_see(q.shape[-2], k.shape[-2], **options)
+    s, dots = scores(q, k, scale=scale, softcap=softcap, log_length=log_length, see=see)
+    if rescore is not None:
+        s, rescored = rescore[0](s)
     s = s + own_bias
     out, core = weigh(s, v, **options)
     return out, Cache(**locals())
 
 
 def attend_backward(dout, c):
-    """dout -> {"q", "k", "v"} and, where given, {"bias", "sink"}; and ds (B, H, Tq, Tk)"""
+    """dout -> {"q", "k", "v"} and, where given, more; and ds (B, H, Tq, Tk), that of own_bias"""
     grads, ds = weigh_backward(dout, c.core)
-    dq = c.scale * (ds @ c.k)
-    dk = c.scale * (T(ds) @ c.q)
-    return {"q": dq, "k": dk, **grads}, ds
+    drescored = ds
+    if c.rescore is not None:
+        drescored = c.rescore[1](ds, c.rescored)
+    return {**scores_backward(drescored, c.dots), **grads}, ds
+
+
+def rows_that_see(Tq, Tk, *, allowed=True, bias=None, sink=None, rule=None, **mask):
+    """`visible` and `allowed`, from the options of `weigh`"""
+    return visible(Tq, Tk, **mask) & allowed
+
+
+def repeat(x, H):
+    """(B, G, T, D) -> (B, H, T, D): query head h reads head h // (H / G)"""
+    return np.repeat(x, H // x.shape[-3], axis=-3)
+
+
+def sum_groups(dx, G):
+    """(B, H, T, D) -> (B, G, T, D), summed over the query heads that share a head"""
+    *B, H, T, D = dx.shape
+    return dx.reshape(*B, G, H // G, T, D).sum(axis=-3)
 
 
 def T(x):
@@ -184,7 +255,8 @@ def affine_forward(q, k, v, alpha_logits, alpha_ma, *, phi="linear_clip", length
     else:
         n = length
     beta = (per_head(alpha_ma) - alpha) / n
-    S = see @ v                                                 # sum of the visible values
+    values = repeat(v, q.shape[-3])
+    S = see @ values                                            # sum of the visible values
     out = alpha * Pv + beta * S
     return out, Cache(**locals())
 
@@ -192,7 +264,8 @@ def affine_forward(q, k, v, alpha_logits, alpha_ma, *, phi="linear_clip", length
 def affine_backward(dout, c):
     dPv = c.alpha * dout
     grads, _ = attend_backward(dPv, c.core)
-    grads["v"] = grads["v"] + T(c.see) @ (c.beta * dout)
+    dvalues = T(c.see) @ (c.beta * dout)
+    grads["v"] = grads["v"] + sum_groups(dvalues, c.v.shape[-3])
     dbeta = (dout * c.S).sum(axis=-1, keepdims=True)
     dalpha = (dout * c.Pv).sum(axis=-1, keepdims=True) - dbeta / c.n
     grads["alpha_logits"] = (dalpha * c.slope)[..., 0]

@@ -9,13 +9,13 @@ from minattn.attention.core import attend_last
 
 ARXIV = "2602.23057"
 SUMMARY = "adds 1 to the softmax denominator"
-ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv"}
+ARGUMENTS = {"q": "B H Tq D", "k": "B G Tk D", "v": "B G Tk Dv"}
 
 
 def forward(q, k, v, **options):
     """out = P v, with 1 added to softmax's denominator.
 
-    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv) -> out (B, H, Tq, Dv), cache [, weights]
+    q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, Dv) -> out (B, H, Tq, Dv), cache [, weights]
     Options and errors: minattn.attention.core.attend.
     """
     heads = q.shape[1] if getattr(q, "ndim", 0) > 1 else 1

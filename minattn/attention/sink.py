@@ -10,14 +10,14 @@ from minattn.attention.core import attend, attend_backward, attend_last
 
 ARXIV = "2602.23057"
 SUMMARY = "adds a learned logit without a value, which lets a head attend to nothing"
-ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv", "sink": "H"}
+ARGUMENTS = {"q": "B H Tq D", "k": "B G Tk D", "v": "B G Tk Dv", "sink": "H"}
 PARAMETERS = {"sink": 0.0}      # initial value; the paper is silent, 0 starts as off-by-one softmax
 
 
 def forward(q, k, v, sink, **options):
     """out = P v, with rows of P that sum to less than one: the sink takes the rest.
 
-    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv), sink (H,)
+    q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, Dv), sink (H,)
     -> out (B, H, Tq, Dv), cache [, weights]
     A row that sees no key gives 0. Options and errors: minattn.attention.core.attend.
     """

@@ -8,13 +8,13 @@ from minattn.attention.core import attend, attend_backward, attend_last
 
 ARXIV = "1706.03762"
 SUMMARY = "the baseline: a softmax-weighted average of the values"
-ARGUMENTS = {"q": "B H Tq D", "k": "B H Tk D", "v": "B H Tk Dv"}
+ARGUMENTS = {"q": "B H Tq D", "k": "B G Tk D", "v": "B G Tk Dv"}
 
 
 def forward(q, k, v, **options):
     """out = softmax(scale q k^T + bias) v over the visible keys.
 
-    q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv)
+    q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, Dv)
     -> out (B, H, Tq, Dv), cache [, weights (B, H, Tq, Tk)]
     Options, errors and masked rows: minattn.attention.core.attend.
     """

@@ -1,8 +1,13 @@
 """Seven kinds of attention, each as its paper writes it: build the weights, multiply them with v.
 
-Tensors are (B, H, T, D). Every function takes the same keyword options, named `options` below:
+Tensors are (B, H, T, D); k and v may have G heads, G a divisor of H, and query head h then reads
+head h // (H / G) of them (grouped keys, arXiv 2305.13245). Every function takes the same keyword
+options, named `options` below:
 
     scale=None         factor of q kᵀ; None means 1/√D
+    softcap=None       c: the scores become c·tanh(s/c) before the bias (arXiv 2408.00118)
+    log_length=None    (H,) a: the scores are multiplied by a·log n_i, n_i the number of keys that
+                       query i may see, at least 1 (arXiv 2501.19399)
     bias=None          finite tensor, broadcastable to (B, H, Tq, Tk), added to the scaled scores
     causal, window, prefix, align     see `visible`
     allowed=None       boolean, broadcastable to (B, H, Tq, Tk), True = may attend;
@@ -21,8 +26,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-COMMON = ("scale", "bias", "causal", "window", "prefix", "allowed", "align", "return_weights",
-          "dropout", "keys", "values")           # what is no option of one mechanism
+# what is no option of one mechanism
+COMMON = ("scale", "softcap", "log_length", "bias", "causal", "window", "prefix", "allowed",
+          "align", "return_weights", "dropout", "keys", "values")
 
 
 def visible(Tq, Tk, *, causal=False, window=None, prefix=0, align="end", device=None):
@@ -51,12 +57,22 @@ def _seen(shape, *, allowed=None, **masks):
     return torch.broadcast_to(mask if allowed is None else mask & allowed, shape)
 
 
-def _scores(q, k, *, scale=None, bias=None, **masks):
+def _scores(q, k, *, scale=None, softcap=None, log_length=None, bias=None, **masks):
     """s = scale · q kᵀ + bias, and the boolean mask of the same shape."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    s = q @ k.transpose(-1, -2) * scale                                            # (B, H, Tq, Tk)
-    s = s if bias is None else s + bias
-    return s, _seen(s.shape, **masks, device=s.device)
+    s = q @ _every_head(k, q.shape[1]).transpose(-1, -2) * scale                   # (B, H, Tq, Tk)
+    seen = _seen(s.shape, **masks, device=s.device)
+    if log_length is not None:
+        n = seen.sum(-1, keepdim=True).clamp(min=1).to(s.dtype)
+        s = s * log_length[:, None, None] * torch.log(n)
+    if softcap is not None:
+        s = softcap * torch.tanh(s / softcap)
+    return s if bias is None else s + bias, seen
+
+
+def _every_head(x, H):
+    """(B, G, T, D) -> (B, H, T, D): each head serves H / G query heads in a row"""
+    return x.repeat_interleave(H // x.shape[1], dim=1)
 
 
 def _masked_softmax(s, seen):
@@ -71,6 +87,7 @@ def _keep(weights):
 
 
 def _result(weights, v, return_weights):
+    v = _every_head(v, weights.shape[1])
     out = weights @ v                         # (B, H, Tq, Tk), (B, H, Tk, Dv) -> (B, H, Tq, Dv)
     return (out, weights) if return_weights else out
 

@@ -95,8 +95,13 @@ def draw(shape, rng, transform=None):
 
 def draw_arguments(mechanism, shapes, size, rng):
     """{argument: "B H Tk D"} -> {argument: array}"""
-    return {name: draw([size[s] for s in shape.split()], rng, transforms(mechanism).get(name))
-            for name, shape in shapes.items()}
+    return {name: draw([checks.extent(symbol, size) for symbol in shape.split()], rng,
+                       transforms(mechanism).get(name)) for name, shape in shapes.items()}
+
+
+def all_sizes(size):
+    """Sizes, with those that follow from others: as many key heads as query heads, ..."""
+    return {"Dv|1": size["Dv"], "T": size["Tk"], "G": size["H"], **size}
 
 
 def transforms(mechanism):
@@ -136,8 +141,7 @@ def _make(mechanism, plan, seed, sizes):
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     unmet = [f"it needs {s} = {n}, but you fixed {s} at {sizes[s]}"
              for s, n in plan.sizes.items() if sizes.get(s, n) != n]
-    size = {**SIZES, **sizes, **plan.sizes}
-    size = {"Dv|1": size["Dv"], "T": size["Tk"], **size}
+    size = all_sizes({**SIZES, **sizes, **plan.sizes})
     if plan.twin and size["B"] < 2:
         unmet.append("it needs at least two samples")
     shapes = {**mechanism.arguments, **{extra: mechanism.optional[extra] for extra in plan.extra}}

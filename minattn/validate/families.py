@@ -113,7 +113,7 @@ def generic(mechanism, T, fixed=()):
     yield Plan("non_contiguous", "strided", causal, layout="strided", quick=True)
     yield Plan("bias", "full", {**causal, "bias": bias("B", "H", "Tq", "Tk")}, quick=True)
     yield Plan("bias", "per_key", {"bias": bias("H", "1", "Tk")}, quick=True)
-    if "q" in mechanism.arguments:
+    if "scale" not in mechanism.refuses:
         yield Plan("scale", "0.75", {**causal, "scale": 0.75}, quick=True)
 
 

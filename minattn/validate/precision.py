@@ -68,7 +68,7 @@ def early_pair(mechanism):
     """The naive pair with scaled queries; the same pair where there are no queries to scale."""
     if mechanism.name in EARLY:
         return EARLY[mechanism.name]
-    if "q" not in mechanism.arguments:
+    if "scale" in mechanism.refuses:
         return naive_pair(mechanism)
 
     def forward(q, *, scale=None, **rest):
@@ -97,7 +97,7 @@ def gaussian_backward(dout, c):
     grads, ds = naive.attend_backward(dout, c.core)
     dx, dv = grads.pop("q") * c.inv, grads.pop("v")
     dk = grads.pop("k") - c.k * (c.inv * ds.sum(axis=-2)[..., None])
-    grads["log_sigma"] = -2 * (ds * (c.core.dots + c.key_bias)).sum(axis=(-4, -2, -1))
+    grads["log_sigma"] = -2 * (ds * (c.core.dots.s + c.key_bias)).sum(axis=(-4, -2, -1))
     return {**grads, **naive.by_role(dx, dk, dv, c)}
 
 

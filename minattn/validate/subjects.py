@@ -32,8 +32,7 @@ def _kernel(fn, mechanism, framework, options, backward, dtype, device, length, 
     target = frameworks.resolve(fn, backward)
     adapter = frameworks.adapter(framework, dtype, device)
     size = {**cases.SIZES, "B": 1, "D": 5, "Dv": 3, **sizes}
-    size.update(Tq=length, Tk=length, T=length)
-    size.setdefault("Dv|1", size["Dv"])
+    size = cases.all_sizes({**size, "Tq": length, "Tk": length, "T": length})
     axes = {name: axis for name, shape in mechanism.arguments.items()
             for axis, symbol in enumerate(shape.split()) if symbol[0] == "T"}
     width = size["Dv" if "v" in mechanism.arguments else "D"]
