@@ -61,10 +61,12 @@ COMMANDS = {
 }
 
 
-def main(argv=None):
+def main(argv=None, *, loaded=None):
     """Run one command -> exit code.
 
-    0 done, 1 something is wrong with what was checked or trained, 2 bad input, 130 Ctrl-C
+    0 done, 1 something is wrong with what was checked or trained, 2 bad input, 130 Ctrl-C; 143, 129
+    or 141 where SIGTERM, SIGHUP or a closed output ended a training, which is saved
+    loaded() is called once the modules of the command are loaded
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:                     # closed by the caller: 2>&-
@@ -78,6 +80,8 @@ def main(argv=None):
         if args.command is None:
             parser.print_help()
             return 0
+        if loaded:
+            loaded()
         return args.run(args) or 0
     except InputError as error:
         return _say(error, 2)

@@ -491,6 +491,21 @@ def test_whatever_ends_it_the_step_is_saved(how, code, step, corpus, finished, t
     assert resume(folder) == 0 and outcome(folder) == outcome(finished)
 
 
+def test_an_interrupt_while_modules_load_is_one_line(tmp_path):
+    """NumPy is a stub that is interrupted while it loads, and turns that into another error."""
+    (tmp_path / "numpy.py").write_text(
+        "import signal\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except BaseException:\n"
+        "    raise ImportError('half a NumPy')\n")
+    where = environment()
+    where["PYTHONPATH"] = os.pathsep.join([str(tmp_path), where["PYTHONPATH"]])
+    done = subprocess.run(command("train", "--steps", "1"), env=where, capture_output=True,
+                          text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def test_a_signal_that_was_ignored_stays_so():
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
