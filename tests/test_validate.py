@@ -682,6 +682,7 @@ def memory():
 ends = only(lambda: os._exit(0))
 exits = only(lambda: sys.exit("x\\n" * 10**6))
 killed = only(lambda: os.killpg(0, 9))
+realtime = only(lambda: os.kill(os.getpid(), 40))
 stuck = only(lambda: (10**7)**(10**7))
 floods = only(lambda: [print("x" * 1000) for _ in range(3000)])
 long = only(lambda: raises(ValueError("m\\n" * 10**6)))
@@ -700,7 +701,7 @@ strict = only(lambda: np.seterr(all="raise"))
 @pytest.mark.skipif(sys.platform != "linux", reason="signals, forks and /proc")
 @pytest.mark.parametrize("name, words", [
     ("ends", "exit code 0"), ("exits", "end the program: SystemExit: x x x"),
-    ("killed", "SIGKILL"), ("stuck", "had to be killed"), ("floods", ""),
+    ("killed", "SIGKILL"), ("realtime", "signal 40"), ("stuck", "had to be killed"), ("floods", ""),
     ("long", "raised ValueError: m m m"), ("silent", "its text cannot be read"),
     ("full", "raised MemoryError"), ("forks", ""), ("forks_and_ends", "exit code 3"),
     ("threads", ""), ("closes", "crashed"), ("scribbles", "pipe|crashed"), ("reads", ""),

@@ -230,7 +230,9 @@ def _show(pipe):
 
 
 def _how(code):
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if code >= 0:
+        return f"exit code {code}"
+    return {s.value: s.name for s in signal.Signals}.get(-code, f"signal {-code}")
 
 
 def main(line):
