@@ -390,6 +390,26 @@ def outcome(folder):
     )
 
 
+@pytest.mark.parametrize("which", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_saves_at_the_next_line_of_metrics(which, tmp_path, often, monkeypatch):
+    tiny(tmp_path / "straight", 40)
+    batch, calls = recall_task.training_batch, []
+
+    def hooked(*args):
+        calls.append(1)
+        if len(calls) == 22:
+            signal.raise_signal(getattr(signal, which))
+        return batch(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recall_task, "training_batch", hooked)
+        with pytest.raises(KeyboardInterrupt):
+            tiny(tmp_path / "stops", 40)
+    assert outcome(tmp_path / "stops")[0] == 25
+    tiny(tmp_path / "stops", 40)
+    assert outcome(tmp_path / "stops") == outcome(tmp_path / "straight")
+
+
 def test_more_steps_go_on_bit_for_bit(tmp_path, often):
     tiny(tmp_path / "straight", 40)
     for steps in (10, 20, 40):

@@ -67,8 +67,9 @@ def train_network(folder, config, task, training, seed, steps, *, bar=True):
         return state.params, state.step
 
     began, losses, right = time.perf_counter() - old.seconds, [], 0
-    with (closing(runs.Metrics(folder, old)) as metrics, parallel.workers(1),
-          _progress(steps, state.step, f"seed {seed}", bar) as shown, np.errstate(all="ignore")):
+    with (closing(runs.Metrics(folder, old)) as metrics, train.stopping() as asked,
+          parallel.workers(1), _progress(steps, state.step, f"seed {seed}", bar) as shown,
+          np.errstate(all="ignore")):
         while state.step < steps:
             rng = _rng(seed, 2, state.step)
             x, y = recall_task.training_batch(task, world, rng, training.batch, training.places)
@@ -93,11 +94,14 @@ def train_network(folder, config, task, training, seed, steps, *, bar=True):
                 words = f"loss {row['train_loss']:.3f}, right {row['train_accuracy']:.3f}"
                 shown.set_postfix_str(words, refresh=False)
                 shown.update(state.step - shown.n)
-            if last or state.step % SAVE == 0:
+            stop = bool(asked) and state.step % LOG == 0      # where a line of metrics is whole
+            if last or stop or state.step % SAVE == 0:
                 moments = state.named(state.m), state.named(state.v)
                 seconds = time.perf_counter() - began
                 runs.save_checkpoint(folder, runs.Checkpoint(state.params, {}, *moments, state.step,
                                                              seconds, bound, metrics.sync()))
+            if stop and not last:
+                raise KeyboardInterrupt
     return state.params, state.step
 
 
