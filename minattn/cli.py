@@ -23,8 +23,9 @@ class Parser(argparse.ArgumentParser):
             self.error(f"cannot read the arguments: {error}")
         for action in self._actions:
             value = getattr(found, action.dest, None)
-            empty = "" in value if isinstance(value, list) else value == ""
-            if empty and action.default != "" and action.dest not in EMPTY_IS_READ:
+            values = value if isinstance(value, list) and value else [value]
+            empty = any(v in ("", []) for v in values)         # []: what --seeds=-- leaves
+            if empty and value != action.default and action.dest not in EMPTY_IS_READ:
                 name = "/".join(action.option_strings) or action.metavar or action.dest
                 raise InputError(f"{name} must not be empty.")
         return found, rest
