@@ -1,5 +1,6 @@
 """Turn a wrong array or a mistyped name into one clear sentence."""
 import difflib
+import functools
 import sys
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,6 +15,15 @@ NO_NUMBERS = (bool, np.timedelta64)     # though Python or NumPy counts them as 
 LARGEST = sys.maxsize             # no axis is longer, no array index larger
 FARTHEST = 1 << 52                # no position is farther from 0: floats count no higher one by one
 SHOWN = 80                        # characters of a value in an error
+
+
+def quiet(function):
+    """The same function, whatever the caller's np.seterr: small weights underflow, rightly."""
+    @functools.wraps(function)
+    def inside(*args, **kwargs):
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+    return inside
 
 
 def shown(value):

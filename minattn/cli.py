@@ -24,8 +24,8 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             value = getattr(found, action.dest, None)
             values = value if isinstance(value, list) and value else [value]
-            empty = any(v in ("", []) for v in values)         # []: what --seeds=-- leaves
-            if empty and value != action.default and action.dest not in EMPTY_IS_READ:
+            empty = [v for v in values if v == [] or v == "" and action.dest not in EMPTY_IS_READ]
+            if empty and value != action.default:              # []: what --seeds=-- leaves
                 name = "/".join(action.option_strings) or action.metavar or action.dest
                 raise InputError(f"{name} must not be empty.")
         return found, rest

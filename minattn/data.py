@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import builtin_corpus, files
+from minattn import builtin_corpus, checks, files, memory
 from minattn.download import Source, fetch, keep
 from minattn.errors import InputError
 
@@ -238,6 +238,8 @@ def split(ids, val_fraction=0.1):
     train is the first int((1 - val_fraction) * N) ids, val the rest. Raises InputError unless
     0 <= val_fraction < 1.
     """
+    _check_ids(ids)
+    val_fraction = checks.number("val_fraction", val_fraction)
     if not 0 <= val_fraction < 1:
         raise InputError(f"val_fraction must be at least 0 and below 1, got {val_fraction}.")
     n = int((1 - val_fraction) * len(ids))
@@ -251,12 +253,11 @@ def batch(ids, batch_size, block_size, seed, step):
     run that was resumed as in one that was not, and no generator has to be saved. Raises InputError
     if ids is too short for one window, or for a size or seed out of range.
     """
-    B, T = batch_size, block_size
-    if B < 1:
-        raise InputError(f"batch_size must be at least 1, got {B}.")
-    if seed < 0:
-        raise InputError(f"seed must be at least 0, got {seed}.")
-    _check_length(ids, T)
+    B = checks.number("batch_size", batch_size, 1, integer=True)
+    seed = checks.number("seed", seed, 0, integer=True)
+    step = checks.number("step", step, 0, integer=True)
+    T = _check_length(ids, block_size)
+    memory.weigh(f"a batch of {B:,} x {T:,} tokens", 16 * B * T, "choose a smaller batch_size")
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, step])))
     starts = random.integers(len(ids) - T, size=B)                 # (B,)  y may end on the last id
     at = starts[:, None] + np.arange(T)                            # (B, T)
@@ -269,18 +270,25 @@ def blocks(ids, block_size):
     For evaluation; windows do not overlap. n = (N - 1) // block_size; an incomplete block at the
     end is dropped. Raises InputError if ids is too short for one window, or if block_size < 1.
     """
-    T = block_size
-    _check_length(ids, T)
+    T = _check_length(ids, block_size)
     n = (len(ids) - 1) // T
     x = ids[:n * T].reshape(n, T)                                  # (n, T)
     y = ids[1:n * T + 1].reshape(n, T)                             # (n, T)
     return x.astype(np.int64), y.astype(np.int64)
 
 
+def _check_ids(ids):
+    if type(ids) not in checks.PLAIN or ids.dtype.kind not in "iu" or ids.ndim != 1:
+        raise InputError("ids must be a NumPy array of integers with one axis; "
+                         f"got {checks.kind(ids)}.")
+
+
 def _check_length(ids, block_size):
-    if block_size < 1:
-        raise InputError(f"block_size must be at least 1, got {block_size}.")
+    """-> block_size as Python's int"""
+    _check_ids(ids)
+    block_size = checks.number("block_size", block_size, 1, integer=True)
     if len(ids) < block_size + 1:
         raise InputError(f"block_size {block_size} needs at least {block_size + 1} characters, but "
                          f"this part of the text has {len(ids)}; use a longer text or a smaller "
                          "block_size.")
+    return block_size

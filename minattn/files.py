@@ -76,7 +76,7 @@ def write(path, content, *, follow=False):
     """
     path = Path(os.path.realpath(path) if follow else path)
     content = content.encode() if isinstance(content, str) else content
-    aside = path.with_name(f"{path.name[:60]}.{secrets.token_hex(4)}.tmp")
+    aside = path.parent / (f"{path.name[:60]}.{secrets.token_hex(4)}.tmp")
     try:
         if what := _odd(path):
             if not follow or what in ("folder", "link"):

@@ -23,7 +23,8 @@ ROWS_IN_CACHE = 1 << 16   # elements per block: a few arrays of this size fit in
 
 def _check_rows(x, others=(), channels="C"):
     """Check x (N, C) and arrays of its dtype that go with it: (name, array or None, shape) each."""
-    given = {name: (array, shape) for name, array, shape in others if array is not None}
+    given = {name: (array, shape) for name, array, shape in others
+             if array is not None or name != "bias"}
     checks.arrays(x=(x, f"N {channels}"), **given)
 
 
@@ -78,6 +79,7 @@ class LayerNormCache(NamedTuple):
     biased: bool
 
 
+@checks.quiet
 def layer_norm_forward(x, weight, bias=None, eps=LAYER_NORM_EPS):
     """Centre each row, scale it to unit variance, then apply a learned gain and, if given, a bias.
 
@@ -101,6 +103,7 @@ def layer_norm_forward(x, weight, bias=None, eps=LAYER_NORM_EPS):
     return y, LayerNormCache(xhat, rstd, weight, bias is not None)
 
 
+@checks.quiet
 def layer_norm_backward(dy, cache):
     """dy (N, C) -> {"x": (N, C), "weight": (C,), "bias": (C,) if given}
 
@@ -135,6 +138,7 @@ class RMSNormCache(NamedTuple):
     rrms: np.ndarray     # (..., 1)
 
 
+@checks.quiet
 def rms_norm_forward(x, eps=1e-6):
     """Scale each row to unit mean square, without parameters (arXiv 1910.07467, eq. 4).
 
@@ -152,6 +156,7 @@ def rms_norm_forward(x, eps=1e-6):
     return y, RMSNormCache(y, rrms)
 
 
+@checks.quiet
 def rms_norm_backward(dy, cache):
     """dy (..., D) -> {"x": (..., D)}"""
     y, rrms = cache
@@ -164,6 +169,7 @@ def rms_norm_backward(dy, cache):
 # ------------------------------------------------------------------------------------ sigmoid, GELU
 
 
+@checks.quiet
 def sigmoid(x):
     """1 / (1 + exp(-x)), computed as e / (1 + e) with e = exp(x): near 0 it keeps its digits."""
     y = np.exp(np.minimum(x, 80))                          # above 80 it is 1 in either precision
@@ -171,6 +177,7 @@ def sigmoid(x):
     return y
 
 
+@checks.quiet
 def log_sigmoid(x):
     """log(1 / (1 + exp(-x))) = min(x, 0) - log(1 + exp(-|x|)), accurate at both ends."""
     return np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
@@ -180,6 +187,7 @@ class GeluCache(NamedTuple):
     slope: np.ndarray    # (N, C)  dy/dx: cheapest while x and Phi are in cache
 
 
+@checks.quiet
 def gelu_forward(x, form="tanh"):
     """Gaussian error linear unit: y = x Phi(x)  (arXiv 1606.08415, section 2).
 
@@ -223,6 +231,7 @@ def twice_phi_minus_1(x, form):
     return np.tanh(u, out=u)
 
 
+@checks.quiet
 def gelu_backward(dy, cache):
     """dy (N, C) -> {"x": (N, C)}"""
     checks.gradient("dy", dy, cache.slope.shape, cache.slope.dtype)
@@ -279,6 +288,7 @@ def dropout_forward(x, p, rng):
     (arXiv 1207.0580)  rng: numpy.random.Generator, or None to drop nothing, as in evaluation. p is
     rounded to a multiple of 1/65536.  x (N, C) -> y (N, C)
     """
+    _check_rows(x)
     p = checks.number("p", p, 0, high=0.999)
     checks.generator(rng)
     if rng is None or p == 0:
@@ -290,6 +300,7 @@ def dropout_forward(x, p, rng):
 def dropout_backward(dy, cache):
     """dy (N, C) -> {"x": (N, C)}"""
     if cache.keep is None:
+        _check_rows(dy)
         return {"x": dy}
     checks.gradient("dy", dy, cache.keep.shape, cache.keep.dtype)
     return {"x": dy * cache.keep}
@@ -303,6 +314,7 @@ class CrossEntropyCache(NamedTuple):
     targets: np.ndarray  # (N,)
 
 
+@checks.quiet
 def cross_entropy_forward(logits, targets):
     """Mean negative log-likelihood of the targets, in nats.
 
@@ -324,6 +336,7 @@ def cross_entropy_forward(logits, targets):
     return float(loss), CrossEntropyCache(probs, targets)
 
 
+@checks.quiet
 def cross_entropy_backward(dloss, cache):
     """dloss (number) -> {"logits": (N, V)}: (softmax - one_hot) * dloss / N"""
     probs, targets = cache

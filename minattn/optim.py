@@ -90,11 +90,15 @@ def clip_factor(norm, clip):
 
     As PyTorch: clip / (norm + 1e-6).
     """
+    norm, clip = checks.number("norm", norm, 0), checks.number("clip", clip, 0)
     return min(1.0, clip / (norm + 1e-6)) if clip else 1.0
 
 
 def learning_rate(step, *, lr, min_lr, warmup, steps):
     """Linear warm-up, then half a cosine down to min_lr at the last step; step counts from 0."""
+    step, warmup, steps = (checks.number(name, n, 0, integer=True) for name, n in (
+        ("step", step), ("warmup", warmup), ("steps", steps)))
+    lr, min_lr = checks.number("lr", lr, 0), checks.number("min_lr", min_lr, 0)
     if step < warmup:
         return lr * (step + 1) / (warmup + 1)
     if step >= steps:

@@ -17,6 +17,7 @@ import numpy as np
 
 from minattn import checks, masks
 from minattn.attention.core import attend, attend_backward, sum_groups
+from minattn.errors import InputError
 from minattn.ops import sigmoid
 
 ARXIV = "2602.23057"
@@ -44,6 +45,7 @@ class Cache(NamedTuple):
     seen: masks.Seen
 
 
+@checks.quiet
 def forward(q, k, v, alpha_logits, alpha_ma, *, phi="linear_clip", length="total", **options):
     """out = alpha * (P v) + beta * (sum of the visible values).
 
@@ -69,9 +71,11 @@ def forward(q, k, v, alpha_logits, alpha_ma, *, phi="linear_clip", length="total
     return (out, Cache(attention, alpha, slope, beta, n, sum_v, seen), *weights)
 
 
+@checks.quiet
 def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"q", "k", "v", "alpha_logits"}; alpha_ma is a buffer and has none."""
     attention, alpha, slope, beta, n, sum_v, seen = cache
+    checks.gradient("dout", dout, attention.out.shape, attention.out.dtype)
     # 5. out = alpha (P v) + beta S
     dalpha = np.einsum("bhid,bhid->bhi", dout, attention.out)
     dbeta = np.einsum("bhid,bhid->bhi", dout, sum_v)
@@ -91,6 +95,7 @@ def computed(cache):
     return {"alpha": cache.alpha, "beta": cache.beta}
 
 
+@checks.quiet
 def phi_forward(x, phi):
     """alpha = phi(x) and its slope, which is 0 at the two kinks of the linear clip (x = -5, 5)."""
     checks.choice("phi", phi, ("linear_clip", "sigmoid"))
@@ -107,7 +112,10 @@ def update_moving_average(alpha_ma, alpha_logits, *, phi="linear_clip", momentum
     The mean is over batch and positions, one per head; axes="layer" takes it over the heads too.
     """
     checks.choice("axes", axes, ("head", "layer"))
-    checks.number("momentum", momentum, 0, high=1)
+    momentum = checks.number("momentum", momentum, 0, high=1)
+    checks.arrays(alpha_ma=(alpha_ma, "H"), alpha_logits=(alpha_logits, "B H T"))
+    if not alpha_logits.size:
+        raise InputError(f"alpha_logits must not be empty; got shape {alpha_logits.shape}.")
     alpha, _ = phi_forward(alpha_logits, phi)
     mean = alpha.mean(axis=(0, 2)) if axes == "head" else np.full_like(alpha_ma, alpha.mean())
     return (momentum * alpha_ma + (1 - momentum) * mean).astype(alpha_ma.dtype)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minattn import checks, masks
+from minattn import checks, masks, memory
 from minattn.attention.rules import Softmax
 from minattn.errors import InputError
 from minattn.ops import keep_mask
@@ -68,6 +68,7 @@ class Tile(NamedTuple):
         return (*self.queries, self.keys[2])
 
 
+@checks.quiet
 def attend(q, k, v, *, scale=None, softcap=None, log_length=None, bias=None, causal=False,
            window=None, prefix=0, allowed=None, align="end", dropout=0.0, rng=None,
            return_weights=False, sink=None, own_bias=(), rule=None, **unknown):
@@ -90,12 +91,16 @@ def attend(q, k, v, *, scale=None, softcap=None, log_length=None, bias=None, cau
     own_bias a tuple of biases that belong to the mechanism
     rule     a Rule of rules.py: how a row of scores becomes weights; softmax if None
 
+    A NaN or infinity in v reaches every row of its tile, also rows whose mask hides that key, as a
+    weight of 0 times NaN is NaN; in q or k it reaches only the rows that see it. Put zeros where
+    padding may not be finite.
     A row that sees no key gives out = 0, lse = -inf (with a sink: lse = sink) and no gradient. All
     arrays are float32, or all float64, and so is the result. InputError names what does not fit.
     """
     biases = (*own_bias, *_as_tuple(bias))
     scale, allowed = _check(q, k, v, scale, softcap, log_length, biases, allowed, dropout, sink,
                             rule, unknown)
+    checks.generator(rng)
     mask = masks.make(causal, window, prefix, align)
     dropout = 0 if rng is None else dropout
     rule = Softmax(sink) if rule is None else rule
@@ -103,6 +108,9 @@ def attend(q, k, v, *, scale=None, softcap=None, log_length=None, bias=None, cau
     k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
     q, lengths = _scale_by_length(q, log_length, k.shape[2], mask, allowed)
     (B, H, Tq, _), (_, _, Tk, Dv) = q.shape, v.shape
+    if return_weights:
+        memory.weigh(f"weights of {B} x {H} x {Tq:,} x {Tk:,}", B * H * Tq * Tk * q.itemsize,
+                     "leave out return_weights, or shorten the sequences")
     tiles = list(_tiles(B, H, Tq, Tk, mask))
     arrays = 1 + (softcap is not None) + rule.saves
     kept = [] if dropout or arrays * sum(map(_size, tiles)) * q.itemsize <= KEEP_BYTES else None
@@ -127,9 +135,11 @@ def attend(q, k, v, *, scale=None, softcap=None, log_length=None, bias=None, cau
 
 
 # the options that a caller of any mechanism may give
-OPTIONS = [name for name in attend.__kwdefaults__ if name not in ("sink", "own_bias", "rule")]
+OPTIONS = [name for name in attend.__wrapped__.__kwdefaults__
+           if name not in ("sink", "own_bias", "rule")]
 
 
+@checks.quiet
 def attend_backward(dout, cache, dlse=None):
     """dout (B, H, Tq, Dv) [, dlse (B, H, Tq)] -> {"q", "k", "v"} and, where given, more:
 
@@ -383,8 +393,9 @@ def _check(q, k, v, scale, softcap, log_length, biases, allowed, dropout, sink, 
             raise InputError(f"{name}: its number of heads must divide q's, {size['H']}; "
                              f"got {heads}.")
     full = tuple(size[axis] for axis in ("B", "H", "Tq", "Tk"))
-    scale = 1 / math.sqrt(size["D"]) if scale is None else scale
-    checks.number("scale", scale)
+    if not size["D"]:
+        raise InputError(f"q: axis 3 (D) must be at least 1; got shape {q.shape}.")
+    scale = checks.number("scale", 1 / math.sqrt(size["D"]) if scale is None else scale)
     checks.number("dropout", dropout, 0, high=0.999)
     if softcap is not None:
         checks.number("softcap (None: off)", softcap, above=0)
@@ -394,18 +405,18 @@ def _check(q, k, v, scale, softcap, log_length, biases, allowed, dropout, sink, 
     if sink is not None and rule is not None:
         raise InputError(f"a sink needs softmax weights; {type(rule).__name__} rows have none.")
     for bias in biases:
-        if isinstance(bias, np.ndarray):
+        if type(bias) in checks.PLAIN:
             if bias.dtype != q.dtype:
                 raise InputError(f"bias must have q's dtype, {q.dtype}; got {bias.dtype}.")
             _check_broadcast("bias", bias.shape, full)
-        elif not hasattr(bias, "tile"):
+        elif not hasattr(bias, "tile") or isinstance(bias, (np.ndarray, type)):
             kind = type(bias).__name__
             raise InputError(f"bias must be an array or have a tile method; got {kind}.")
     if sink is not None:
         checks.arrays({"H": size["H"]}, q.dtype, sink=(sink, "H"))
         checks.finite(sink=sink)
     if allowed is not None:
-        if not isinstance(allowed, np.ndarray) or allowed.dtype != bool:
+        if type(allowed) not in checks.PLAIN or allowed.dtype != bool:
             kind = getattr(allowed, "dtype", type(allowed).__name__)
             raise InputError(f"allowed must be a boolean array, True = may attend; got {kind}.")
         _check_broadcast("allowed", allowed.shape, full)

@@ -45,6 +45,7 @@ class Cache(NamedTuple):
     norm: str
 
 
+@checks.quiet
 def forward(q, k, v, energy, alpha, tau, *, norm="key", **options):
     """out = softmax(s + log g) v.
 
@@ -68,6 +69,7 @@ def forward(q, k, v, energy, alpha, tau, *, norm="key", **options):
     return (out, Cache(attention, z, one_minus_gate, stats, alpha, tau, norm), *weights)
 
 
+@checks.quiet
 def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"q", "k", "v", "energy", "alpha", "tau"} (and "bias" if given)"""
     attention, z, one_minus_gate, stats, alpha, tau, norm = cache

@@ -30,6 +30,7 @@ class Cache(NamedTuple):
     gate: GateCache
 
 
+@checks.quiet
 def forward(q, k, v, gate_logits, **options):
     """out = (P v) * sigmoid(gate_logits).
 
@@ -42,6 +43,7 @@ def forward(q, k, v, gate_logits, **options):
     return (out, Cache(attention, gate), *weights)
 
 
+@checks.quiet
 def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"q", "k", "v", "gate_logits"}"""
     grads = gate_backward(dout, cache.gate)                # 2. out = ungated * sigmoid(gate_logits)
@@ -54,6 +56,7 @@ def decode(q, k, v, gate_logits, bias=None):
     return gate_last(attend_last(q, k, v, bias=bias), gate_logits)
 
 
+@checks.quiet
 def gate_forward(out, gate_logits):
     """The gate alone, for any attention's output: out (B, H, Tq, Dv) -> gated out, cache"""
     checks.arrays(out=(out, "B H Tq Dv"), gate_logits=(gate_logits, "B H Tq Dv|1"))
@@ -71,9 +74,11 @@ def gate_last(out, gate_logits):
     return out * sigmoid(gate_logits)
 
 
+@checks.quiet
 def gate_backward(dout, cache):
     """dout -> {"out", "gate_logits"};  d sigmoid = gate (1 - gate)"""
     ungated, gate = cache
+    checks.gradient("dout", dout, ungated.shape, ungated.dtype)
     dgate = dout * ungated
     if gate.shape[3] == 1:
         dgate = dgate.sum(axis=3, keepdims=True)

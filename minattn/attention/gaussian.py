@@ -45,6 +45,7 @@ class Cache(NamedTuple):
     values_given: bool
 
 
+@checks.quiet
 def forward(x, log_sigma, *, keys=None, values=None, **options):
     """out_i = sum_j W_ij values_j, W normalised over the visible keys.
 
@@ -70,6 +71,7 @@ def forward(x, log_sigma, *, keys=None, values=None, **options):
     return (out, Cache(attention, x, keys, inv, row_bias, key_bias, *given), *weights)
 
 
+@checks.quiet
 def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"x", "log_sigma"} (and "keys", "values", "bias" where given)"""
     attention, x, keys, inv, row_bias, key_bias, keys_given, values_given = cache

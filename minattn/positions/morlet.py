@@ -77,6 +77,7 @@ class MorletCache(NamedTuple):
     centred: bool           # was a centre given?
 
 
+@checks.quiet
 def forward(length, log_omega, log_sigma, *, admissible=True, centre=None, start=0):
     """Pairs of waves under bells, for the positions p = start, ..., start + length - 1.
 
@@ -93,6 +94,8 @@ def forward(length, log_omega, log_sigma, *, admissible=True, centre=None, start
     """
     length = checks.number("length", length, 0, integer=True)
     start = checks.number("start", start, low=-checks.FARTHEST, high=checks.FARTHEST, integer=True)
+    checks.choice("admissible", admissible, (True, False))
+    admissible = bool(admissible)
     checks.arrays(log_omega=(log_omega, "n"), log_sigma=(log_sigma, "n"))
     checks.finite(log_omega=log_omega, log_sigma=log_sigma)
     if centre is not None:
@@ -115,6 +118,7 @@ def forward(length, log_omega, log_sigma, *, admissible=True, centre=None, start
                            centre is not None)
 
 
+@checks.quiet
 def backward(dpe, cache):
     """dpe (T, 2n) -> {"log_omega": (n,), "log_sigma": (n,)}, and "centre": (n,) if there was one"""
     cosine, sine, position, offset, omega, sigma, projected, capped, floored, centred = cache

@@ -32,6 +32,7 @@ def embed(length, n_embd, dtype, start, *, base):
     return forward(length, n_embd, base=base, start=start, dtype=dtype)
 
 
+@checks.quiet
 def forward(length, n_embd, *, base=10000.0, start=0, dtype=np.float64):
     """Sine on the even channels, cosine on the odd ones, of the same angle.
 
@@ -56,6 +57,7 @@ def forward(length, n_embd, *, base=10000.0, start=0, dtype=np.float64):
     return pe, SinusoidalCache((T, C), dtype)
 
 
+@checks.quiet
 def backward(dpe, cache):
     """dpe (T, C) -> {}: forward has no array argument, so there is no gradient to give."""
     checks.gradient("dpe", dpe, cache.shape, cache.dtype)

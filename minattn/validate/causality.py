@@ -14,6 +14,7 @@ four, a division by the sequence's length only 3 and 4. Positions count from 0.
     print(causality(my_model, framework="torch"))      # tokens (B, T) -> logits (B, T, V)
 """
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
         target, framework = target.module, "numpy"
     elif isinstance(target, tuple) and len(target) == 3:
         parts, name = target, "the model"
-    elif isinstance(target, (str, Path)) and Path(target).is_dir():
+    elif isinstance(target, (str, Path)) and os.path.isdir(target):
         parts, tokens = _run(target, tokens, corpus, data_dir, rng)
     elif isinstance(target, (str, Path)):
         if ":" not in name:
@@ -168,7 +169,7 @@ def _with(mechanism, options):
 
 def _foreign(target):
     """Is this text the name of something to import?"""
-    known = target.partition("[")[0] in attention.MECHANISMS or Path(target).is_dir()
+    known = target.partition("[")[0] in attention.MECHANISMS or os.path.isdir(target)
     return ":" in target and not known
 
 

@@ -1,0 +1,107 @@
+"""Random command lines and random calls: one sentence each, or the right answer.
+
+The seeds are fixed; `slow` runs longer. What was found once is in the corpus.
+"""
+import os
+import warnings
+
+import fuzz_calls
+import fuzz_lines
+import numpy as np
+import pytest
+from run_cases import train, write_corpus
+
+from minattn import cli, memory
+from minattn.attention import softmax
+from minattn.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("no_picture")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a finished run and its corpus."""
+    home = tmp_path_factory.mktemp("home")
+    assert train(home / "run", write_corpus(home)) == 0
+    return home
+
+
+def refused(words, capsys):
+    """Exit code 2 and one bounded sentence."""
+    assert cli.main(words) == 2, words
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1, words
+    assert 10 < len(said) < cli.LONGEST + 100
+
+
+@pytest.mark.parametrize("line", fuzz_lines.CORPUS, ids=lambda line: line[:40])
+def test_lines_that_were_wrong_once(line, home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    refused([word.format(home=home) for word in line.split()], capsys)
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=pytest.mark.slow)])
+def test_lines_with_a_number_that_is_none(count, home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    rng = np.random.default_rng(count)
+    before = sorted(os.listdir(home))
+    for _ in range(count):
+        refused(fuzz_lines.refused(rng, home), capsys)
+    assert sorted(os.listdir(home)) == before
+
+
+@pytest.mark.parametrize("count", [600, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_calls(count):
+    rng = np.random.default_rng(count)
+    wrong = []
+    for n in range(count):
+        if n % 200 == 0:
+            known = fuzz_calls.calls(rng)
+        wrong.append(fuzz_calls.attempt(rng, known))
+    assert not list(filter(None, wrong))
+
+
+def test_calls_under_a_caller_who_makes_numpy_raise():
+    """The answers of right calls do not depend on np.seterr, nor on the warnings filter."""
+    rng = np.random.default_rng(0)
+    known = fuzz_calls.calls(rng)
+    with np.errstate(all="raise"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for call in known:
+            call.function(**call.arguments)
+        q, k, v = 300 * np.ones((3, 1, 1, 4, 4), np.float32)
+        k[:, :, 1:] *= -1                                # exp underflows
+        assert np.isfinite(softmax.forward(q, k, v)[0]).all()
+
+
+def test_nan_behind_a_mask():
+    """As the core's docstring says: from q and k it stays where it is seen, from v it does not."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 1, 8, 4))
+    right = softmax.forward(q, k, v, causal=True)[0]
+    for array, name in ((q, "q"), (k, "k")):
+        wrong = array.copy()
+        wrong[:, :, 7] = np.nan
+        out = softmax.forward(**{**dict(q=q, k=k, v=v), name: wrong}, causal=True)[0]
+        assert np.array_equal(out[:, :, :7], right[:, :, :7]) and np.isnan(out[:, :, 7]).all()
+    v[:, :, 7] = 0
+    assert np.isfinite(softmax.forward(q, k, v, causal=True)[0]).all()
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+def test_memory_is_weighed_before_it_is_taken(monkeypatch):
+    monkeypatch.setattr(memory, "_free", lambda: 10**9)
+    memory.weigh("this", 10**8, "take less")
+    with pytest.raises(InputError, match=r"this would need 12\.3 GB .* 1\.0 GB are .*: take less"):
+        memory.weigh("this", 12_345_678_901, "take less")
+    monkeypatch.setattr(memory, "_address_space", lambda: 10**8)
+    assert memory.available() == (10**8, " below the limit of the address space (ulimit -v)")
+    with pytest.raises(InputError, match="more than 10"):
+        memory.weigh("this", 10**4000, "take less")
+
+
+def test_memory_of_a_system_that_tells_nothing(monkeypatch):
+    for name in ("_free", "_container", "_address_space"):
+        monkeypatch.setattr(memory, name, lambda: None)
+    assert memory.available() == (2**63, "")
