@@ -222,8 +222,8 @@ def integers(name, array, below, *, axes):
 
 
 def generator(rng):
-    """Raise InputError unless rng is a numpy.random.Generator, or None."""
-    if rng is not None and not isinstance(rng, np.random.Generator):
+    """Raise InputError unless rng is a numpy.random.Generator, or draws bytes as one, or None."""
+    if rng is not None and (isinstance(rng, type) or not callable(getattr(rng, "bytes", None))):
         raise InputError("rng must be a numpy.random.Generator, as numpy.random.default_rng(0) "
                          f"makes one, or None; got {type(rng).__name__}.")
 

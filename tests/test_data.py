@@ -47,7 +47,7 @@ def test_builtin_text_depends_on_seed_and_starts_alike(plays):
     assert builtin_corpus.text(4999) == plays[:4999]
     assert builtin_corpus.text(4999, seed=2) != plays[:4999]
     assert len(builtin_corpus.text(1)) == 1
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="at least 1; got 0"):
         builtin_corpus.text(0)
 
 
@@ -592,14 +592,14 @@ def test_text_too_short(cut):
     cut(np.arange(8), 7)                                    # just long enough
     with pytest.raises(InputError, match="block_size 7 needs at least 8 characters.* has 7;"):
         cut(np.arange(7), 7)
-    with pytest.raises(InputError, match="block_size must be at least 1, got 0"):
+    with pytest.raises(InputError, match="block_size must be at least 1; got 0"):
         cut(np.arange(7), 0)
 
 
 def test_batch_outside():
-    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(InputError, match="batch_size must be at least 1; got 0"):
         batch(np.arange(7), 0, 3, seed=0, step=0)
-    with pytest.raises(InputError, match="seed must be at least 0, got -1"):
+    with pytest.raises(InputError, match="seed must be at least 0; got -1"):
         batch(np.arange(7), 2, 3, seed=-1, step=0)
 
 
