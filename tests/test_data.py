@@ -47,7 +47,7 @@ def test_builtin_text_depends_on_seed_and_starts_alike(plays):
     assert builtin_corpus.text(4999) == plays[:4999]
     assert builtin_corpus.text(4999, seed=2) != plays[:4999]
     assert len(builtin_corpus.text(1)) == 1
-    with pytest.raises(ValueError, match="at least 1; got 0"):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
         builtin_corpus.text(0)
 
 
