@@ -36,6 +36,7 @@ class Mechanism(NamedTuple):
     not_cacheable: dict      # (option, value) -> why a prefix alone gives another result
     on_top_of: str           # the mechanism on which it stands when none is named; "": it is whole
     refuses: tuple           # options of the core that mean nothing here
+    absolute: bool           # does a constant added to every score change the weights?
     decode: Any              # forward for one query that sees every key; None: forward serves
     arxiv: str
     summary: str
@@ -86,7 +87,7 @@ def describe(name, module, naive_forward=None, naive_backward=None):
         module.ARGUMENTS, constant("OPTIONAL", {}), constant("OPTIONS", {}),
         constant("LAYER_OPTIONS", {}), constant("PROJECTIONS", {}), constant("PARAMETERS", {}),
         constant("BUFFERS", {}), constant("NOT_CAUSAL", {}), constant("NOT_CACHEABLE", {}),
-        constant("ON_TOP_OF", ""), constant("REFUSES", ()),
+        constant("ON_TOP_OF", ""), constant("REFUSES", ()), constant("ABSOLUTE", False),
         constant("decode", None), module.ARXIV, module.SUMMARY)
 
 

@@ -10,6 +10,7 @@ from minattn.attention.core import attend_last
 ARXIV = "2602.23057"
 SUMMARY = "adds 1 to the softmax denominator"
 ARGUMENTS = {"q": "B H Tq D", "k": "B G Tk D", "v": "B G Tk Dv"}
+ABSOLUTE = True             # a constant added to every score changes the weights
 
 
 def forward(q, k, v, **options):
