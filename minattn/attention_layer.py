@@ -4,11 +4,12 @@ Any mechanism of the registry works here without being named: an argument is a p
 layer's input, a parameter per head, or a buffer, as its row says. Only two shapes of input exist:
 q, k, v from one projection, or (Gaussian kernel) the channels themselves.
 """
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minattn import ops
+from minattn import checks, ops
 
 
 class KVCache:
@@ -30,23 +31,39 @@ class KVCache:
 # ------------------------------------------------------------------------------------- parameters
 
 
-def attention_parameters(layer, config):
-    """(name, outputs, initial value, bias) of every array of the layer, c_proj apart.
-
-    outputs None: not a linear layer but one number per head.
-    """
-    row, C, H = layer.mechanism, config.n_embd, config.n_head
+def projections(layer, config):
+    """(name, outputs, bias) of every linear map of the layer's input."""
+    row, sizes = layer.mechanism, layer.sizes(config)
     if "q" in row.arguments:
-        yield "c_attn", 3 * C, None, config.qkv_bias
+        yield "c_attn", sum(math.prod(layer.heads(name, config)) for name in "qkv"), config.qkv_bias
     for source in (row, layer.gate):
         for name, biased in source.projections.items() if source else ():
-            shape = source.arguments[name].split()
-            per_channel = len(shape) == 4
-            if shape[-1] == "Dv|1":                      # either: an option of the layer says which
-                per_channel = layer.layer_options["gate"] == "channel"
-            yield name, C if per_channel else H, None, biased
+            _, heads, _, *width = source.arguments[name].split()
+            if width == ["Dv|1"]:                        # either: an option of the layer says which
+                width = ["Dv" if layer.layer_options["gate"] == "channel" else "1"]
+            yield name, math.prod(checks.extent(s, sizes) for s in (heads, *width)), biased
+
+
+def attention_parameters(layer, config):
+    """Every other array that the layer learns: name -> (shape, initial value)"""
+    row, sizes, found = layer.mechanism, layer.sizes(config), {}
+    if config.qk_norm:
+        for name in ("q", "k"):                          # flat: norms' gains are not decayed
+            found[f"{name}_norm.weight"] = ((math.prod(layer.heads(name, config)),), 1.0)
+    if config.log_length:                                # the usual scale where the context is full
+        found["log_length"] = ((_score_heads(layer, config),),
+                               1 / math.log(max(config.block_size, 2)))
     for name, value in row.parameters.items():
-        yield name, None, value(C // H, **layer.layer_options) if callable(value) else value, False
+        shape = tuple(checks.extent(s, sizes) for s in row.arguments[name].split())
+        if callable(value):
+            value = value(sizes["D"], **layer.layer_options)
+        found[name] = shape, value
+    return found
+
+
+def _score_heads(layer, config):
+    """How many heads have scores of their own: those of q, unless q is shared by all."""
+    return max(layer.heads("q", config)[0], config.n_head)
 
 
 # ----------------------------------------------------------------------------- forward and backward
@@ -54,6 +71,7 @@ def attention_parameters(layer, config):
 
 class Cache(NamedTuple):
     inputs: Any          # of the projection that made q, k, v; or of the features' norm
+    norms: list          # of q and k, under qk_norm
     rotations: list      # of each rotated input
     projections: dict    # argument -> cache of its linear
     attention: Any
@@ -76,8 +94,13 @@ def attention_forward(x, params, buffers, layer, config, shape, *, training, rng
         options["return_weights"] = True
     if layer.bias:
         module, settings = layer.bias
-        options["bias"] = module.bias(H, x.dtype, **settings)
-    arguments, rotations, projections = {}, [], {}
+        heads = _score_heads(layer, config) if "q" in row.arguments else H
+        options["bias"] = module.bias(heads, x.dtype, **settings)
+    if config.softcap:
+        options["softcap"] = config.softcap
+    if config.log_length:
+        options["log_length"] = params[f"{name}.log_length"]
+    arguments, norms, rotations, projections = {}, [], [], {}
 
     def rotate(a):
         module, settings = layer.rotation
@@ -91,10 +114,18 @@ def attention_forward(x, params, buffers, layer, config, shape, *, training, rng
         y = _split(y, B, T, H)                                                # (B, H, T, D or 1)
         return y if len(shape.split()) == 4 else y[..., 0]
 
+    def normalise(a, arg):
+        y, cache = ops.rms_norm_forward(a)
+        gain = params[f"{name}.{arg}_norm.weight"].reshape(a.shape[1], 1, a.shape[3])
+        norms.append((cache, gain))
+        return y * gain
+
     if "q" in row.arguments:                                # 1. q, k, v             (B, H, T, D)
         qkv, inputs = ops.linear_forward(x, params[f"{name}.c_attn.weight"],
                                          params.get(f"{name}.c_attn.bias"))
-        q, k, v = qkv.reshape(B, T, 3, H, -1).transpose(2, 0, 3, 1, 4)
+        q, k, v = _split_qkv(qkv, B, T, layer, config)
+        if config.qk_norm:                                  #    normalise q and k
+            q, k = normalise(q, "q"), normalise(k, "k")
         if layer.rotation:                                  # 2. rotate q and k
             q, k = rotate(q), rotate(k)
         arguments.update(q=q, k=k, v=v)
@@ -128,7 +159,7 @@ def attention_forward(x, params, buffers, layer, config, shape, *, training, rng
         out, gate = layer.gate.module.gate_forward(out, project(arg, layer.gate.arguments[arg]))
     y, merge = ops.linear_forward(_merge(out), params[f"{name}.c_proj.weight"],
                                   params.get(f"{name}.c_proj.bias"))          # 7. project back
-    return y, Cache(inputs, rotations, projections, attention, gate, merge)
+    return y, Cache(inputs, norms, rotations, projections, attention, gate, merge)
 
 
 def attention_backward(dy, cache, layer, config, shape):
@@ -155,6 +186,8 @@ def attention_backward(dy, cache, layer, config, shape):
     # 5. attend
     part = row.module.backward(dout, cache.attention)
     grads.update((name, part[name]) for name in row.parameters)
+    if config.log_length:
+        grads["log_length"] = part["log_length"]
     # 3. projected arguments
     dlogits.update((name, part[name]) for name in row.projections)
     dprojected = []
@@ -164,8 +197,11 @@ def attention_backward(dy, cache, layer, config, shape):
     if "q" in row.arguments:
         # 2. rotate q and k
         dq, dk, dv = unrotate(part["q"], 0), unrotate(part["k"], 1), part["v"]
+        if config.qk_norm:
+            dq, grads["q_norm.weight"] = _norm_backward(dq, *cache.norms[0])
+            dk, grads["k_norm.weight"] = _norm_backward(dk, *cache.norms[1])
         # 1. q, k, v = x @ c_attn
-        dqkv = np.stack([d.swapaxes(1, 2) for d in (dq, dk, dv)], axis=2)     # (B, T, 3, H, D)
+        dqkv = np.concatenate([d.swapaxes(1, 2).reshape(B, T, -1) for d in (dq, dk, dv)], axis=2)
         dx = undo("c_attn", dqkv.reshape(B * T, -1), cache.inputs)
         return {"x": sum(dprojected, dx), **grads}
     # 2. rotate the features
@@ -189,6 +225,23 @@ def _buffers(layer, arguments, buffers, name, training):
     used, kept = row.module.update_buffers(stored, arguments, **options)
     buffers.update((f"{name}.{arg}", value) for arg, value in kept.items())
     return used
+
+
+def _norm_backward(dy, norm, gain):
+    """y = rms_norm(x) * gain, gain (H, 1, D) -> dx, dgain (H D,)"""
+    dgain = np.einsum("bhtd,bhtd->hd", dy, norm.y)
+    return ops.rms_norm_backward(dy * gain, norm)["x"], dgain.reshape(-1)
+
+
+def _split_qkv(x, B, T, layer, config):
+    """(N, all heads of q, k and v) -> three views (B, heads, T, width)"""
+    x, parts, start = x.reshape(B, T, -1), [], 0
+    for name in "qkv":
+        heads, width = layer.heads(name, config)
+        part = x[:, :, start:start + heads * width]
+        parts.append(part.reshape(B, T, heads, width).swapaxes(1, 2))
+        start += heads * width
+    return parts
 
 
 def _split(x, B, T, H):

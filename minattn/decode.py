@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn import model, ops
-from minattn.attention_layer import attention_parameters
+from minattn.attention_layer import attention_parameters, projections
 from minattn.layers import Layer, layers
 
 PANEL = 32
@@ -43,6 +43,9 @@ class PreparedLayer(NamedTuple):
     layer: Layer
     cached: list              # arguments that the key-value cache extends
     constants: dict           # arguments of the mechanism that are the same for every token
+    norms: Any                # the gains of q and k (heads, 1, D), or None; the scale is in q's
+    log_length: Any           # (heads, 1, 1), or None
+    heads: tuple              # of q, k and v
     projected: list           # (argument, its columns after attn_in, its shape), all but q, k, v
     attn_in: Linear           # ln_1's gain and bias, then every projection
     attn_out: Linear          # c_proj
@@ -87,16 +90,26 @@ def prepare(params, buffers, config):
 
 
 def _prepare_layer(layer, params, buffers, config):
-    h, row, C, H = f"h.{layer.index}", layer.mechanism, config.n_embd, config.n_head
+    h, row, H = f"h.{layer.index}", layer.mechanism, config.n_head
     constants = {name: params[f"{h}.attn.{name}"] for name in row.parameters}
+    learned = {name: params[f"{h}.attn.{name}"] for name in attention_parameters(layer, config)}
     constants.update((name, buffers[f"{h}.attn.{name}"]) for name in row.buffers)
-    sizes = {name: n_out for name, n_out, _, _ in attention_parameters(layer, config)
-             if name not in row.parameters}
+    sizes = {name: n_out for name, n_out, _ in projections(layer, config)}
     linears = [_linear(params, f"{h}.attn.{name}") for name in sizes]
     attn_in = Linear(np.concatenate([linear.weight for linear in linears], axis=1),
                      np.concatenate([linear.bias for linear in linears]))
-    for array in attn_in:
-        array[..., :C] /= math.sqrt(C // H)               # the scale of q k^T
+    (n_q, D), (n_k, _), (n_v, _) = (layer.heads(name, config) for name in "qkv")
+    scale = 1.0 if "scale" in row.refuses else 1 / math.sqrt(D)                  # of q k^T
+    norms = log_length = None
+    if config.qk_norm:
+        norms = tuple(learned[f"{name}_norm.weight"].reshape(heads, 1, D)
+                      for name, heads in (("q", n_q), ("k", n_k)))
+        norms = norms[0] * attn_in.weight.dtype.type(scale), norms[1]
+    else:
+        for array in attn_in:
+            array[..., :n_q * D] *= scale
+    if config.log_length:
+        log_length = learned["log_length"][:, None, None]
     projected, start = [], sizes.pop("c_attn")
     for name, n_out in sizes.items():
         axes = row.arguments.get(name, "B H Tq D").split()
@@ -104,7 +117,8 @@ def _prepare_layer(layer, params, buffers, config):
         projected.append((name, slice(start, start + n_out), shape))
         start += n_out
     mlp_out = _linear(params, f"{h}.mlp.c_proj")
-    return PreparedLayer(layer, layer.reads("Tk"), constants, projected,
+    return PreparedLayer(layer, layer.reads("Tk"), constants, norms, log_length, (n_q, n_k, n_v),
+                         projected,
                          _after_norm(params, f"{h}.ln_1", attn_in),
                          _centred_output(_linear(params, f"{h}.attn.c_proj")),
                          _after_norm(params, f"{h}.ln_2", _linear(params, f"{h}.mlp.c_fc")),
@@ -184,13 +198,25 @@ def _norm_linear(x, linear, decoder):
 def _attend(y, prepared, bias, decoder, kv_cache):
     """Projections (B, m) of one new position -> merged heads (B, C)"""
     layer, row = prepared.layer, prepared.layer.mechanism
-    C, H, t = decoder.config.n_embd, decoder.config.n_head, kv_cache.length
-    qkv = y[:, :3 * C].reshape(-1, 3 * H, 1, C // H)         # (B, 3 H, 1, D)
-    q, k, v = qkv[:, :H], qkv[:, H:2 * H], qkv[:, 2 * H:]
+    C, t = decoder.config.n_embd, kv_cache.length
+    (n_q, n_k, n_v), (_, D) = prepared.heads, layer.heads("q", decoder.config)
+    end = (n_q + n_k) * D
+    _, width = layer.heads("v", decoder.config)
+    qk = y[:, :end].reshape(-1, n_q + n_k, 1, D)
+    v = y[:, end:end + n_v * width].reshape(-1, n_v, 1, width)
+    if prepared.norms:
+        q, k = (ops.rms_norm_forward(a)[0] * gain
+                for a, gain in zip((qk[:, :n_q], qk[:, n_q:]), prepared.norms))
+        qk = np.concatenate([q, k], axis=1)
     if layer.rotation:
         module, options = layer.rotation
-        rotated = module.rotate(qkv[:, :2 * H], decoder.rotations[t:t + 1], **options)
-        q, k = rotated[:, :H], rotated[:, H:]
+        qk = module.rotate(qk, decoder.rotations[t:t + 1], **options)
+    q, k, given = qk[:, :n_q], qk[:, n_q:], {}
+    if prepared.log_length is not None:
+        n = min(t + 1, layer.window or t + 1)
+        q = q * (prepared.log_length * prepared.log_length.dtype.type(math.log(n)))
+    if decoder.config.softcap:
+        given["softcap"] = decoder.config.softcap
     arguments = {"q": q, "k": k, "v": v, **prepared.constants}
     for name, columns, shape in prepared.projected:
         arguments[name] = y[:, columns].reshape(shape)
@@ -202,10 +228,12 @@ def _attend(y, prepared, bias, decoder, kv_cache):
             seen = slice(-layer.window, None)
             arguments["k"], arguments["v"] = arguments["k"][:, :, seen], arguments["v"][:, :, seen]
             bias = None if bias is None else bias[..., seen]
-        out = row.decode(**arguments, **layer.options, bias=bias)
+        out = row.decode(**arguments, **layer.options, bias=bias, **given)
     else:
+        if "scale" not in row.refuses:
+            given["scale"] = 1.0
         out = row.module.forward(**arguments, **layer.options, causal=True, window=layer.window,
-                                 bias=bias, scale=1.0)[0]
+                                 bias=bias, **given)[0]
     if layer.gate:
         out = layer.gate.module.gate_last(out, *gate_logits)
     return out.reshape(-1, C)

@@ -20,6 +20,20 @@ class Layer(NamedTuple):
     rotation: tuple | None     # (position module, its options): rotates q and k
     bias: tuple | None         # (position module, its options): adds to the scores
 
+    def sizes(self, config):
+        """The length of every axis of the mechanism's arguments, batch and tokens apart."""
+        C, H = config.n_embd, config.n_head
+        widths = {"D": C // H, "Dv": C // H}
+        if self.mechanism.head_sizes:
+            widths.update(self.mechanism.head_sizes(C, H, **self.layer_options))
+        return {"H": H, "G": config.n_kv_head or H, **widths}
+
+    def heads(self, argument, config):
+        """Heads and width of an argument (B, heads, T, width)."""
+        _, heads, _, width = self.mechanism.arguments[argument].split()
+        sizes = self.sizes(config)
+        return checks.extent(heads, sizes), checks.extent(width, sizes)
+
     def reads(self, symbol):
         """The arguments of the mechanism with this axis."""
         return [name for name, shape in self.mechanism.arguments.items() if symbol in shape.split()]
@@ -45,9 +59,24 @@ def _layers(config):
                 raise InputError(f"position {config.position!r}: one {row.kind} at most.")
             by_kind[row.kind] = row.module, options
     built = [_layer(parts) for parts in texts]
+    for row, *_ in built:
+        _check_core_options(config, row)
     return tuple(Layer(i, spec.show([texts[i % len(texts)]]), *built[i % len(built)], window,
                        by_kind.get("rotation"), by_kind.get("bias"))
                  for i, window in enumerate(_windows(config)))
+
+
+def _check_core_options(config, row):
+    """Raise InputError for an option of the model that means nothing for one of its mechanisms."""
+    for name in ("softcap", "log_length"):
+        if getattr(config, name) and name in row.refuses:
+            raise InputError(f"{name} means nothing for {row.name}: leave it out.")
+    for name in ("n_kv_head", "qk_norm"):
+        if getattr(config, name) and "q" not in row.arguments:
+            raise InputError(f"{name} needs queries and keys, and {row.name} has none: leave it "
+                             "out.")
+    if config.n_kv_head and not any("G" in shape.split() for shape in row.arguments.values()):
+        raise InputError(f"{row.name} cannot group its keys: leave n_kv_head out.")
 
 
 def _layer(parts):

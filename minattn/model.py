@@ -16,7 +16,12 @@ import numpy as np
 
 from minattn import checks, memory, ops, spec
 from minattn.attention import mechanism
-from minattn.attention_layer import attention_backward, attention_forward, attention_parameters
+from minattn.attention_layer import (
+    attention_backward,
+    attention_forward,
+    attention_parameters,
+    projections,
+)
 from minattn.errors import InputError
 from minattn.layers import embeddings, layers
 from minattn.positions import position
@@ -38,6 +43,10 @@ class Config:
     gelu: str = "tanh"               # or "exact"
     scaled_init: bool = True         # projections back into the residual stream start
                                      # 1 / sqrt(2 n_layer) smaller
+    n_kv_head: int | None = None     # key and value heads, a divisor of n_head; None: n_head
+    qk_norm: bool = False            # RMS norm with a gain on the queries and keys of each head
+    softcap: float | None = None     # c: scores become c tanh(score / c)
+    log_length: bool = False         # scores times a log n, n visible keys; a is learned per head
     attention: str = "softmax"       # "energy[norm=prefix]+gated", "energy/softmax": see spec.py
     position: str = "learned"        # "learned+rope[base=100]"
     window: int | None = None        # keys that a query sees, itself included; None: all before it
@@ -58,6 +67,15 @@ class Config:
         checks.fields(self, "dropout", low=0, high=0.9)
         if self.window is not None:
             checks.fields(self, "window", low=1, integer=True)
+        if self.n_kv_head is not None:
+            checks.fields(self, "n_kv_head", low=1, integer=True)
+            if self.n_head % self.n_kv_head:
+                raise InputError(f"n_kv_head must divide n_head; got {self.n_kv_head} and "
+                                 f"{self.n_head}.")
+        if self.softcap is not None:
+            checks.fields(self, "softcap", above=0)
+        checks.choice("qk_norm", self.qk_norm, (False, True))
+        checks.choice("log_length", self.log_length, (False, True))
         checks.choice("gelu", self.gelu, ("tanh", "exact"))
         layers(self)                 # raises for unknown mechanisms, positions and options
 
@@ -111,11 +129,10 @@ def parameter_shapes(config):
     for layer in layers(config):
         h = f"h.{layer.index}"
         norm(f"{h}.ln_1")
-        for name, n_out, init, bias in attention_parameters(layer, config):
-            if n_out is None:
-                shapes[f"{h}.attn.{name}"] = ((config.n_head,), init)
-            else:
-                linear(f"{h}.attn.{name}", C, n_out, init or normal, bias)
+        for name, n_out, bias in projections(layer, config):
+            linear(f"{h}.attn.{name}", C, n_out, normal, bias)
+        for name, value in attention_parameters(layer, config).items():
+            shapes[f"{h}.attn.{name}"] = value
         linear(f"{h}.attn.c_proj", C, C, back, config.bias)
         norm(f"{h}.ln_2")
         linear(f"{h}.mlp.c_fc", C, 4 * C, normal, config.bias)

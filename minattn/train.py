@@ -73,12 +73,17 @@ class Settings:
         checks.choice("dtype", self.dtype, ("float32", "float64"))
 
 
-def integer_or_none(text):
+def integer(text):
     return None if text.lower() == "none" else int(text)
 
 
+def number(text):
+    return None if text.lower() == "none" else float(text)
+
+
+READ = {int | None: integer, float | None: number}
 # every setting of a run -> what makes its value of a text
-FIELDS = {field.name: integer_or_none if field.type == int | None else field.type
+FIELDS = {field.name: READ.get(field.type, field.type)
           for cls in (Settings, model.Config) for field in dataclasses.fields(cls)
           if field.name != "vocab_size"}
 

@@ -46,6 +46,12 @@ COMBINED = {        # what the papers combine, and what differs by layer
     "learned+rope": dict(position="learned+rope"),
     "learned+morlet+decay": dict(position="learned+morlet+decay"),
     "biases-exact": dict(bias=True, qkv_bias=True, gelu="exact"),
+    "grouped-softcap-rope": dict(n_kv_head=1, softcap=0.7, position="rope", qkv_bias=True),
+    "grouped-norm-length-window": dict(attention="affine[length=visible]+gated/energy/sink",
+                                       n_head=6, n_embd=36, n_kv_head=2, qk_norm=True, window=4,
+                                       log_length=True, position="decay", n_layer=3),
+    "gated-norm-length-softcap": dict(attention="gated/off_by_one", qk_norm=True, softcap=1.5,
+                                      log_length=True, position="rope"),
 }
 CASES = {        # name -> fields of Config; each mechanism and each position with its options first
     **{text: dict(attention=text) for row in MECHANISMS.values()

@@ -329,6 +329,12 @@ def test_initial_parameters():
     (dict(position="rope", n_embd=9, n_head=3), "n_embd / n_head must be even for rope"),
     (dict(window=0), "window must be at least 1"),
     (dict(window=2, window_pattern="SL"), "window or window_pattern, not both"),
+    (dict(n_kv_head=3), "n_kv_head must divide n_head; got 3 and 2"),
+    (dict(n_kv_head=1, attention="gaussian"), "n_kv_head needs queries and keys, and gaussian has"),
+    (dict(qk_norm=True, attention="softmax/gaussian"), "qk_norm needs queries and keys"),
+    (dict(softcap=0), "softcap must be above 0; got 0"),
+    (dict(softcap=1, attention="gaussian"), "softcap means nothing for gaussian: leave it out"),
+    (dict(log_length=True, attention="gaussian"), "log_length means nothing for gaussian"),
     (dict(window_pattern="SX"), "window_pattern must be one of S, L; got 'X'"),
 ])
 def test_config_that_cannot_be(fields, message):

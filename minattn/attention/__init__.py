@@ -3,6 +3,7 @@
 A new mechanism is its module beside the others, its row here, its naive pair in naive.py, and its
 PyTorch formula in torch_refs: docs/add_a_mechanism.md shows all four.
 """
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,11 +31,12 @@ class Mechanism(NamedTuple):
     options: dict            # forward's own options -> checks.Option; the core's come on top
     layer_options: dict      # options of the layer around it -> checks.Option
     projections: dict        # argument that is a projection of the layer's input -> has it a bias?
-    parameters: dict         # argument that is learned, one number per head -> initial value
+    parameters: dict         # argument that is learned, of the shape in arguments -> initial value
     buffers: dict            # argument that is remembered but not learned -> initial value
     not_causal: dict         # (option, value) -> why the future leaks in
     not_cacheable: dict      # (option, value) -> why a prefix alone gives another result
     on_top_of: str           # the mechanism on which it stands when none is named; "": it is whole
+    head_sizes: Any          # (n_embd, n_head, **layer_options) -> {"D": ...}; None: C / H each
     refuses: tuple           # options of the core that mean nothing here
     absolute: bool           # does a constant added to every score change the weights?
     decode: Any              # forward for one query that sees every key; None: forward serves
@@ -51,13 +53,28 @@ class Mechanism(NamedTuple):
 
     def extra_parameters(self):
         """What one layer learns beside softmax attention's 4 C^2 weights, in terms of C and H."""
-        wide = sum(len(self.arguments[name].split()) == 4 for name in self.projections)
-        narrow = len(self.projections) - wide
-        per_head = len(self.parameters) + sum(self.projections.values())
-        terms = [(wide - (0 if "q" in self.arguments else 3), "C^2"), (narrow, "C H"),
-                 (per_head, "H")]
-        shown = [letters if n == 1 else f"{n} {letters}" for n, letters in terms if n]
-        return " + ".join(shown) or "0"
+        H, D = 1 << 10, 1 << 20                             # far apart, so that no two terms meet
+        C = H * D
+        size = {"H": H, "G": H, "D": D, "Dv": D, "Dv|1": D}
+        if self.head_sizes:
+            size.update(self.head_sizes(C, H, **checks.defaults(self.layer_options)))
+
+        def count(name):
+            """Numbers of an argument for one token."""
+            axes = (s for s in self.arguments[name].split() if s[0] not in "BT")
+            return math.prod(checks.extent(symbol, size) for symbol in axes)
+
+        extra = C * (sum(count(name) for name in ("q", "k", "v") if name in self.arguments) - 3 * C)
+        extra += sum(C * count(name) + biased * count(name)
+                     for name, biased in self.projections.items())
+        extra += sum(map(count, self.parameters))
+        terms = []
+        for letters, unit in (("C^2", C * C), ("C H", C * H), ("C", C), ("D", D), ("H", H)):
+            n = round(extra / unit)
+            extra -= n * unit
+            if n:
+                terms.append(letters if n == 1 else f"{n} {letters}")
+        return " + ".join(terms).replace("+ -", "- ") or "0"
 
     def reason(self, table, options):
         """Why these options are in a table of exceptions, or an empty string."""
@@ -87,8 +104,8 @@ def describe(name, module, naive_forward=None, naive_backward=None):
         module.ARGUMENTS, constant("OPTIONAL", {}), constant("OPTIONS", {}),
         constant("LAYER_OPTIONS", {}), constant("PROJECTIONS", {}), constant("PARAMETERS", {}),
         constant("BUFFERS", {}), constant("NOT_CAUSAL", {}), constant("NOT_CACHEABLE", {}),
-        constant("ON_TOP_OF", ""), constant("REFUSES", ()), constant("ABSOLUTE", False),
-        constant("decode", None), module.ARXIV, module.SUMMARY)
+        constant("ON_TOP_OF", ""), constant("head_sizes", None), constant("REFUSES", ()),
+        constant("ABSOLUTE", False), constant("decode", None), module.ARXIV, module.SUMMARY)
 
 
 MECHANISMS = {name: describe(name, module) for name, module in {

@@ -51,9 +51,9 @@ def backward(dout, cache):
     return {**attend_backward(dungated, cache.attention), **grads}   # 1. ungated = P v
 
 
-def decode(q, k, v, gate_logits, bias=None):
+def decode(q, k, v, gate_logits, **options):
     """forward for one query, in generation: see core.attend_last"""
-    return gate_last(attend_last(q, k, v, bias=bias), gate_logits)
+    return gate_last(attend_last(q, k, v, **options), gate_logits)
 
 
 @checks.quiet

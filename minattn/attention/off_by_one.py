@@ -31,6 +31,6 @@ def backward(dout, cache):
     return grads
 
 
-def decode(q, k, v, bias=None):
+def decode(q, k, v, **options):
     """forward for one query, in generation: see core.attend_last"""
-    return attend_last(q, k, v, bias=bias, sink=np.zeros(q.shape[1], q.dtype))
+    return attend_last(q, k, v, **options, sink=np.zeros(q.shape[1], q.dtype))

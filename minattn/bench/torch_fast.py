@@ -244,7 +244,7 @@ class GPT(gpt.GPT):
 
     def _rotate(self, x, start=0):
         """RoPE as x cos + (the other of each pair) sin, in three passes; x (B, H, T, D)"""
-        if "rope" not in self.positions:
+        if "rope" not in self.positions or x.shape[-1] != self.rotations[0].shape[-1]:
             return super()._rotate(x)
         T, D = x.shape[-2:]
         cos, sin = (table[start:start + T] for table in self.rotations)
@@ -260,7 +260,8 @@ class GPT(gpt.GPT):
 
     def _attention(self, i, x):
         T, layer, form = x.shape[1], self.layers[i], self.forms[i]
-        if form is None or (self.training and self.config["dropout"]):
+        literal = any(self.config[key] for key in ("n_kv_head", "softcap", "log_length"))
+        if form is None or literal or (self.training and self.config["dropout"]):
             return super()._attention(i, x)
         mask = self.masks[layer.window][..., :T, :T]
         masked = partial(attend, fused=self.fused, mask=mask, causal=self._causal(layer))

@@ -29,10 +29,10 @@ def look(params, buffers, config, ids):
         prefix = f"h.{layer.index}.attn."
         computed = _computed(layer.mechanism, attn.attention) | _computed(layer.gate, attn.gate)
         learned = {}
-        for name, outputs, first, _ in attention_parameters(layer, config):
-            if outputs is None:
+        for name, (shape, first) in attention_parameters(layer, config).items():
+            if shape == (config.n_head,):                # one number per head
                 value = params[prefix + name]
-                if name.startswith("log_"):
+                if name in ("log_sigma",):
                     name, value, first = name.removeprefix("log_"), np.exp(value), np.exp(first)
                 learned[name] = value, first
         for name in layer.mechanism.buffers:

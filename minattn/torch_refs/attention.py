@@ -305,6 +305,7 @@ class Formula(NamedTuple):
     function: Callable
     inputs: Callable | None = None   # of the channels per head, instead of q, k and v from c_attn
     update: Callable | None = None   # in training: buffers to use, buffers to keep
+    heads: Callable | None = None    # (C, H, G) -> heads and width of q, k and v; None: as usual
     on_top: Callable | None = None   # the same on top of another mechanism's output
     in_parameters: tuple = ()        # options that only decide the shapes or the initial values
 

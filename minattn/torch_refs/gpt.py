@@ -30,6 +30,7 @@ DEFAULTS = dict(
     vocab_size=65, block_size=64, n_layer=2, n_head=2, n_embd=32, dropout=0.0,
     bias=True, qkv_bias=False, scaled_init=True,        # seen in the parameters; unused here
     gelu="tanh",                                        # or "exact"
+    n_kv_head=None, qk_norm=False, softcap=None, log_length=False,
     attention="softmax", position="learned",            # see `parse`
     attention_options={}, position_options={},          # of older runs: for all that know them
     window=None,                                        # the same for all layers, or
@@ -207,6 +208,22 @@ class GPT(nn.Module):
         x = x.reshape(B, T, self.config["n_head"], -1)
         return x.transpose(1, 2)                                # (B, T, C) -> (B, H, T, D)
 
+    def _split(self, qkv, formula):
+        """What c_attn gives -> {"q", "k", "v"}: (B, heads, T, width)"""
+        C, H = self.config["n_embd"], self.config["n_head"]
+        G = self.config["n_kv_head"] or H
+        shapes = [(H, C // H), (G, C // H), (G, C // H)]
+        if formula.heads:
+            shapes = formula.heads(C, H, G)
+        parts = qkv.split([heads * width for heads, width in shapes], -1)
+        return {name: part.unflatten(-1, shape).transpose(1, 2)
+                for name, part, shape in zip("qkv", parts, shapes)}
+
+    def _head_norm(self, x, name):
+        """RMS norm of each head's channels, with a gain: (B, heads, T, width) -> the same"""
+        x = x / torch.sqrt((x ** 2).mean(-1, keepdim=True) + 1e-6)
+        return x * self._get(name + ".weight").view(x.shape[1], 1, x.shape[3])
+
     def _encode(self, kind, **facts):
         """What each position of this kind makes of these facts, its options and its parameters."""
         for name, options in self.positions.items():
@@ -241,9 +258,11 @@ class GPT(nn.Module):
         if formula.inputs:
             given = _call(formula.inputs, options, u=self._heads(x), rotate=self._rotate)
         else:
-            q, k, v = self._linear(x, a + "c_attn").chunk(3, -1)
-            q, k, v = self._heads(q), self._heads(k), self._heads(v)
-            given = {"q": self._rotate(q), "k": self._rotate(k), "v": v}
+            given = self._split(self._linear(x, a + "c_attn"), formula)
+            if self.config["qk_norm"]:
+                for name in ("q", "k"):
+                    given[name] = self._head_norm(given[name], f"{a}{name}_norm")
+            given["q"], given["k"] = self._rotate(given["q"]), self._rotate(given["k"])
         for name in takes:
             if name not in given:
                 given[name] = self._argument(a + name, x)
@@ -257,11 +276,17 @@ class GPT(nn.Module):
     def _attention(self, i, x):
         """x = ln_1 of the residual stream (B, T, C) -> what the layer adds to it, before dropout"""
         layer, given = self.layers[i], self._inputs(i, x)
-        facts = {"length": x.shape[1], "n_head": self.config["n_head"]}
+        heads = max(given["q"].shape[1] if "q" in given else 0, self.config["n_head"])
+        facts = {"length": x.shape[1], "n_head": heads}
+        core = {}
+        if self.config["softcap"] is not None:
+            core["softcap"] = self.config["softcap"]
+        if self.config["log_length"]:
+            core["log_length"] = self._get(f"h.{i}.attn.log_length")
         biases = [bias.to(x) for bias in self._encode("bias", **facts)]
         y = _call(layer.formula.function, {**given, **layer.options}, causal=True,
                   window=layer.window, bias=sum(biases) if biases else None,
-                  dropout=self._dropout)
+                  dropout=self._dropout, **core)
         return self._output(i, x, y)
 
     def _output(self, i, x, y):
