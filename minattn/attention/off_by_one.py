@@ -4,6 +4,7 @@
 """
 import numpy as np
 
+from minattn import checks
 from minattn.attention import sink
 from minattn.attention.core import attend_last
 
@@ -19,8 +20,8 @@ def forward(q, k, v, **options):
     q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, Dv) -> out (B, H, Tq, Dv), cache [, weights]
     Options and errors: minattn.attention.core.attend.
     """
-    heads = q.shape[1] if getattr(q, "ndim", 0) > 1 else 1
-    zero = np.zeros(heads, getattr(q, "dtype", float))
+    checks.arrays(q=(q, "B H Tq D"))
+    zero = np.zeros(q.shape[1], q.dtype)
     return sink.forward(q, k, v, zero, **options)     # 1. a sink with exp(0) = 1
 
 

@@ -98,7 +98,7 @@ def _check(args, suites):
     if args.picture and "long" not in suites:
         raise InputError("--picture draws the long suite: add --suite long.")
     for file in filter(None, (args.json, args.picture)):
-        if not Path(file).absolute().parent.is_dir() or Path(file).is_dir():
+        if not os.path.isdir(os.path.dirname(os.path.abspath(file))) or os.path.isdir(file):
             raise InputError(f"cannot write {file!r}: not a file in a folder that exists.")
     step.cells(args)
 
