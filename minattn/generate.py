@@ -38,7 +38,7 @@ def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=
     seed = checks.number("seed", seed, 0, integer=True, most=1 << 128)
     if top_k is not None:
         top_k = checks.number("top-k", top_k, 1, integer=True)
-    prompt = np.asarray(prompt)
+    prompt = prompt if isinstance(prompt, np.ndarray) else np.asarray(prompt)
     if prompt.size == 0:
         raise InputError("the prompt must have at least one token.")
     checks.integers("prompt", prompt, config.vocab_size, axes=2 if prompt.ndim == 2 else 1)

@@ -183,6 +183,7 @@ def to_dict(config):
 # ----------------------------------------------------------------------------- forward and backward
 
 
+@checks.quiet
 def forward(params, tokens, config, *, targets=None, buffers=None, training=False, rng=None,
             kv_cache=None, last_only=False, weights=None):
     """Predict the next token at every position.
@@ -249,6 +250,7 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
     return logits.reshape(B, T, V), loss, cache
 
 
+@checks.quiet
 def backward(cache, config, dloss=1.0, dlogits=None):
     """Gradient of dloss * loss -> dict named as the parameters.
 

@@ -87,8 +87,6 @@ def run(args):
 
 
 def _check(args, suites):
-    from pathlib import Path
-
     from minattn import checks
     from minattn.bench import long, step
     from minattn.errors import InputError
