@@ -96,7 +96,7 @@ def test_rollout_takes_the_weights_of_a_model(mechanism):
     np.testing.assert_allclose(
         P[1], np.einsum("bhik,bhkj->bhij", *map(np.float64, stack[::-1])), rtol=1e-12, atol=1e-15
     )
-    if mechanism in ("off_by_one", "sink", "affine"):
+    if not MECHANISMS[mechanism].stochastic:
         with pytest.raises(
             InputError, match=r"layer 0 of the stack: (row|entry) \(0, 0, \d.*stochastic=False"
         ):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from minattn import checks
 from minattn.attention import (
     affine,
+    cog,
     energy,
     gated,
     gaussian,
@@ -39,6 +40,7 @@ class Mechanism(NamedTuple):
     head_sizes: Any          # (n_embd, n_head, **layer_options) -> {"D": ...}; None: C / H each
     refuses: tuple           # options of the core that mean nothing here
     absolute: bool           # does a constant added to every score change the weights?
+    stochastic: bool         # are a row's weights at least 0, with a sum of 1?
     decode: Any              # forward for one query that sees every key; None: forward serves
     arxiv: str
     summary: str
@@ -105,7 +107,8 @@ def describe(name, module, naive_forward=None, naive_backward=None):
         constant("LAYER_OPTIONS", {}), constant("PROJECTIONS", {}), constant("PARAMETERS", {}),
         constant("BUFFERS", {}), constant("NOT_CAUSAL", {}), constant("NOT_CACHEABLE", {}),
         constant("ON_TOP_OF", ""), constant("head_sizes", None), constant("REFUSES", ()),
-        constant("ABSOLUTE", False), constant("decode", None), module.ARXIV, module.SUMMARY)
+        constant("ABSOLUTE", False), constant("STOCHASTIC", True), constant("decode", None),
+        module.ARXIV, module.SUMMARY)
 
 
 MECHANISMS = {name: describe(name, module) for name, module in {
@@ -116,6 +119,7 @@ MECHANISMS = {name: describe(name, module) for name, module in {
     "affine": affine,
     "energy": energy,
     "gaussian": gaussian,
+    "cog": cog,
 }.items()}
 
 

@@ -24,6 +24,7 @@ ARXIV = "2602.23057"
 SUMMARY = "scales the weights by alpha(x) and spreads the rest evenly over the visible keys"
 ARGUMENTS = {"q": "B H Tq D", "k": "B G Tk D", "v": "B G Tk Dv",
              "alpha_logits": "B H Tq", "alpha_ma": "H"}
+STOCHASTIC = False          # a row's weights do not sum to 1
 OPTIONS = {"phi": checks.Option("linear_clip", ("linear_clip", "sigmoid")),
            "length": checks.Option("total", ("total", "visible"), {"low": 1, "integer": True},
                                    examples=(19,))}

@@ -368,3 +368,38 @@ def by_role(dx, dk, dv, c):
     else:
         grads["keys"] = dk
     return {"x": dx, **grads}
+
+
+def cog_forward(q, k, v, *, scale=None, softcap=None, log_length=None, **options):
+    """P = sign(s) softmax(|s| + bias)        a hidden key is hidden after the absolute value"""
+    see = rows_that_see(q.shape[-2], k.shape[-2], **options)
+    s, dots = scores(q, k, scale=scale, softcap=softcap, log_length=log_length, see=see)
+    sign = np.sign(s)
+    sizes = np.abs(s)
+
+    def rows(sizes, see):
+        A = softmax_rows(sizes)
+        return sign * A, A
+
+    def rows_backward(dP, P, A):
+        return softmax_rows_backward(sign * dP, A)
+    out, core = weigh(sizes, v, rule=(rows, rows_backward), **options)
+    return out, Cache(**locals())
+
+
+def cog_backward(dout, c):
+    grads, dsizes = weigh_backward(dout, c.core)
+    ds = c.sign * dsizes
+    return {**grads, **scores_backward(ds, c.dots)}
+
+
+def softmax_rows(s):
+    """The softmax of each row; hidden keys are -inf, and a row without others gives 0"""
+    top = s.max(axis=-1, keepdims=True)
+    numerators = np.exp(s - np.where(top == -np.inf, 0, top))
+    sums = numerators.sum(axis=-1, keepdims=True)
+    return numerators / np.where(sums == 0, 1, sums)
+
+
+def softmax_rows_backward(dP, P):
+    return P * (dP - (P * dP).sum(axis=-1, keepdims=True))

@@ -12,6 +12,7 @@ ARXIV = "2602.23057"
 SUMMARY = "adds 1 to the softmax denominator"
 ARGUMENTS = {"q": "B H Tq D", "k": "B G Tk D", "v": "B G Tk Dv"}
 ABSOLUTE = True             # a constant added to every score changes the weights
+STOCHASTIC = False          # a row's weights do not sum to 1
 
 
 def forward(q, k, v, **options):

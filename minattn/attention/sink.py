@@ -11,6 +11,7 @@ from minattn.attention.core import attend, attend_backward, attend_last
 ARXIV = "2602.23057"
 SUMMARY = "adds a learned logit without a value, which lets a head attend to nothing"
 ARGUMENTS = {"q": "B H Tq D", "k": "B G Tk D", "v": "B G Tk Dv", "sink": "H"}
+STOCHASTIC = False          # a row's weights do not sum to 1
 PARAMETERS = {"sink": 0.0}      # initial value; the paper is silent, 0 starts as off-by-one softmax
 
 

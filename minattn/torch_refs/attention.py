@@ -300,6 +300,17 @@ def kernel_features(u, rotate, *, qk_norm=True, rope_values=False):
     return {"x": x, "values": x if rope_values else u}
 
 
+def cog_attention(q, k, v, *, bias=None, return_weights=False, dropout=None, **options):
+    """Signed softmax (arXiv 2411.07176): P = sign(s) ⊙ softmax(|s|), s = q kᵀ / √D
+
+    The mask comes after the absolute value; so does a bias, of which the paper says nothing.
+    """
+    s, seen = _scores(q, k, **options)
+    size = torch.abs(s)
+    P = torch.sign(s) * _masked_softmax(size if bias is None else size + bias, seen)
+    return _result((dropout or _keep)(P), v, return_weights)
+
+
 class Formula(NamedTuple):
     """A mechanism, and what the signature of its function does not say. Arguments go by name."""
     function: Callable
@@ -319,4 +330,5 @@ ATTENTION = {
     "energy": Formula(energy_gated_attention),
     "gaussian": Formula(gaussian_kernel_attention, inputs=kernel_features,
                         in_parameters=("sigma_init",)),
+    "cog": Formula(cog_attention),
 }

@@ -262,9 +262,18 @@ def _gaussian():
     yield Plan("sigma_huge", "6", {"causal": True}, edit=setting(log_sigma=6), quick=True)
 
 
+def _cog():
+    def every_other_key_zero(arrays, size):
+        arrays["k"][:, :, ::2] = 0
+
+    for name, options in (("value", {}), ("bias", {"bias": bias("H", "1", "Tk")})):
+        yield Plan("scores_at_zero", name, {"causal": True, **options}, edit=every_other_key_zero,
+                   quick=name == "bias")
+
+
 # mechanism -> the plans of its own families
 OWN: dict[str, Any] = {"sink": _sink, "gated": _gated, "affine": _affine, "energy": _energy,
-                       "gaussian": _gaussian}
+                       "gaussian": _gaussian, "cog": _cog}
 
 
 # ------------------------------------------------------------ what arguments look like
@@ -288,9 +297,18 @@ def spread_at_the_start(x, rng):
     return x
 
 
+def decided_by_sign(x, rng):
+    """The first channel decides the sign of a score: q.k is near 9 or -9, where a rule jumps at 0.
+    """
+    x *= x.shape[-1]**-0.25                     # what the others add to q.k has a deviation of 1
+    x[..., 0] = np.where(x[..., 0] < 0, -3, 3)
+    return x
+
+
 # mechanism -> {argument: (standard normal numbers, rng) -> its numbers}; others stay as they are
 DRAWS: dict[str, Any] = {
     "affine": {"alpha_logits": across_the_clip, "alpha_ma": around(0.5, 0.2)},
     "energy": {"energy": spread_at_the_start, "alpha": around(2, 0.3), "tau": around(0, 0.3)},
     "gaussian": {"log_sigma": around(0.6, 0.2)},
+    "cog": {"q": decided_by_sign, "k": decided_by_sign},
 }
