@@ -52,6 +52,7 @@ def test_cases_are_the_families_of_the_specification(mechanism):
     own = {"sink": {"sink_far_above", "sink_far_below"}, "gated": {"gate_saturated"},
            "energy": {"gate_all_closed"}, "affine": {"alpha_at_kinks", "alpha_ma"},
            "gaussian": {"sigma_tiny", "sigma_huge"}, "cog": {"scores_at_zero"},
+           "forget": {"forget_saturated", "forget_hidden_key"},
            }.get(mechanism, set())
     scores = set() if square else {"dominant_score", "equal_scores", "scale"}
     assert set(kit.family_names(mechanism)) == generic | scores | own

@@ -12,6 +12,7 @@ from minattn.attention import (
     affine,
     cog,
     energy,
+    forget,
     gated,
     gaussian,
     naive,
@@ -120,6 +121,7 @@ MECHANISMS = {name: describe(name, module) for name, module in {
     "energy": energy,
     "gaussian": gaussian,
     "cog": cog,
+    "forget": forget,
 }.items()}
 
 

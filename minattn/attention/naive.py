@@ -403,3 +403,29 @@ def softmax_rows(s):
 
 def softmax_rows_backward(dP, P):
     return P * (dP - (P * dP).sum(axis=-1, keepdims=True))
+
+
+def forget_forward(q, k, v, forget_logits, **options):
+    """A bias of sum log sigmoid(f_l) over l = j+1 .. i on key j        forget_logits (B, H, Tk)
+
+    It is c_i - c_j with running sums c; query i stands at key position p_i (0 before the first).
+    """
+    Tq, Tk = q.shape[-2], k.shape[-2]
+    p = np.arange(Tq) + (Tk - Tq if options.get("align", "end") == "end" else 0)
+    own = np.arange(Tk) == np.clip(p, 0, Tk - 1)[:, None]       # (Tq, Tk)
+    own = own.astype(q.dtype)
+    f = forget_logits
+    log_f = np.minimum(f, 0) - np.log1p(np.exp(-np.abs(f)))     # log sigmoid(f)
+    c = np.cumsum(log_f, axis=-1)                               # (B, H, Tk)
+    c_query = c @ T(own)                                        # (B, H, Tq)
+    forgotten = c_query[..., :, None] - c[..., None, :]
+    out, core = attend(q, k, v, own_bias=forgotten, **options)
+    return out, Cache(**locals())
+
+
+def forget_backward(dout, c):
+    grads, ds = attend_backward(dout, c.core)
+    dc = ds.sum(axis=-1) @ c.own - ds.sum(axis=-2)              # (B, H, Tk)
+    dlog_f = np.cumsum(dc[..., ::-1], axis=-1)[..., ::-1]       # log f_l is in every c from l on
+    grads["forget_logits"] = dlog_f * sigmoid(-c.f)
+    return grads

@@ -311,6 +311,24 @@ def cog_attention(q, k, v, *, bias=None, return_weights=False, dropout=None, **o
     return _result((dropout or _keep)(P), v, return_weights)
 
 
+def forgetting_attention(q, k, v, forget_logits, *, align="end", return_weights=False, dropout=None,
+                         **options):
+    """Each token's gate lowers the scores of all keys before it (arXiv 2503.02130).
+
+    D_ij = Σ_{l=j+1..p_i} log sigmoid(f_l);  out = softmax(q kᵀ / √D + D) v
+
+    forget_logits (B, H, Tk). For a key ahead of the query, on which the paper is silent, the sum
+    counts backwards: D_ij = −Σ_{l=p_i+1..j} log sigmoid(f_l). p_i ends with the keys at either end.
+    """
+    s, seen = _scores(q, k, align=align, **options)
+    Tq, Tk = s.shape[-2:]
+    total = F.pad(F.logsigmoid(forget_logits).cumsum(-1), (1, 0))     # of the first 0, 1, ..., Tk
+    p = torch.arange(Tq, device=q.device) + (Tk - Tq if align == "end" else 0)
+    D = total[..., (p + 1).clamp(0, Tk), None] - total[..., None, 1:]              # (B, H, Tq, Tk)
+    P = _masked_softmax(s + D, seen)
+    return _result((dropout or _keep)(P), v, return_weights)
+
+
 class Formula(NamedTuple):
     """A mechanism, and what the signature of its function does not say. Arguments go by name."""
     function: Callable
@@ -331,4 +349,5 @@ ATTENTION = {
     "gaussian": Formula(gaussian_kernel_attention, inputs=kernel_features,
                         in_parameters=("sigma_init",)),
     "cog": Formula(cog_attention),
+    "forget": Formula(forgetting_attention),
 }

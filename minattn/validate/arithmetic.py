@@ -113,6 +113,10 @@ class Arithmetic:
             if ufunc is np.add and kwargs.get("where", True) is True:
                 return self.round(self._sum(inputs[0], axis, keepdims))
             kwargs.update(axis=axis, keepdims=keepdims)
+        elif method == "accumulate":
+            if ufunc is np.add:
+                return self.round(self._running_sum(inputs[0], axis))
+            kwargs.update(axis=axis)
         ufunc = self.functions.get(ufunc, ufunc)
         y = (ufunc if method == "__call__" else getattr(ufunc, method))(*inputs, **kwargs)
         exact = getattr(ufunc, "__name__", "") in EXACT or not np.issubdtype(y.dtype, np.floating)
@@ -136,6 +140,13 @@ class Arithmetic:
                 total = self._add(total, term)
         shape = [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes]
         return np.reshape(total, shape)
+
+    def _running_sum(self, x, axis):
+        """np.cumsum, one term after another"""
+        total, sums = 0.0, np.empty(x.shape)
+        for term, place in zip(np.moveaxis(x, axis, 0), np.moveaxis(sums, axis, 0)):
+            place[...] = total = self._add(total, term)
+        return sums
 
     def _add(self, total, term):
         return round_to(total + term, FORMATS[self.dtype].wide, self.rng)

@@ -271,9 +271,20 @@ def _cog():
                    quick=name == "bias")
 
 
+def _forget():
+    def but_the_third(size, rng):
+        return np.arange(size["Tk"])[None, None, None] != 2
+
+    gates = {"open": 50, "closed": -800, "either": [50, -800, 1]}  # a product of gates underflows
+    for name, logits in gates.items():
+        yield Plan("forget_saturated", name, {"causal": True}, edit=setting(forget_logits=logits),
+                   quick=name == "either")
+    yield Plan("forget_hidden_key", "third", {"causal": True, "allowed": but_the_third}, quick=True)
+
+
 # mechanism -> the plans of its own families
 OWN: dict[str, Any] = {"sink": _sink, "gated": _gated, "affine": _affine, "energy": _energy,
-                       "gaussian": _gaussian, "cog": _cog}
+                       "gaussian": _gaussian, "cog": _cog, "forget": _forget}
 
 
 # ------------------------------------------------------------ what arguments look like
