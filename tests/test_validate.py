@@ -53,6 +53,7 @@ def test_cases_are_the_families_of_the_specification(mechanism):
            "energy": {"gate_all_closed"}, "affine": {"alpha_at_kinks", "alpha_ma"},
            "gaussian": {"sigma_tiny", "sigma_huge"}, "cog": {"scores_at_zero"},
            "forget": {"forget_saturated", "forget_hidden_key"},
+           "pointwise": {"all_scores_negative"},
            }.get(mechanism, set())
     scores = set() if square else {"dominant_score", "equal_scores", "scale"}
     assert set(kit.family_names(mechanism)) == generic | scores | own

@@ -17,6 +17,7 @@ from minattn.attention import (
     gaussian,
     naive,
     off_by_one,
+    pointwise,
     sink,
     softmax,
 )
@@ -122,6 +123,7 @@ MECHANISMS = {name: describe(name, module) for name, module in {
     "gaussian": gaussian,
     "cog": cog,
     "forget": forget,
+    "pointwise": pointwise,
 }.items()}
 
 

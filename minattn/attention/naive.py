@@ -393,6 +393,26 @@ def cog_backward(dout, c):
     return {**grads, **scores_backward(ds, c.dots)}
 
 
+def pointwise_forward(q, k, v, *, rule="relu", **options):
+    """P_ij = max(s_ij, 0) / n_i, or sigmoid(s_ij - log n_i)        query i sees n_i keys"""
+    def rows(s, see):
+        n = np.maximum(see.sum(axis=-1, keepdims=True), 1).astype(s.dtype)
+        if rule == "relu":
+            return np.maximum(s, 0) / n, (s, n)
+        return sigmoid(s - np.log(n)), (s, n)
+
+    def rows_backward(dP, P, saved):
+        s, n = saved
+        if rule == "relu":
+            return np.where(s > 0, dP / n, 0)
+        return dP * P * (1 - P)
+    return attend(q, k, v, rule=(rows, rows_backward), **options)
+
+
+def pointwise_backward(dout, c):
+    return attend_backward(dout, c)[0]
+
+
 def softmax_rows(s):
     """The softmax of each row; hidden keys are -inf, and a row without others gives 0"""
     top = s.max(axis=-1, keepdims=True)

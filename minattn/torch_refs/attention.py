@@ -329,6 +329,24 @@ def forgetting_attention(q, k, v, forget_logits, *, align="end", return_weights=
     return _result((dropout or _keep)(P), v, return_weights)
 
 
+def pointwise_attention(q, k, v, *, rule="relu", return_weights=False, dropout=None, **options):
+    """Each weight from its own score; n_i keys are visible to query i.
+
+    "relu"     P_ij = max(s_ij, 0) / n_i (arXiv 2410.13835)
+    "sigmoid"  P_ij = 1 / (1 + exp(−(s_ij + b))) (arXiv 2409.04431). b is its constant; b = −log n_i
+               makes it one of the row.
+    """
+    s, seen = _scores(q, k, **options)
+    n = seen.sum(-1, keepdim=True).clamp(min=1).to(s.dtype)
+    if rule == "relu":
+        P = torch.relu(s) / n
+    elif rule == "sigmoid":
+        P = torch.sigmoid(s - torch.log(n))
+    else:
+        raise ValueError(f"rule must be 'relu' or 'sigmoid', got {rule!r}")
+    return _result((dropout or _keep)(torch.where(seen, P, 0)), v, return_weights)
+
+
 class Formula(NamedTuple):
     """A mechanism, and what the signature of its function does not say. Arguments go by name."""
     function: Callable
@@ -350,4 +368,5 @@ ATTENTION = {
                         in_parameters=("sigma_init",)),
     "cog": Formula(cog_attention),
     "forget": Formula(forgetting_attention),
+    "pointwise": Formula(pointwise_attention),
 }

@@ -282,9 +282,26 @@ def _forget():
     yield Plan("forget_hidden_key", "third", {"causal": True, "allowed": but_the_third}, quick=True)
 
 
+def _pointwise():
+    def all_negative(arrays, size):
+        arrays["q"][..., 0], arrays["k"][..., 0] = 8, -8
+
+    for rule in ("relu", "sigmoid"):
+        yield Plan("all_scores_negative", rule, {"causal": True, "rule": rule}, edit=all_negative,
+                   quick=rule == "relu")
+
+
 # mechanism -> the plans of its own families
-OWN: dict[str, Any] = {"sink": _sink, "gated": _gated, "affine": _affine, "energy": _energy,
-                       "gaussian": _gaussian, "cog": _cog, "forget": _forget}
+OWN: dict[str, Any] = {
+    "sink": _sink,
+    "gated": _gated,
+    "affine": _affine,
+    "energy": _energy,
+    "gaussian": _gaussian,
+    "cog": _cog,
+    "forget": _forget,
+    "pointwise": _pointwise,
+}
 
 
 # ------------------------------------------------------------ what arguments look like
@@ -316,10 +333,24 @@ def decided_by_sign(x, rng):
     return x
 
 
+def queries_of_one_sign(x, rng):
+    """With keys_of_two_signs: q.k is near 9, but near -9 for every third key."""
+    x = decided_by_sign(x, rng)
+    x[..., 0] = 3
+    return x
+
+
+def keys_of_two_signs(x, rng):
+    x = queries_of_one_sign(x, rng)
+    x[..., 1::3, 0] = -3
+    return x
+
+
 # mechanism -> {argument: (standard normal numbers, rng) -> its numbers}; others stay as they are
 DRAWS: dict[str, Any] = {
     "affine": {"alpha_logits": across_the_clip, "alpha_ma": around(0.5, 0.2)},
     "energy": {"energy": spread_at_the_start, "alpha": around(2, 0.3), "tau": around(0, 0.3)},
     "gaussian": {"log_sigma": around(0.6, 0.2)},
     "cog": {"q": decided_by_sign, "k": decided_by_sign},
+    "pointwise": {"q": queries_of_one_sign, "k": keys_of_two_signs},
 }

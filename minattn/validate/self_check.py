@@ -30,6 +30,8 @@ KEPT = {
     "noncausal": "what is left for a kernel without any mask, and the only case without an option",
     "repeated_tokens": "ties inside a causal row: sorting, caching by content and top-k go wrong "
                        "here first",
+    "all_scores_negative": "the state in which a row of ReLU weights is dead: to look at when a "
+                           "layer does not learn",
     "causality/suffix": "needs no right answer to compare with: serves whole models, to which no "
                         "family applies",
     "causality/gradient": "as causality/suffix, for a leak through the backward alone",
