@@ -141,6 +141,23 @@ def parameter_shapes(config):
     return shapes
 
 
+def matrices(config):
+    """(name, columns) of every weight matrix inside the layers: q, k and v apart, as in c_attn."""
+    found, shapes = [], parameter_shapes(config)
+    for name, (shape, _) in shapes.items():
+        if not name.startswith("h.") or len(shape) != 2 or not name.endswith(".weight"):
+            continue
+        if not name.endswith(".attn.c_attn.weight"):
+            found.append((name, slice(None)))
+            continue
+        layer, start = layers(config)[int(name.split(".")[1])], 0
+        for argument in "qkv":
+            width = math.prod(layer.heads(argument, config))
+            found.append((name, slice(start, start + width)))
+            start += width
+    return found
+
+
 def count_parameters(config):
     """How many numbers are learned."""
     return sum(math.prod(shape) for shape, _ in parameter_shapes(config).values())

@@ -13,14 +13,15 @@ from minattn import checks
 BLOCK = 1 << 16
 
 
-def layout(params, decay="2d"):
+def layout(params, decay="2d", first=()):
     """How a dict of arrays lies in one vector -> ({name: shape} in order, how many entries decay).
 
     decay="2d": only matrices and embeddings decay (the rule of GPT-2 and nanoGPT); "all": every
-    parameter does. What decays comes first.
+    parameter does. What decays comes first, and of that the arrays named in `first`.
     """
     checks.choice("decay", decay, ("2d", "all"))
     decays = [name for name, a in params.items() if decay == "all" or a.ndim >= 2]
+    decays.sort(key=lambda name: name not in set(first))
     others = [name for name in params if name not in set(decays)]
     shapes = {name: params[name].shape for name in decays + others}
     return shapes, sum(params[name].size for name in decays)

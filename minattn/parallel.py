@@ -2,7 +2,7 @@
 
     state = start(params, buffers)                     parameters and moments as flat vectors
     train_step(pool, state, x, y, config, settings)    loss and gradients, then update(...)
-    update(state, settings, pool)                      norm, clipping, learning rate, AdamW
+    update(state, settings, pool)                      norm, clipping, learning rate, AdamW, Muon
 
 The batch is cut into a fixed number of chunks; each is one forward and backward on one thread, with
 the matrix library on one thread too (NumPy releases the interpreter lock while it computes).
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minattn import model, optim
+from minattn import model, muon, optim
 from minattn.errors import NotFinite
 
 OPTIMISER_RANGE = 1 << 18      # entries per task of the optimiser
@@ -39,18 +39,20 @@ class State:
     decayed: int         # so many entries of p decay, from the first on
     shapes: dict
     step: int            # steps done
+    muon: list           # (name, columns) of the matrices that Muon takes: the first entries of p
 
     def named(self, vector):
         """The arrays of a flat vector, named as the parameters."""
         return optim.views_of(vector, self.shapes)
 
 
-def start(params, buffers=None, decay="2d", *, m=None, v=None, step=0):
+def start(params, buffers=None, decay="2d", *, m=None, v=None, step=0, matrices=()):
     """The State that training begins with, or goes on from after `step` steps.
 
     The arrays are copied. m, v: the moments as dicts, zero by default. decay: see optim.layout.
+    matrices: (name, columns) of what Muon takes, as model.matrices lists it; AdamW takes the rest.
     """
-    shapes, decayed = optim.layout(params, decay)
+    shapes, decayed = optim.layout(params, decay, [name for name, _ in matrices])
 
     def flat(arrays):
         return np.concatenate([arrays[name].ravel() for name in shapes])
@@ -61,7 +63,8 @@ def start(params, buffers=None, decay="2d", *, m=None, v=None, step=0):
     v = flat(v) if v else np.zeros_like(p)
     views, grads = (optim.views_of(vector, shapes) for vector in (p, g))
     params = {name: views[name] for name in params}
-    return State(params, grads, dict(buffers or {}), p, g, m, v, decayed, shapes, step)
+    return State(params, grads, dict(buffers or {}), p, g, m, v, decayed, shapes, step,
+                 list(matrices))
 
 
 def train_step(pool, state, x, y, config, settings):
@@ -80,7 +83,7 @@ def train_step(pool, state, x, y, config, settings):
 
 
 def update(state, settings, pool=None):
-    """Clip state.grads and take one AdamW step -> (norm before clipping, learning rate)."""
+    """Clip state.grads and take one step -> (norm before clipping, AdamW's learning rate)."""
     norm = optim.global_norm(state.grads)
     if not math.isfinite(norm):
         raise NotFinite(f"the gradient of {_not_finite(state.grads)}")
@@ -89,11 +92,28 @@ def update(state, settings, pool=None):
         state.g *= factor
     lr = learning_rate(state.step, settings)
     state.step += 1
-    adamw(pool, state.p, state.g, state.m, state.v, state.decayed, state.step, lr,
-          settings.weight_decay, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+    first = sum(math.prod(state.shapes[name]) for name in {name for name, _ in state.muon})
+    rest = slice(first, None)                                # what AdamW takes
+    adamw(pool, state.p[rest], state.g[rest], state.m[rest], state.v[rest], state.decayed - first,
+          state.step, lr, settings.weight_decay, betas=(settings.beta1, settings.beta2),
+          eps=settings.eps)
+    if state.muon:
+        _muon(pool, state, settings, settings.muon_lr * lr / settings.lr)
     if not np.isfinite(state.p).all():
         raise NotFinite(f"the parameter {_not_finite(state.params)}")
     return norm, lr
+
+
+def _muon(pool, state, settings, lr):
+    """muon.step of every matrix, each a task: the bits do not depend on the threads."""
+    momenta = state.named(state.m)
+
+    def one(name, columns):
+        w, g, m = (arrays[name][:, columns] for arrays in (state.params, state.grads, momenta))
+        muon.step(w, g, m, lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+    names, columns = zip(*state.muon)
+    list((pool.map if pool else map)(one, names, columns))
 
 
 def learning_rate(step, settings):

@@ -52,6 +52,9 @@ class Settings:
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
+    optimizer: str = "adamw"          # or "muon": for the matrices inside the layers
+    muon_lr: float = 0.02             # Muon's learning rate, with the schedule of lr
+    momentum: float = 0.95            # Muon's
     weight_decay: float = 0.1
     decay: str = "2d"                 # what decays: "2d" (matrices and embeddings) or "all"
     clip: float = 1.0                 # largest global gradient norm; 0: no clipping
@@ -69,6 +72,9 @@ class Settings:
         checks.fields(self, "lr", "eps", above=0)
         checks.fields(self, "min_lr", "weight_decay", "clip", low=0)
         checks.fields(self, "beta1", "beta2", low=0, high=0.9999)
+        checks.choice("optimizer", self.optimizer, ("adamw", "muon"))
+        checks.fields(self, "muon_lr", above=0)
+        checks.fields(self, "momentum", low=0, high=0.9999)
         checks.choice("decay", self.decay, ("2d", "all"))
         checks.choice("dtype", self.dtype, ("float32", "float64"))
 
@@ -277,7 +283,8 @@ def _train(run, settings, batches, threads, say):
         f"{settings.batch_size} x {config.block_size} tokens, {threads} "
         + ("thread" if threads == 1 else "threads"))
     state = parallel.start(checkpoint.params, checkpoint.buffers, settings.decay,
-                           m=checkpoint.m, v=checkpoint.v, step=checkpoint.step)
+                           m=checkpoint.m, v=checkpoint.v, step=checkpoint.step,
+                           matrices=model.matrices(config) if settings.optimizer == "muon" else ())
     steps, began = settings.steps, time.perf_counter() - checkpoint.seconds
     bound = runs.bound(config, run.train, run.vocabulary, run.corpus)
     go_on = f"python -m minattn train --resume {files.quoted(folder)}"
