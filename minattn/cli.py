@@ -277,8 +277,8 @@ def run_list(args):
     rows = [("attention", "paper", "what it changes", "file", "causal",
              "parameters a layer adds", "options")]
     for name, m in MECHANISMS.items():
-        causal = ["yes", *(f"not with {k}={v}" for k, v in m.not_causal),
-                  *(f"{k}={v} sees the length" for k, v in m.not_cacheable)]
+        causal = ["yes", *(f"not with {_condition(pairs)}" for pairs in m.not_causal),
+                  *(f"{_condition(pairs)} sees the length" for pairs in m.not_cacheable)]
         rows.append((name, m.arxiv, m.summary, _file(m.module), "; ".join(causal),
                      m.extra_parameters(), _defaults(m.all_options())))
     show(rows)
@@ -295,6 +295,11 @@ def run_list(args):
 
 def _file(module):
     return module.__name__.replace(".", "/") + ".py" if module else ""
+
+
+def _condition(pairs):
+    """(option, value, option, value) -> "option=value,option=value\""""
+    return ",".join(f"{k}={v}" for k, v in zip(pairs[::2], pairs[1::2]))
 
 
 def _defaults(options):

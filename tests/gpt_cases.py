@@ -59,6 +59,7 @@ CASES = {        # name -> fields of Config; each mechanism and each position wi
     **{text: dict(position=text) for row in POSITIONS.values()
        for text in settings(row, row.options) if text != model.Config.position},
     **COMBINED}
+POOLED = {"linear[feature=lln,norm=tensor]"}      # statistics over the batch: samples touch
 SAVED = ("softmax", "off_by_one-sinusoidal", "gated[gate=head]", "affine-visible", "affine+gated",
          "energy-morlet", "energy+gated-decay", "gaussian-rope-SSSL", "sink-rope-window",
          "biases-exact")
@@ -101,7 +102,8 @@ def run_numpy(config, params, buffers, x, y, steps=5, clip=CLIP):
     result = {"logits": logits, "loss": np.array(loss)}
     result.update((f"grad/{name}", g) for name, g in model.backward(cache, config).items())
 
-    chunks = 1 if buffers else 2                  # a running mean is one per chunk: PyTorch has one
+    # a running mean, or another over the batch, is one per chunk: PyTorch has one
+    chunks = 1 if buffers or config.attention in POOLED else 2
     beta1, beta2 = ADAMW["betas"]
     settings = train.Settings(**RATE, steps=steps, beta1=beta1, beta2=beta2, eps=ADAMW["eps"],
                               weight_decay=DECAY, clip=clip, chunks=chunks)

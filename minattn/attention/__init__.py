@@ -15,6 +15,7 @@ from minattn.attention import (
     forget,
     gated,
     gaussian,
+    linear,
     naive,
     off_by_one,
     pointwise,
@@ -36,8 +37,8 @@ class Mechanism(NamedTuple):
     projections: dict        # argument that is a projection of the layer's input -> has it a bias?
     parameters: dict         # argument that is learned, of the shape in arguments -> initial value
     buffers: dict            # argument that is remembered but not learned -> initial value
-    not_causal: dict         # (option, value) -> why the future leaks in
-    not_cacheable: dict      # (option, value) -> why a prefix alone gives another result
+    not_causal: dict         # (option, value, ...) -> why the future leaks in
+    not_cacheable: dict      # (option, value, ...) -> why a prefix alone gives another result
     on_top_of: str           # the mechanism on which it stands when none is named; "": it is whole
     head_sizes: Any          # (n_embd, n_head, **layer_options) -> {"D": ...}; None: C / H each
     refuses: tuple           # options of the core that mean nothing here
@@ -83,8 +84,9 @@ class Mechanism(NamedTuple):
     def reason(self, table, options):
         """Why these options are in a table of exceptions, or an empty string."""
         settings = self.settings(**options)
-        for (name, value), why in table.items():
-            if settings.get(name) == value:
+        for condition, why in table.items():
+            pairs = zip(condition[::2], condition[1::2])
+            if all(settings.get(name) == value for name, value in pairs):
                 return why
         return ""
 
@@ -121,6 +123,7 @@ MECHANISMS = {name: describe(name, module) for name, module in {
     "affine": affine,
     "energy": energy,
     "gaussian": gaussian,
+    "linear": linear,
     "cog": cog,
     "forget": forget,
     "pointwise": pointwise,

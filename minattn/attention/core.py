@@ -105,7 +105,7 @@ def attend(q, k, v, *, scale=None, softcap=None, log_length=None, bias=None, cau
     dropout = 0 if rng is None else dropout
     rule = Softmax(sink) if rule is None else rule
     groups = k.shape[1], v.shape[1]
-    k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
+    k, v = repeat(k, q.shape[1]), repeat(v, q.shape[1])
     q, lengths = _scale_by_length(q, log_length, k.shape[2], mask, allowed)
     (B, H, Tq, _), (_, _, Tk, Dv) = q.shape, v.shape
     if return_weights:
@@ -293,14 +293,14 @@ def _heads_last(shape, dtype):
 # ---------------------------------------------------------------- groups of heads, visible lengths
 
 
-def _repeat(x, H):
+def repeat(x, H):
     """(B, G, T, D) -> (B, H, T, D): each head as often as query heads share it"""
     G = x.shape[1]
     return x if G == H else np.repeat(x, H // G, axis=1)
 
 
 def sum_groups(dx, G):
-    """The transpose of _repeat: (B, H, T, D) -> (B, G, T, D)"""
+    """The transpose of repeat: (B, H, T, D) -> (B, G, T, D)"""
     B, H, T, D = dx.shape
     return dx if G == H else dx.reshape(B, G, H // G, T, D).sum(axis=2)
 
@@ -382,19 +382,25 @@ def refuse(options, names):
             checks.choice("option", name, [known for known in OPTIONS if known not in names])
 
 
-def _check(q, k, v, scale, softcap, log_length, biases, allowed, dropout, sink, rule, unknown):
-    """attend's arguments, checked -> scale as a Python float, `allowed` with 4 axes"""
-    for name in unknown:
-        raise InputError(f"unknown option {name!r}; attention takes {', '.join(OPTIONS)}."
-                         f"{checks.nearest(name, OPTIONS)}")
+def check_arguments(q, k, v):
+    """q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, Dv), G dividing H -> their sizes by symbol"""
     size = checks.arrays(q=(q, "B H Tq D"), k=(k, "B G Tk D"), v=(v, "B Gv Tk Dv"))
     for name, heads in (("k", size["G"]), ("v", size["Gv"])):
         if not heads or size["H"] % heads:
             raise InputError(f"{name}: its number of heads must divide q's, {size['H']}; "
                              f"got {heads}.")
-    full = tuple(size[axis] for axis in ("B", "H", "Tq", "Tk"))
     if not size["D"]:
         raise InputError(f"q: axis 3 (D) must be at least 1; got shape {q.shape}.")
+    return size
+
+
+def _check(q, k, v, scale, softcap, log_length, biases, allowed, dropout, sink, rule, unknown):
+    """attend's arguments, checked -> scale as a Python float, `allowed` with 4 axes"""
+    for name in unknown:
+        raise InputError(f"unknown option {name!r}; attention takes {', '.join(OPTIONS)}."
+                         f"{checks.nearest(name, OPTIONS)}")
+    size = check_arguments(q, k, v)
+    full = tuple(size[axis] for axis in ("B", "H", "Tq", "Tk"))
     scale = checks.number("scale", 1 / math.sqrt(size["D"]) if scale is None else scale)
     checks.number("dropout", dropout, 0, high=0.999)
     if softcap is not None:

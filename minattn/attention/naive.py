@@ -370,6 +370,89 @@ def by_role(dx, dk, dv, c):
     return {"x": dx, **grads}
 
 
+def linear_forward(q, k, v, *, feature="elu", norm="rms", **options):
+    """P_ij = kappa_ij / sum_k kappa_ik, kappa_ij = phi(q_i) . phi(k_j): the softmax of log kappa
+
+    feature="elu": phi(x) = x + 1 above 0, e^x elsewhere. "lln": phi(q) = e^(alpha q), phi(k) =
+    e^(beta k), both less their largest exponent, which for a key comes back as a bias; norm="rms"
+    divides q and k by their root mean squares, "tensor" takes the variances of all numbers of q and
+    of k.
+    """
+    C1, C2 = 0.35487039, 2 * 0.14855178
+    key_bias = 0
+    if feature == "elu":
+        phi_q = np.where(q > 0, q + 1, np.exp(np.minimum(q, 0)))
+        phi_k = np.where(k > 0, k + 1, np.exp(np.minimum(k, 0)))
+    else:
+        if norm == "rms":
+            alpha = beta = ((1 + C1) / C2) ** 0.5
+            scaled_q, scaled_k = rms_norm(q), rms_norm(k)
+        else:
+            scaled_q, scaled_k = q, k
+            from_mean_q, a = variance(q)
+            from_mean_k, b = variance(k)
+            alpha, beta = np.sqrt((b + C1 / a) / C2), np.sqrt((a + C1 / b) / C2)
+        x, y = alpha * scaled_q, beta * scaled_k
+        top = y.max(axis=-1, keepdims=True)                     # (B, G, Tk, 1)
+        phi_q = np.exp(x - x.max(axis=-1, keepdims=True))
+        phi_k = np.exp(y - top)
+        key_bias = T(repeat(top, q.shape[-3]))                  # (B, H, 1, Tk)
+    log = log_positive, log_positive_backward
+    out, core = attend(phi_q, phi_k, v, scale=1, rescore=log, own_bias=key_bias, **options)
+    return out, Cache(**locals())
+
+
+def linear_backward(dout, c):
+    grads, _ = attend_backward(dout, c.core)
+    dphi_q, dphi_k = grads["q"], grads["k"]
+    if c.feature == "elu":
+        return {**grads, "q": dphi_q * np.minimum(c.phi_q, 1), "k": dphi_k * np.minimum(c.phi_k, 1)}
+    dx, dy = dphi_q * c.phi_q, dphi_k * c.phi_k
+    dq, dk = c.alpha * dx, c.beta * dy
+    if c.norm == "rms":
+        dq, dk = rms_norm_backward(dq, c.q), rms_norm_backward(dk, c.k)
+    else:
+        every = (-4, -3, -2, -1)
+        dalpha2 = (dx * c.q).sum(axis=every, keepdims=True) / (2 * c.alpha * c.C2)
+        dbeta2 = (dy * c.k).sum(axis=every, keepdims=True) / (2 * c.beta * c.C2)
+        da = dbeta2 - dalpha2 * c.C1 / (c.a * c.a)
+        db = dalpha2 - dbeta2 * c.C1 / (c.b * c.b)
+        dq = dq + np.where(c.a > 1e-12, da, 0) * 2 * c.from_mean_q / count(c.q)
+        dk = dk + np.where(c.b > 1e-12, db, 0) * 2 * c.from_mean_k / count(c.k)
+    return {**grads, "q": dq, "k": dk}
+
+
+def log_positive(kappa):
+    some = kappa > 0
+    return np.where(some, np.log(np.where(some, kappa, 1)), -np.inf), kappa
+
+
+def log_positive_backward(ds, kappa):
+    return np.where(kappa > 0, ds / np.where(kappa > 0, kappa, 1), 0)
+
+
+def rms_norm(x):
+    return x / np.sqrt((x * x).sum(axis=-1, keepdims=True) / x.shape[-1] + 1e-6)
+
+
+def rms_norm_backward(dy, x):
+    y = rms_norm(x)
+    rms = np.sqrt((x * x).sum(axis=-1, keepdims=True) / x.shape[-1] + 1e-6)
+    return (dy - y * (dy * y).sum(axis=-1, keepdims=True) / x.shape[-1]) / rms
+
+
+def variance(x):
+    """Over the last four axes, at least 1e-12 -> each number less the mean, the variance"""
+    every, n = (-4, -3, -2, -1), count(x)
+    from_mean = x - x.sum(axis=every, keepdims=True) / n
+    return from_mean, np.maximum((from_mean * from_mean).sum(axis=every, keepdims=True) / n, 1e-12)
+
+
+def count(x):
+    B, H, T, D = x.shape[-4:]
+    return B * H * T * D
+
+
 def cog_forward(q, k, v, *, scale=None, softcap=None, log_length=None, **options):
     """P = sign(s) softmax(|s| + bias)        a hidden key is hidden after the absolute value"""
     see = rows_that_see(q.shape[-2], k.shape[-2], **options)

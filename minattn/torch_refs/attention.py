@@ -300,6 +300,41 @@ def kernel_features(u, rotate, *, qk_norm=True, rope_values=False):
     return {"x": x, "values": x if rope_values else u}
 
 
+def linear_attention(q, k, v, *, feature="elu", norm="rms", bias=None, return_weights=False,
+                     dropout=None, **masks):
+    """out_i = Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys (arXiv 2006.16236).
+
+    "elu"   φ(x) = elu(x) + 1
+    "lln"   φ(q) = exp(α q), φ(k) = exp(β k), α = σ̃/σ_q, β = σ̃/σ_k, σ̃² = (σ_q² σ_k² + a)/(2 b)
+            with a = 0.35487039, b = 0.14855178 (arXiv 2311.13541)
+    σ is the standard deviation of all numbers of q or k (norm="tensor"; gradients pass through it);
+    for "rms" each q and k is divided by its root mean square first, and σ_q = σ_k = 1.
+    `bias`, not in the papers, multiplies the weights by exp(bias). No eps in the denominator: a row
+    whose weights are all 0 gives 0.
+    """
+    if feature == "elu":
+        phi_q, phi_k = F.elu(q) + 1, F.elu(k) + 1
+    elif feature == "lln":
+        if norm == "rms":
+            q, k = (x / torch.sqrt((x ** 2).mean(-1, keepdim=True) + 1e-6) for x in (q, k))
+            var_q = var_k = torch.ones_like(q[:1, :1, :1, :1])
+        elif norm == "tensor":
+            var_q, var_k = (x.var(correction=0).clamp(min=1e-12) for x in (q, k))
+        else:
+            raise ValueError(f"norm must be 'rms' or 'tensor', got {norm!r}")
+        variance = (var_q * var_k + 0.35487039) / (2 * 0.14855178)                 # σ̃²
+        phi_q = torch.exp(torch.sqrt(variance / var_q) * q)
+        phi_k = torch.exp(torch.sqrt(variance / var_k) * k)
+    else:
+        raise ValueError(f"feature must be 'elu' or 'lln', got {feature!r}")
+    kappa = phi_q @ _every_head(phi_k, q.shape[1]).transpose(-1, -2)               # (B, H, Tq, Tk)
+    kappa = kappa if bias is None else kappa * torch.exp(bias)
+    kappa = torch.where(_seen(kappa.shape, **masks, device=q.device), kappa, 0)
+    total = kappa.sum(-1, keepdim=True)
+    P = kappa / torch.where(total > 0, total, 1)
+    return _result((dropout or _keep)(P), v, return_weights)
+
+
 def cog_attention(q, k, v, *, bias=None, return_weights=False, dropout=None, **options):
     """Signed softmax (arXiv 2411.07176): P = sign(s) ⊙ softmax(|s|), s = q kᵀ / √D
 
@@ -366,6 +401,7 @@ ATTENTION = {
     "energy": Formula(energy_gated_attention),
     "gaussian": Formula(gaussian_kernel_attention, inputs=kernel_features,
                         in_parameters=("sigma_init",)),
+    "linear": Formula(linear_attention),
     "cog": Formula(cog_attention),
     "forget": Formula(forgetting_attention),
     "pointwise": Formula(pointwise_attention),

@@ -262,6 +262,21 @@ def _gaussian():
     yield Plan("sigma_huge", "6", {"causal": True}, edit=setting(log_sigma=6), quick=True)
 
 
+def _linear():
+    def later_large_key(arrays, size):
+        arrays["k"][:, :, -1] *= 64
+
+    for options in ({}, {"feature": "lln"}, {"feature": "lln", "norm": "tensor"}):
+        name = ",".join(options.values()) or "elu"
+        yield Plan("features", name, {"causal": True, **options}, quick=name == "lln,tensor")
+        yield Plan("later_large_key", name, {"causal": True, **options}, edit=later_large_key,
+                   quick=name == "elu")
+    long = {"B": 1, "H": 2, "Tq": 211, "Tk": 211}
+    for feature in ("elu", "lln"):
+        yield Plan("long", f"T=211,{feature}", {"causal": True, "feature": feature}, long,
+                   quick=True)
+
+
 def _cog():
     def every_other_key_zero(arrays, size):
         arrays["k"][:, :, ::2] = 0
@@ -298,6 +313,7 @@ OWN: dict[str, Any] = {
     "affine": _affine,
     "energy": _energy,
     "gaussian": _gaussian,
+    "linear": _linear,
     "cog": _cog,
     "forget": _forget,
     "pointwise": _pointwise,
@@ -323,6 +339,11 @@ def spread_at_the_start(x, rng):
     if x.shape[-1] > 1:
         x[..., 1] = x[..., 0] + 1
     return x
+
+
+def beside_zero(x, rng):
+    """None within 1/16 of 0, where the slope of elu has a corner"""
+    return x + np.where(x < 0, -1 / 16, 1 / 16)
 
 
 def decided_by_sign(x, rng):
@@ -351,6 +372,7 @@ DRAWS: dict[str, Any] = {
     "affine": {"alpha_logits": across_the_clip, "alpha_ma": around(0.5, 0.2)},
     "energy": {"energy": spread_at_the_start, "alpha": around(2, 0.3), "tau": around(0, 0.3)},
     "gaussian": {"log_sigma": around(0.6, 0.2)},
+    "linear": {"q": beside_zero, "k": beside_zero},
     "cog": {"q": decided_by_sign, "k": decided_by_sign},
     "pointwise": {"q": queries_of_one_sign, "k": keys_of_two_signs},
 }

@@ -61,7 +61,7 @@ def _spelt_out(case):
     arrays = case.arrays
     keys = arrays.get("k", arrays.get("keys", case.cotangent))
     options = {"causal": False, "window": None, "prefix": 0, "align": "end"}
-    if "q" in arrays:
+    if "scale" not in attention.mechanism(case.mechanism).refuses:
         options["scale"] = 1 / math.sqrt(arrays["q"].shape[3])
     options.update(attention.mechanism(case.mechanism).settings())
     for name, value in case.options.items():
