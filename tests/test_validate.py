@@ -55,6 +55,7 @@ def test_cases_are_the_families_of_the_specification(mechanism):
            "linear": {"features", "later_large_key"},
            "forget": {"forget_saturated", "forget_hidden_key"},
            "pointwise": {"all_scores_negative"},
+           "sparse": {"ties_at_k", "support_of_one"},
            }.get(mechanism, set())
     scores = set() if square else {"dominant_score", "equal_scores"}
     if "scale" not in MECHANISMS[mechanism].refuses:

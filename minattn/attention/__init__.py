@@ -21,6 +21,7 @@ from minattn.attention import (
     pointwise,
     sink,
     softmax,
+    sparse,
 )
 
 
@@ -127,6 +128,7 @@ MECHANISMS = {name: describe(name, module) for name, module in {
     "cog": cog,
     "forget": forget,
     "pointwise": pointwise,
+    "sparse": sparse,
 }.items()}
 
 

@@ -496,6 +496,49 @@ def pointwise_backward(dout, c):
     return attend_backward(dout, c)[0]
 
 
+def sparse_forward(q, k, v, *, rule="topk", top=5, **options):
+    """The softmax of the `top` largest scores, or P = max(z - tau, 0)^power, sum P = 1
+
+    z = (s - max s) / power; sparsemax: power 1, entmax15: power 2
+    """
+    def rows(s, see):
+        if rule == "topk":
+            least = -np.sort(-s, axis=-1)[..., :top][..., -1:]
+            least = least - 16 * np.finfo(s.dtype).eps * np.abs(least)
+            return softmax_rows(np.where(s >= least, s, -np.inf)), None
+        power = 1 if rule == "sparsemax" else 2
+        largest = s.max(axis=-1, keepdims=True)
+        z = (s - np.where(largest == -np.inf, 0, largest)) / power
+        z = np.maximum(z, -2)                                   # such a key has no weight
+        u = -np.sort(-z, axis=-1)
+        j = np.arange(1, u.shape[-1] + 1).astype(s.dtype)
+        if rule == "sparsemax":
+            tau = (np.cumsum(u, axis=-1) - 1) / j               # if the first j have weight
+        else:
+            mean = np.cumsum(u, axis=-1) / j
+            spread = np.cumsum(u * u, axis=-1) - j * mean * mean
+            tau = mean - np.sqrt(np.maximum((1 - spread) / j, 0))
+        n = np.maximum((tau < u).sum(axis=-1, keepdims=True), 1)
+        P = np.maximum(z - np.take_along_axis(tau, n - 1, axis=-1), 0) ** power
+        return np.where(see, P, 0), None
+
+    def rows_backward(dP, P, saved):
+        if rule == "topk":
+            return softmax_rows_backward(dP, P)
+        if rule == "sparsemax":
+            slope = (P > 0).astype(P.dtype)
+        else:
+            slope = np.sqrt(P)
+        total = slope.sum(axis=-1, keepdims=True)
+        mean = (slope * dP).sum(axis=-1, keepdims=True) / np.where(total == 0, 1, total)
+        return slope * (dP - mean)
+    return attend(q, k, v, rule=(rows, rows_backward), **options)
+
+
+def sparse_backward(dout, c):
+    return attend_backward(dout, c)[0]
+
+
 def softmax_rows(s):
     """The softmax of each row; hidden keys are -inf, and a row without others gives 0"""
     top = s.max(axis=-1, keepdims=True)

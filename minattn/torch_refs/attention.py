@@ -382,6 +382,45 @@ def pointwise_attention(q, k, v, *, rule="relu", return_weights=False, dropout=N
     return _result((dropout or _keep)(torch.where(seen, P, 0)), v, return_weights)
 
 
+def sparse_attention(q, k, v, *, rule="topk", top=5, return_weights=False, dropout=None, **options):
+    """Weights of exactly 0 for most keys; z = s less its largest visible entry in the row.
+
+    "topk"       softmax over the scores that are at least the top-th visible one (arXiv 2506.14095)
+    "sparsemax"  P = max(z − τ, 0), Σ P = 1 (arXiv 1602.02068)
+    "entmax15"   P = max(z/2 − τ, 0)², Σ P = 1 (arXiv 1905.05702)
+
+    Which keys have weight, S, is found by sorting and is a constant to the gradient. With n keys in
+    S: τ = (Σ_S z − 1)/n, and for "entmax15" τ = mean − √((1 − Σ_S (z/2 − mean)²)/n).
+    """
+    s, seen = _scores(q, k, **options)
+    some = seen.any(-1, keepdim=True)
+    hidden = s.masked_fill(~seen, float("-inf")).detach()
+    if rule == "topk":
+        least = hidden.topk(min(top, s.shape[-1]), -1).values[..., -1:]
+        P = _masked_softmax(s, seen & (hidden >= least))
+    elif rule in ("sparsemax", "entmax15"):
+        power = 1 if rule == "sparsemax" else 2
+        z = (s - torch.where(some, hidden.amax(-1, keepdim=True), 0)) / power
+        u = z.detach().masked_fill(~seen, -2).clamp(min=-2).sort(-1, descending=True).values
+        n = torch.arange(1, u.shape[-1] + 1, dtype=s.dtype, device=s.device)
+        if rule == "sparsemax":
+            inside = 1 + n * u > u.cumsum(-1)
+        else:           # with u_n as τ, would the weights of the keys above it sum to less than 1?
+            inside = ((u[..., None, :] - u[..., None]).clamp(min=0) ** 2).sum(-1) < 1
+        n = inside.sum(-1, keepdim=True)
+        S = (seen & (z.detach() >= u.gather(-1, n - 1))).to(s.dtype)
+        n = S.sum(-1, keepdim=True).clamp(min=1)
+        mean = (S * z).sum(-1, keepdim=True) / n
+        if rule == "sparsemax":
+            tau = mean - 1 / n
+        else:
+            tau = mean - torch.sqrt((1 - (S * (z - mean) ** 2).sum(-1, keepdim=True)) / n)
+        P = S * torch.relu(z - tau) ** power
+    else:
+        raise ValueError(f"rule must be 'topk', 'sparsemax' or 'entmax15', got {rule!r}")
+    return _result((dropout or _keep)(P), v, return_weights)
+
+
 class Formula(NamedTuple):
     """A mechanism, and what the signature of its function does not say. Arguments go by name."""
     function: Callable
@@ -405,4 +444,5 @@ ATTENTION = {
     "cog": Formula(cog_attention),
     "forget": Formula(forgetting_attention),
     "pointwise": Formula(pointwise_attention),
+    "sparse": Formula(sparse_attention),
 }

@@ -306,6 +306,20 @@ def _pointwise():
                    quick=rule == "relu")
 
 
+def _sparse():
+    def in_threes(arrays, size):
+        """Three keys each have the same score: with a scale of 1/4 no product needs rounding."""
+        arrays["q"][:] = arrays["k"][:] = 0
+        arrays["q"][..., 0], arrays["k"][..., 0] = 1, -(np.arange(size["Tk"]) // 3)
+
+    for top in (2, 5):
+        yield Plan("ties_at_k", f"top={top}", {"top": top, "scale": 0.25}, edit=in_threes,
+                   quick=top == 2)
+    for rule in ("sparsemax", "entmax15"):
+        yield Plan("support_of_one", rule, {"causal": True, "rule": rule}, edit=scaled(8, "q"),
+                   quick=True)
+
+
 # mechanism -> the plans of its own families
 OWN: dict[str, Any] = {
     "sink": _sink,
@@ -317,6 +331,7 @@ OWN: dict[str, Any] = {
     "cog": _cog,
     "forget": _forget,
     "pointwise": _pointwise,
+    "sparse": _sparse,
 }
 
 
@@ -367,6 +382,24 @@ def keys_of_two_signs(x, rng):
     return x
 
 
+def queries_of_levels(x, rng):
+    """With keys_of_levels: neighbouring scores of a row are 0.59 apart, and little else matters.
+
+    No score is near another one, or near where sparsemax or entmax gives it no weight.
+    """
+    x *= 0.2
+    x[..., 0] = 0.59 * math.sqrt(x.shape[-1])
+    return x
+
+
+def keys_of_levels(x, rng):
+    """0 1 2 3 4 5 6 5 4 ... and, in every other head, 6 5 4 3 2 1 0 1 2 ..."""
+    x *= 0.1
+    steps = np.arange(x.shape[-2]) + 6 * (np.arange(x.shape[1]) % 2)[:, None]
+    x[..., 0] = 6 - np.abs(steps % 12 - 6)
+    return x
+
+
 # mechanism -> {argument: (standard normal numbers, rng) -> its numbers}; others stay as they are
 DRAWS: dict[str, Any] = {
     "affine": {"alpha_logits": across_the_clip, "alpha_ma": around(0.5, 0.2)},
@@ -375,4 +408,5 @@ DRAWS: dict[str, Any] = {
     "linear": {"q": beside_zero, "k": beside_zero},
     "cog": {"q": decided_by_sign, "k": decided_by_sign},
     "pointwise": {"q": queries_of_one_sign, "k": keys_of_two_signs},
+    "sparse": {"q": queries_of_levels, "k": keys_of_levels},
 }
