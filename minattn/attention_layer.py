@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn import checks, ops
+from minattn.errors import InputError
 
 
 class KVCache:
     """What earlier tokens left for later ones to see, for every layer. The only mutable object."""
 
     def __init__(self, capacity):
-        self.capacity, self.length, self.arrays = capacity, 0, {}
+        self.capacity, self.length, self.arrays, self.states = capacity, 0, {}, {}
 
     def extend(self, layer, name, new):
         """Append new (B, H, T, ...) and return all (B, H, length + T, ...)."""
@@ -26,6 +27,13 @@ class KVCache:
         array, end = self.arrays[layer, name], self.length + new.shape[2]
         array[:, :, self.length:end] = new
         return array[:, :, :end]
+
+    def advance(self, layer, arguments):
+        """The output of new tokens in a layer that keeps a state (of layers.Layer)."""
+        state = self.states.get(layer.index)
+        out, self.states[layer.index] = layer.mechanism.continue_from(state, **arguments,
+                                                                      **layer.options)
+        return out
 
 
 # ------------------------------------------------------------------------------------- parameters
@@ -146,11 +154,18 @@ def attention_forward(x, params, buffers, layer, config, shape, *, training, rng
     arguments.update({arg: params[f"{name}.{arg}"] for arg in row.parameters})
     if row.buffers:
         arguments.update(_buffers(layer, arguments, buffers, name, training))
-    if kv_cache:                                            # 4. append the new keys to the cache
+    keeps_state = kv_cache and layer.keeps_state
+    if keeps_state and weights is not None:
+        raise InputError(f"{layer.name} keeps no keys in a cache, so there are no weights to "
+                         "return: leave out the cache, or the weights.")
+    if kv_cache and not keeps_state:                        # 4. append the new keys to the cache
         for arg in [*layer.reads("Tk"), *(a for a in row.optional if a in arguments)]:
             arguments[arg] = kv_cache.extend(layer.index, arg, arguments[arg])
 
-    out, attention, *seen = row.module.forward(**arguments, **options)        # 5. attend
+    if keeps_state:                                         # 5. attend
+        out, attention, seen = kv_cache.advance(layer, arguments), None, []
+    else:
+        out, attention, *seen = row.module.forward(**arguments, **options)
     if weights is not None:
         weights += seen
     gate = None

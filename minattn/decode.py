@@ -221,9 +221,12 @@ def _attend(y, prepared, bias, decoder, kv_cache):
     for name, columns, shape in prepared.projected:
         arguments[name] = y[:, columns].reshape(shape)
     gate_logits = [arguments.pop(name) for name in layer.gate.projections] if layer.gate else []
-    for name in prepared.cached:
-        arguments[name] = kv_cache.extend(layer.index, name, arguments[name])
-    if row.decode:
+    if not layer.keeps_state:
+        for name in prepared.cached:
+            arguments[name] = kv_cache.extend(layer.index, name, arguments[name])
+    if layer.keeps_state:
+        out = kv_cache.advance(layer, arguments)
+    elif row.decode:
         if layer.window:
             seen = slice(-layer.window, None)
             arguments["k"], arguments["v"] = arguments["k"][:, :, seen], arguments["v"][:, :, seen]

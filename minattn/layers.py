@@ -34,6 +34,11 @@ class Layer(NamedTuple):
         sizes = self.sizes(config)
         return checks.extent(heads, sizes), checks.extent(width, sizes)
 
+    @property
+    def keeps_state(self):
+        """Does generation keep a state of constant size, in the place of keys and values?"""
+        return bool(self.mechanism.continue_from) and self.window is None and self.bias is None
+
     def reads(self, symbol):
         """The arguments of the mechanism with this axis."""
         return [name for name, shape in self.mechanism.arguments.items() if symbol in shape.split()]

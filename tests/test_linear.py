@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from attention_cases import assert_close, cotangent
 
+from minattn import decode, model
 from minattn.attention import linear, linear_recurrence
+from minattn.attention_layer import KVCache
 from minattn.errors import InputError
 from minattn.validate.gradients import assert_gradients
 
@@ -63,9 +65,9 @@ def test_a_later_large_key_changes_no_earlier_row(monkeypatch):
     top = np.random.default_rng(0).standard_normal((1, 1, 200)) * 3
     phi_q, phi_k = np.random.default_rng(1).random((2, 1, 1, 200, 4))
     v = np.random.default_rng(2).standard_normal((1, 1, 200, 3))
-    before, _ = linear_recurrence.forward(phi_q, phi_k, v, top)
+    before, *_ = linear_recurrence.forward(phi_q, phi_k, v, top)
     top[..., 150] += 2000                              # e^2000 would overflow
-    out, cache = linear_recurrence.forward(phi_q, phi_k, v, top)
+    out, cache, _ = linear_recurrence.forward(phi_q, phi_k, v, top)
     np.testing.assert_array_equal(out[:, :, :150], before[:, :, :150])
     np.testing.assert_allclose(out[:, :, 150:], np.broadcast_to(v[:, :, 150:151], (1, 1, 50, 3)))
     grads = linear_recurrence.backward(cotangent(out), cache)
@@ -116,6 +118,45 @@ def test_kappa_of_zero_has_no_weight_and_no_gradient(dtype):
     out, cache = linear.forward(**arrays)
     grads = linear.backward(cotangent(out), cache)
     assert not any(x.any() for x in (out, *grads.values()))
+
+
+@pytest.mark.parametrize("options", [{}, {"feature": "lln"}], ids=["elu", "lln"])
+def test_a_state_continues(options):
+    """In pieces of any length, one token at a time too."""
+    arrays, state, pieces = qkv(200, G=2), None, []
+    whole = linear.forward(**arrays, causal=True, **options)[0]
+    for piece in np.split(np.arange(200), [70, 71, 72, 140]):
+        part = {name: x[:, :, piece] for name, x in arrays.items()}
+        out, state = linear.continue_from(state, **part, **options)
+        pieces.append(out)
+    assert_close({"out": np.concatenate(pieces, axis=2)}, {"out": whole}, 1e-12)
+
+
+@pytest.mark.parametrize(("attention", "others", "kept"), [
+    ("linear", {}, True), ("linear[feature=lln]", {"position": "rope"}, True),
+    ("linear+gated", {"n_kv_head": 1}, True), ("linear", {"window": 9}, False),
+    ("linear", {"position": "decay"}, False)])
+def test_generation_keeps_a_state_of_constant_size(attention, others, kept):
+    config = model.Config(vocab_size=7, block_size=40, n_layer=2, n_head=2, n_embd=8,
+                          attention=attention, **others)
+    params, buffers = model.init(config, 0, np.float64)
+    tokens = np.random.default_rng(1).integers(7, size=(2, 40))
+    whole = model.forward(params, tokens, config, buffers=buffers)[0]
+    for step in (False, True):
+        past, sizes, decoder = KVCache(40), set(), decode.prepare(params, buffers, config)
+        model.forward(params, tokens[:, :5], config, buffers=buffers, kv_cache=past)
+        for n in range(5, 40):
+            if step:
+                last = decode.step(decoder, tokens[:, n], past)
+            else:
+                last = model.forward(params, tokens[:, n:n + 1], config, buffers=buffers,
+                                     kv_cache=past)[0][:, 0]
+            np.testing.assert_allclose(last, whole[:, n], rtol=0, atol=1e-12)
+            sizes.add(sum(state.S.size for state in past.states.values()))
+        assert bool(past.arrays) == (not kept) and len(sizes) == 1
+    if kept:
+        with pytest.raises(InputError, match="keeps no keys"):
+            model.forward(params, tokens, config, buffers=buffers, kv_cache=KVCache(40), weights=[])
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ class Mechanism(NamedTuple):
     absolute: bool           # does a constant added to every score change the weights?
     stochastic: bool         # are a row's weights at least 0, with a sum of 1?
     decode: Any              # forward for one query that sees every key; None: forward serves
+    continue_from: Any       # forward from a state instead of earlier keys; None: it needs the keys
     arxiv: str
     summary: str
 
@@ -113,7 +114,7 @@ def describe(name, module, naive_forward=None, naive_backward=None):
         constant("BUFFERS", {}), constant("NOT_CAUSAL", {}), constant("NOT_CACHEABLE", {}),
         constant("ON_TOP_OF", ""), constant("head_sizes", None), constant("REFUSES", ()),
         constant("ABSOLUTE", False), constant("STOCHASTIC", True), constant("decode", None),
-        module.ARXIV, module.SUMMARY)
+        constant("continue_from", None), module.ARXIV, module.SUMMARY)
 
 
 MECHANISMS = {name: describe(name, module) for name, module in {

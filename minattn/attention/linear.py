@@ -73,14 +73,9 @@ def forward(q, k, v, *, feature="elu", norm="rms", **options):
     checks.choice("feature", feature, ("elu", "lln"))
     checks.choice("norm", norm, ("rms", "tensor"))
     core.check_arguments(q, k, v)
-    if feature == "elu":                                          # 1. features
-        (phi_q, phi_k), top, scaled = (_elu_plus_1(q), _elu_plus_1(k)), None, None
-    else:
-        x, y, scaled = _scale(q, k, norm)
-        top = y.max(axis=3)                                       # taken from y: a bias of the key
-        phi_q, phi_k = (_exp_below_top(z) for z in (x, y))
+    phi_q, phi_k, top, scaled = _features(q, k, feature, norm)    # 1. features
     if linear_recurrence.serves(q, k, v, **options):              # 2. average, form (b)
-        out, attention = linear_recurrence.forward(phi_q, phi_k, v, top)
+        out, attention, _ = linear_recurrence.forward(phi_q, phi_k, v, top)
         return out, Cache(attention, True, (phi_q, phi_k), scaled)
     biases = () if top is None else (core.repeat(top, q.shape[1])[:, :, None],)
     out, attention, *weights = core.attend(                       # 2. average, form (a)
@@ -104,6 +99,28 @@ def backward(dout, cache):
     dx *= cache.phi[0]
     dy *= cache.phi[1]
     return {**_scale_backward(dx, dy, cache.scaled), **grads}
+
+
+@checks.quiet
+def continue_from(state, q, k, v, *, feature="elu", norm="rms"):
+    """Generation in constant memory: attention to all tokens so far, of which `state` is left.
+
+    state: what the last call returned, None at the start
+    q (B, H, T, D), k (B, G, T, D), v (B, G, T, Dv) of T new tokens; unchecked
+    -> out (B, H, T, Dv), state
+    """
+    phi_q, phi_k, top, _ = _features(q, k, feature, norm)
+    out, _, state = linear_recurrence.forward(phi_q, phi_k, v, top, state)
+    return out, state
+
+
+def _features(q, k, feature, norm):
+    """-> phi(q), phi(k), what was taken from each key's exponents, what the backward needs"""
+    if feature == "elu":
+        return _elu_plus_1(q), _elu_plus_1(k), None, None
+    x, y, scaled = _scale(q, k, norm)
+    top = y.max(axis=3)                                           # a bias of the key
+    return _exp_below_top(x), _exp_below_top(y), top, scaled
 
 
 def _elu_plus_1(x):

@@ -51,13 +51,23 @@ class Cache(NamedTuple):
     groups: tuple            # heads of k and of v, as given
 
 
-def forward(phi_q, phi_k, v, top=None):
-    """phi_q (B, H, T, D), phi_k (B, G, T, D), v (B, G, T, Dv), top (B, G, T) -> out, cache"""
+class State(NamedTuple):
+    """All that later tokens need of the earlier ones, however many these are."""
+    S: np.ndarray            # (B, H, D, Dv + 1)
+    M: Any                   # (B, H, 1), or None without top
+
+
+def forward(phi_q, phi_k, v, top=None, state=None):
+    """phi_q (B, H, T, D), phi_k (B, G, T, D), v (B, G, T, Dv), top (B, G, T)
+    -> out (B, H, T, Dv), cache, the State after the last token
+
+    state: that of earlier tokens, which these continue; there is no backward through it.
+    """
     H, groups = phi_q.shape[1], (phi_k.shape[1], v.shape[1])
     phi_k, v = core.repeat(phi_k, H), core.repeat(v, H)
-    powers = None if top is None else _powers(core.repeat(top, H))
+    powers = None if top is None else _powers(core.repeat(top, H), state and state.M)
     out, den = np.empty_like(v), np.empty_like(v[..., :1])
-    S = _empty_state(phi_k, v)
+    S = state.S.copy() if state else _empty_state(phi_k, v)
     for rows, W, r, u, step in _chunks(powers, v):
         q, k, v1 = phi_q[:, :, rows], phi_k[:, :, rows], _with_one(v[:, :, rows])
         nd = (q @ k.swapaxes(2, 3) * W) @ v1                          # 1. this chunk's keys
@@ -67,7 +77,8 @@ def forward(phi_q, phi_k, v, top=None):
         d = nd[..., -1:]
         den[:, :, rows] = np.where(d == 0, 1, d)                      # no weight: num is 0 too
         out[:, :, rows] = nd[..., :-1] / den[:, :, rows]              # 4. num / den
-    return out, Cache(phi_q, phi_k, v, powers, out, den, groups)
+    after = State(S, None if top is None else powers[1][:, :, -1:])
+    return out, Cache(phi_q, phi_k, v, powers, out, den, groups), after
 
 
 def backward(dout, cache):
@@ -113,17 +124,19 @@ def _empty_state(phi_k, v):
     return np.zeros((B, H, D, Dv + 1), v.dtype)
 
 
-def _powers(top):
+def _powers(top, M_start):
     """top (B, H, T) -> top, M and the powers of e between a chunk and S
 
     r = e^(M_before - M_i), u = e^(top_j - M_end) (B, H, T, 1), step = e^(M_before - M_end), one a
-    chunk; M_before and M_end: M at the end of the chunk before, and of the row's or key's own
+    chunk; M_before and M_end: M at the end of the chunk before, and of the row's or key's own.
+    M_start (B, H, 1): M before the first token
     """
-    M = np.maximum.accumulate(top, axis=2)
+    M_start = top[:, :, :1] if M_start is None else M_start           # without a state S is 0
+    M = np.maximum(np.maximum.accumulate(top, axis=2), M_start)
     T = M.shape[2]
     of = np.arange(T) // CHUNK
     end = M[:, :, np.minimum(np.arange(CHUNK, T + CHUNK, CHUNK), T) - 1]
-    before = np.concatenate([M[:, :, :1], end[:, :, :-1]], axis=2)    # S is 0 before the first
+    before = np.concatenate([M_start, end[:, :, :-1]], axis=2)
     r, u, step = np.exp(before[:, :, of] - M), np.exp(top - end[:, :, of]), np.exp(before - end)
     return top, M, r[..., None], u[..., None], step[..., None, None]
 
