@@ -32,8 +32,6 @@ KEPT = {
                        "here first",
     "all_scores_negative": "the state in which a row of ReLU weights is dead: to look at when a "
                            "layer does not learn",
-    "ties_at_k": "equal scores at the k-th place, without rounding: what finds a wrong rule for "
-                 "them elsewhere does so by accident",
     "support_of_one": "a gradient that is exactly 0 everywhere: sorting and division at their edge",
     "causality/suffix": "needs no right answer to compare with: serves whole models, to which no "
                         "family applies",
