@@ -277,7 +277,8 @@ def test_torch_references_pass(mechanism):
              "fully_masked_row", "bias",
              "non_contiguous"]
     cases += [f for f in kit.family_names(mechanism)
-              if f.split("_")[0] in ("sink", "gate", "alpha", "sigma")]
+              if f.split("_")[0] in ("sink", "gate", "alpha", "sigma", "scores", "all", "ties",
+                                     "support")]
     for dtype in ("float32", "bfloat16"):
         found = check(mechanism, torch_reference(mechanism), framework="torch", dtype=dtype,
                       cases=cases, show=False)

@@ -66,7 +66,9 @@ class Threshold(Rule):
         return P, None
 
 
+@dataclass(frozen=True)
 class Sparsemax(Threshold):
+    """The slope of P is 1 where it is above 0."""
     power = 1
 
     def thresholds(self, u, j):
@@ -80,7 +82,9 @@ class Sparsemax(Threshold):
         return np.multiply(dP, counts, out=dP)
 
 
+@dataclass(frozen=True)
 class Entmax15(Threshold):
+    """The slope of P is sqrt(P): 2 (z - tau), times the 1/2 in z."""
     power = 2
 
     def thresholds(self, u, j):

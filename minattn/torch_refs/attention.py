@@ -1,4 +1,4 @@
-"""Seven kinds of attention, each as its paper writes it: build the weights, multiply them with v.
+"""Every kind of attention as its paper writes it: build the weights, multiply them with v.
 
 Tensors are (B, H, T, D); k and v may have G heads, G a divisor of H, and query head h then reads
 head h // (H / G) of them (grouped keys, arXiv 2305.13245). Every function takes the same keyword
