@@ -54,6 +54,8 @@ POOLED = {"linear[feature=lln,norm=tensor]"}
 separate = pytest.mark.parametrize(
     "variant", [x for name, x in VARIANTS.items() if name not in POOLED],
     ids=[name for name in VARIANTS if name not in POOLED])
+# what a steep formula, x^15, multiplies relative errors by: central differences need a smaller step
+STEEP = {"lssa": 15}
 
 
 def changed(options, **values):
@@ -73,6 +75,7 @@ def heads(*values):
 def test_gradients(variant, mask):
     slopes = assert_gradients(variant.module.forward, variant.module.backward,
                               inputs(variant, mask), seeds=(0, 1),
+                              step=1e-3 / STEEP.get(variant.mechanism, 1),
                               **options_of(variant, mask))
     assert {s.argument for s in slopes} == variant.differentiated
 
@@ -133,7 +136,8 @@ def test_float32_is_as_good_as_the_literal_formulas_in_float32(variant):
     cases = [(inputs(variant, mask, seed), options_of(variant, mask)) for mask in MASKS
              for seed in (0, 1)]
     for key, (own, literal, size) in in_float32(variant, cases).items():
-        assert own <= 16 * EPS * size, (key, own / EPS / size)
+        steep = STEEP.get(variant.mechanism, 1)
+        assert own <= 16 * steep * EPS * size, (key, own / EPS / size)
         if literal:
             assert own <= 2 * (literal + EPS * size), (key, own / EPS / size, literal / EPS / size)
 
@@ -172,7 +176,8 @@ def test_dropout(variant):
         return variant.module.forward(**arrays, **options, dropout=0.3,
                                       rng=np.random.default_rng(7))
 
-    assert_gradients(forward, variant.module.backward, arrays, seeds=(0,))
+    assert_gradients(forward, variant.module.backward, arrays, seeds=(0,),
+                     step=1e-3 / STEEP.get(variant.mechanism, 1))
     torch = pytest.importorskip("torch")
     # one tile
     keep = keep_mask((B, H, sizes_of(variant)["Tq"], TK), 0.3, np.random.default_rng(7), np.float64)
@@ -187,7 +192,8 @@ def test_bias(variant):
     """Each mechanism takes a bias, or several, and gives back gradients in their shapes."""
     options = options_of(variant, "causal")
     arrays = {**inputs(variant), "bias": np.random.default_rng(3).standard_normal((H, 1, TK))}
-    assert_gradients(variant.module.forward, variant.module.backward, arrays, seeds=(0,), **options)
+    assert_gradients(variant.module.forward, variant.module.backward, arrays, seeds=(0,),
+                     step=1e-3 / STEEP.get(variant.mechanism, 1), **options)
     rows = np.random.default_rng(4).standard_normal((sizes_of(variant)["Tq"], 1))
     several = (rows, DecayBias(np.array([0.1, 0.2, 0.3])), arrays["bias"])
     grads = run(variant, {**arrays, "bias": several}, **options)["dbias"]
@@ -232,7 +238,7 @@ def test_samples_do_not_touch(variant):
     options = options_of(variant, "causal")
     arrays = inputs(variant)
     before = run(variant, arrays, **options)
-    other = {key: np.concatenate([-2 * x[:1], x[1:]]) if x.ndim > 1 else x
+    other = {key: np.concatenate([-2 * x[1:2], x[1:]]) if x.ndim > 1 else x
              for key, x in arrays.items()}
     after = run(variant, other, **options)
     for key in ("out", *("d" + key for key, x in arrays.items() if x.ndim > 1)):

@@ -16,6 +16,7 @@ from minattn.attention import (
     gated,
     gaussian,
     linear,
+    lssa,
     naive,
     off_by_one,
     pointwise,
@@ -128,6 +129,7 @@ MECHANISMS = {name: describe(name, module) for name, module in {
     "linear": linear,
     "cog": cog,
     "forget": forget,
+    "lssa": lssa,
     "pointwise": pointwise,
     "sparse": sparse,
 }.items()}

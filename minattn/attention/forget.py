@@ -57,6 +57,7 @@ class Cache(NamedTuple):
     forget_logits: np.ndarray       # (B, H, Tk)
 
 
+@checks.quiet
 def forward(q, k, v, forget_logits, **options):
     """out = softmax(s + c_i - c_j) v, c the running sum of log sigmoid(forget_logits).
 
@@ -75,6 +76,7 @@ def forward(q, k, v, forget_logits, **options):
     return (out, Cache(attention, forget_logits), *weights)
 
 
+@checks.quiet
 def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"q", "k", "v", "forget_logits"} (and "bias" if one was given)"""
     # 4. out = softmax(s + bias) v

@@ -551,6 +551,69 @@ def softmax_rows_backward(dP, P):
     return P * (dP - (P * dP).sum(axis=-1, keepdims=True))
 
 
+def lssa_forward(q, k, v, *, power=15, eps=1e-8, **options):
+    """A = softplus(s) / sum, s = log D log n_i q.k / (|q| |k|); P = r^power / (sum r^power + eps)
+
+    r = max(n_i A - 1, 0), or n_i A in rows that see at most three keys; power=0: P = A
+    """
+    q_norm, k_norm = norms(q), norms(k)
+    ones = np.ones(q.shape[-3], q.dtype)
+    D = q.shape[-1]
+
+    def rows(s, see):
+        n = np.maximum(see.sum(axis=-1, keepdims=True), 1).astype(q.dtype)
+        a = np.maximum(s, 0) + np.log1p(np.exp(-np.abs(s)))     # softplus(s); 0 where s = -inf
+        total = a.sum(axis=-1, keepdims=True)
+        total = np.where(total == 0, 1, total)
+        A = a / total
+        offset = (n > 3).astype(q.dtype)
+        r = np.maximum(n * A - offset, 0)
+        m = r.max(axis=-1, keepdims=True)
+        m = np.where(m == 0, 1, m)                              # every r is 0
+        x = (r / m) ** max(power, 1)                            # r^power may overflow
+        rest = np.exp(float(np.log(eps)) - power * np.log(m))          # eps / m^power
+        P = x / (x.sum(axis=-1, keepdims=True) + rest)
+        if power == 0:
+            P = A
+        return P, Cache(**locals())
+    out, core = attend(q / q_norm, k / k_norm, v, scale=float(np.log(D)), log_length=ones,
+                       rule=(rows, lambda dP, P, saved: lssa_rows_backward(dP, P, saved, power)),
+                       **options)
+    return out, Cache(**locals())
+
+
+def lssa_rows_backward(dP, P, c, power):
+    dA = dP
+    if power > 0:
+        g = P * (dP - (P * dP).sum(axis=-1, keepdims=True))
+        dr = power * g / np.where(c.r > 0, c.r, np.inf)
+        dA = c.n * dr
+    da = (dA - (c.A * dA).sum(axis=-1, keepdims=True)) / c.total
+    slope = sigmoid(c.s)
+    return da * slope
+
+
+def lssa_backward(dout, c):
+    grads, _ = attend_backward(dout, c.core)
+    grads.pop("log_length", None)                               # ones, a constant
+    grads["q"] = unit_backward(grads["q"], c.q, c.q_norm)
+    grads["k"] = unit_backward(grads["k"], c.k, c.k_norm)
+    return grads
+
+
+def norms(x):
+    """|x|, at least 1e-12: (B, H, T, D) -> (B, H, T, 1)"""
+    return np.maximum(np.sqrt((x * x).sum(axis=-1, keepdims=True)), 1e-12)
+
+
+def unit_backward(dunit, x, norm):
+    """y = x / norm, where norm is |x| or a constant floor"""
+    unit = x / norm
+    along = (dunit * unit).sum(axis=-1, keepdims=True)
+    along = np.where(norm > 1e-12, along, 0)
+    return (dunit - along * unit) / norm
+
+
 def forget_forward(q, k, v, forget_logits, **options):
     """A bias of sum log sigmoid(f_l) over l = j+1 .. i on key j        forget_logits (B, H, Tk)
 

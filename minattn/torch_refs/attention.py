@@ -20,6 +20,7 @@ so such rows get finite numbers *before* the softmax and zeros after it (a `wher
 
 A mechanism of your own is a function like these and its entry in ATTENTION, at the end.
 """
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -346,6 +347,30 @@ def cog_attention(q, k, v, *, bias=None, return_weights=False, dropout=None, **o
     return _result((dropout or _keep)(P), v, return_weights)
 
 
+def length_scaled_attention(q, k, v, *, power=15, eps=1e-8, return_weights=False, dropout=None,
+                            bias=None, **options):
+    """Softplus weights with a length scale, sharpened (LSSA, LSSAR: arXiv 2501.13428).
+
+    s = log D · log n_i · q̂ k̂ᵀ, q̂ = q/‖q‖, k̂ = k/‖k‖;  A = softplus(s) / Σ softplus(s)
+    b = ReLU(n_i A − O_i)^power;  P = b / (Σ b + eps);  power=0: P = A
+
+    n_i: the keys that query i may see; O_i = 1, but 0 where n_i <= 3. For a causal mask these are
+    i and the first three rows, as in the accounts of the paper; eps is that of other authors' code.
+    Literal: large powers overflow in float32 where n_i A is large.
+    """
+    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    s, seen = _scores(q, k, scale=math.log(q.shape[-1]), log_length=q.new_ones(q.shape[1]),
+                      bias=bias, **options)
+    a = torch.where(seen, torch.logaddexp(s, torch.zeros_like(s)), 0)
+    A = a / torch.where(seen.any(-1, keepdim=True), a.sum(-1, keepdim=True), 1)
+    n = seen.sum(-1, keepdim=True)
+    P = A
+    if power > 0:
+        b = torch.relu(n * A - torch.where(n > 3, 1, 0)) ** power
+        P = b / (b.sum(-1, keepdim=True) + eps)
+    return _result((dropout or _keep)(P), v, return_weights)
+
+
 def forgetting_attention(q, k, v, forget_logits, *, align="end", return_weights=False, dropout=None,
                          **options):
     """Each token's gate lowers the scores of all keys before it (arXiv 2503.02130).
@@ -443,6 +468,7 @@ ATTENTION = {
     "linear": Formula(linear_attention),
     "cog": Formula(cog_attention),
     "forget": Formula(forgetting_attention),
+    "lssa": Formula(length_scaled_attention),
     "pointwise": Formula(pointwise_attention),
     "sparse": Formula(sparse_attention),
 }

@@ -320,6 +320,27 @@ def _sparse():
                    quick=True)
 
 
+def _lssa():
+    def all_but_the_first_opposite(arrays, size):
+        arrays["q"][:] = arrays["k"][..., 1:] = 0
+        arrays["q"][..., 0], arrays["k"][..., 0], arrays["k"][:, :, 0, 0] = 1, -1, 1
+
+    def alike_but_for(difference):
+        def edit(arrays, size):
+            arrays["k"] *= difference
+            arrays["k"][..., 0] = 1
+        return edit
+
+    many = {"B": 1, "H": 1, "Tq": 1025, "Tk": 1025}
+    yield Plan("one_key_of_many", "T=1025", {"causal": True}, many,
+               edit=all_but_the_first_opposite)                # r^15 is beyond float32
+    for name, difference in (("1/4", 1 / 4), ("1/64", 1 / 64)):
+        for power in (15, 3):
+            yield Plan("nearly_equal_scores", f"{name},power={power}",
+                       {"causal": True, "power": power}, edit=alike_but_for(difference),
+                       quick=power == 15)
+
+
 # mechanism -> the plans of its own families
 OWN: dict[str, Any] = {
     "sink": _sink,
@@ -330,6 +351,7 @@ OWN: dict[str, Any] = {
     "linear": _linear,
     "cog": _cog,
     "forget": _forget,
+    "lssa": _lssa,
     "pointwise": _pointwise,
     "sparse": _sparse,
 }

@@ -1,0 +1,144 @@
+"""Softplus attention with a length scale (LSSA), and its sharpened form (LSSAR).
+
+    s_ij = log D . log n_i . q_i.k_j / (|q_i| |k_j|)    n_i keys are visible to query i
+    A = softplus(s) / sum of the row                    power=0, LSSA: P = A
+    r = max(n_i A - 1, 0), b = r^power                  LSSAR: what beats the row's mean is kept
+    P = b / (sum of the row + eps)                      (arXiv 2501.13428: power 15, also 3)
+
+P is computed as x^power / (sum x^power + eps / m^power) with x = r / m, m the largest r of the row:
+the same number, but r^15 would overflow float32 where a key has 372 times the mean. eps matters: a
+row whose largest r is below eps^(1/power) fades to 0 (0.29 by default); one of equal scores is 0.
+
+Our sources are accounts of the paper and others' code. What they leave open: eps (1e-8 in that
+code, an option here); n_i where the mask is not causal (visible keys, not positions); the rows that
+keep n_i A whole, "the first three" (those that see at most three keys: a single key would give 0).
+A bias is added to s; where it pushes all of a row's softplus below the smallest float, P = 0.
+"""
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minattn import checks
+from minattn.attention import core
+from minattn.attention.rules import Rule, visible_keys
+
+ARXIV = "2501.13428"
+SUMMARY = "softplus weights of unit-norm q and k, sharpened by a power of what beats the mean"
+ARGUMENTS = {"q": "B H Tq D", "k": "B G Tk D", "v": "B G Tk Dv"}
+OPTIONS = {"power": checks.Option(15, number={"low": 0, "integer": True}, examples=(0, 3)),
+           "eps": checks.Option(1e-8, number={"above": 0})}
+REFUSES = ("scale", "log_length")
+ABSOLUTE, STOCHASTIC = True, False
+FLOOR = 1e-12            # of a norm: a zero vector stays zero
+
+
+class Cache(NamedTuple):
+    attention: Any
+    q: tuple             # unit vectors (B, H, Tq, D), norms (B, H, Tq, 1)
+    k: tuple             # (B, G, Tk, D), (B, G, Tk, 1)
+
+
+@dataclass(frozen=True)
+class Sharpened(Rule):
+    """softplus, divided by the row's sum, then sharpened        saved: A, row sums, n"""
+    power: int
+    eps: float
+    saves = 1
+
+    def forward(self, s, rescored, heads=slice(None)):
+        n = visible_keys(s)                                           # 1. n_i      (b, h, R, 1)
+        a = np.maximum(s, 0) + np.log1p(np.exp(-np.abs(s)))           # 2. softplus(s), 0 if hidden
+        total = a.sum(axis=3, keepdims=True)
+        total[total == 0] = 1
+        A = a / total                                                 # 3. A
+        if self.power == 0:
+            return A, (A, total, n)
+        x = self._above_mean(A, n)                                    # 4. r
+        m = x.max(axis=3, keepdims=True, initial=0)
+        m[m == 0] = 1
+        x /= m
+        P = _power(x, self.power)                                     # 5. (r / m)^power
+        rest = np.exp(math.log(self.eps) - self.power * np.log(m))    # eps / m^power, maybe inf
+        P /= P.sum(axis=3, keepdims=True) + rest                      # 6. P
+        return P, (A, total, n)
+
+    def backward(self, dP, P, saved):
+        A, total, n = saved
+        dA = dP
+        if self.power:
+            # 6., 5. P = r^power / (sum + eps)
+            dP -= np.einsum("bhij,bhij->bhi", P, dP)[..., None]
+            r = self._above_mean(A, n)
+            r[r == 0] = np.inf
+            dr = self.power * P * dP / r
+            dA = n * dr                                               # 4. r = max(n A - 1, 0)
+        # 3. A = a / sum
+        da = (dA - np.einsum("bhij,bhij->bhi", A, dA)[..., None]) / total
+        # 2. a = softplus(s): its slope is sigmoid(s) = 1 - exp(-a)
+        return da * -np.expm1(-A * total)
+
+    def _above_mean(self, A, n):
+        """r = max(n A - 1, 0), or n A where at most three keys are visible"""
+        r = n * A
+        r -= n > 3
+        return np.maximum(r, 0, out=r)
+
+
+@checks.quiet
+def forward(q, k, v, *, power=15, eps=1e-8, **options):
+    """out = P v over the visible keys.
+
+    q (B, H, Tq, D), k (B, G, Tk, D), v (B, G, Tk, Dv)
+    -> out (B, H, Tq, Dv), cache [, weights (B, H, Tq, Tk)]
+    power: a whole number >= 0; 0 leaves the sharpening out. eps > 0: see above.
+    Other options and errors: minattn.attention.core.attend, except REFUSES.
+    """
+    core.refuse(options, REFUSES)
+    power = checks.number("power", power, 0, integer=True)
+    eps = checks.number("eps", eps, above=0)
+    checks.arrays(q=(q, "B H Tq D"), k=(k, "B G Tk D"), v=(v, "B G Tk Dv"))
+    q, k = _unit(q), _unit(k)                                         # 1. unit vectors
+    ones = np.ones(q[0].shape[1], q[0].dtype)
+    out, attention, *weights = core.attend(                           # 2. rule(log D log n q k^T) v
+        q[0], k[0], v, scale=math.log(max(q[0].shape[3], 1)), log_length=ones,
+        rule=Sharpened(power, eps), **options)
+    return (out, Cache(attention, q, k), *weights)
+
+
+@checks.quiet
+def backward(dout, cache):
+    """dout (B, H, Tq, Dv) -> {"q", "k", "v"} (and "bias" if one was given)"""
+    # 2. out = rule(log D log n q k^T) v
+    grads = core.attend_backward(dout, cache.attention)
+    del grads["log_length"]                                           # ones, constant
+    # 1. unit vectors
+    grads["q"] = _unit_backward(grads["q"], *cache.q)
+    grads["k"] = _unit_backward(grads["k"], *cache.k)
+    return grads
+
+
+def _unit(x):
+    """x / |x|, |x| (at least FLOOR)"""
+    norm = np.sqrt(np.einsum("bhid,bhid->bhi", x, x))[..., None]
+    norm = np.maximum(norm, FLOOR)
+    return x / norm, norm
+
+
+def _unit_backward(dunit, unit, norm):
+    """At the floor, which a vector of norm 0 meets, the norm is constant."""
+    along = np.einsum("bhid,bhid->bhi", dunit, unit)[..., None]
+    return (dunit - np.where(norm > FLOOR, along, 0) * unit) / norm
+
+
+def _power(x, n):
+    """x^n for a whole n >= 1, by squaring: a third of the time of np.power for n = 15"""
+    y = None
+    while n:
+        if n & 1:
+            y = x if y is None else y * x
+        n >>= 1
+        if n:
+            x = x * x
+    return y
