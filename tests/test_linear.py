@@ -9,6 +9,7 @@ from minattn import decode, model
 from minattn.attention import linear, linear_recurrence
 from minattn.attention_layer import KVCache
 from minattn.errors import InputError
+from minattn.validate.causality import causality
 from minattn.validate.gradients import assert_gradients
 
 SETTINGS = {"elu": {}, "lln": {"feature": "lln"}, "tensor": {"feature": "lln", "norm": "tensor"}}
@@ -72,6 +73,13 @@ def test_a_later_large_key_changes_no_earlier_row(monkeypatch):
     np.testing.assert_allclose(out[:, :, 150:], np.broadcast_to(v[:, :, 150:151], (1, 1, 50, 3)))
     grads = linear_recurrence.backward(cotangent(out), cache)
     assert all(np.isfinite(x).all() for x in grads.values())
+
+
+@pytest.mark.parametrize("feature", ["elu", "lln"])
+def test_the_recurrence_is_causal(feature):
+    """Longer than the certificate's usual length, at which rows are cheaper."""
+    assert causality(f"linear[feature={feature}]", length=200).ok
+    assert not causality("linear[feature=lln,norm=tensor]", length=200).ok
 
 
 @pytest.mark.parametrize(("options", "served"), [
