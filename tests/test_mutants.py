@@ -50,7 +50,7 @@ FOUND_BY = {
     "renormaliser_clamped": "gate_all_closed/key",
     "kernel_without_half": "causal/T", "sigma_clamped": "sigma_huge/*",
     "tiny_sigma_is_identity": "sigma_tiny/-6",
-    "power_overflows": "one_key_of_many/*", "offset_by_position": "noncausal/T",
+    "power_overflows": "dominant_score/one*", "offset_by_position": "noncausal/T",
     "without_eps": "nearly_equal_scores/1/64*", "divided_by_zero_r": "causal/T",
     "forgets_the_key_itself": "causal/T", "gates_multiplied": "forget_saturated/closed",
     "gates_of_hidden_keys_skipped": "forget_hidden_key/*", "query_and_keys_forget": "causal/T",

@@ -54,7 +54,7 @@ def test_cases_are_the_families_of_the_specification(mechanism):
            "gaussian": {"sigma_tiny", "sigma_huge"}, "cog": {"scores_at_zero"},
            "linear": {"features", "later_large_key"},
            "forget": {"forget_saturated", "forget_hidden_key"},
-           "lssa": {"one_key_of_many", "nearly_equal_scores"},
+           "lssa": {"nearly_equal_scores"},
            "pointwise": {"all_scores_negative"},
            "sparse": {"ties_at_k", "support_of_one"},
            }.get(mechanism, set())
