@@ -59,19 +59,13 @@ def attention_parameters(layer, config):
         for name in ("q", "k"):                          # flat: norms' gains are not decayed
             found[f"{name}_norm.weight"] = ((math.prod(layer.heads(name, config)),), 1.0)
     if config.log_length:                                # the usual scale where the context is full
-        found["log_length"] = ((_score_heads(layer, config),),
-                               1 / math.log(max(config.block_size, 2)))
+        found["log_length"] = (config.n_head,), 1 / math.log(max(config.block_size, 2))
     for name, value in row.parameters.items():
         shape = tuple(checks.extent(s, sizes) for s in row.arguments[name].split())
         if callable(value):
             value = value(sizes["D"], **layer.layer_options)
         found[name] = shape, value
     return found
-
-
-def _score_heads(layer, config):
-    """How many heads have scores of their own: those of q, unless q is shared by all."""
-    return max(layer.heads("q", config)[0], config.n_head)
 
 
 # ----------------------------------------------------------------------------- forward and backward
@@ -102,8 +96,7 @@ def attention_forward(x, params, buffers, layer, config, shape, *, training, rng
         options["return_weights"] = True
     if layer.bias:
         module, settings = layer.bias
-        heads = _score_heads(layer, config) if "q" in row.arguments else H
-        options["bias"] = module.bias(heads, x.dtype, **settings)
+        options["bias"] = module.bias(H, x.dtype, **settings)
     if config.softcap:
         options["softcap"] = config.softcap
     if config.log_length:

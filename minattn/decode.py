@@ -44,7 +44,7 @@ class PreparedLayer(NamedTuple):
     cached: list              # arguments that the key-value cache extends
     constants: dict           # arguments of the mechanism that are the same for every token
     norms: Any                # the gains of q and k (heads, 1, D), or None; the scale is in q's
-    log_length: Any           # (heads, 1, 1), or None
+    log_length: Any           # (H,), or None
     heads: tuple              # of q, k and v
     projected: list           # (argument, its columns after attn_in, its shape), all but q, k, v
     attn_in: Linear           # ln_1's gain and bias, then every projection
@@ -57,7 +57,7 @@ class Decoder(NamedTuple):
     config: model.Config
     wte: np.ndarray           # (V, C)
     codes: np.ndarray         # (block_size, C)     positions that are added
-    rotations: Any            # (block_size, D/2)   positions that rotate q and k, or None
+    rotations: dict           # D -> (block_size, D/2)   positions that rotate q and k, if any do
     bias: Any                 # positions that add to the scores: an object with .tile, or None
     layers: list
     head: Linear              # ln_f's gain and bias, then wte.T
@@ -75,10 +75,11 @@ def serves(config):
 def prepare(params, buffers, config):
     """Everything that does not depend on the tokens. params, buffers as of model.init -> Decoder"""
     wte, C, H = params["wte.weight"], config.n_embd, config.n_head
-    first, rotations, bias = layers(config)[0], None, None            # all layers share positions
+    first, rotations, bias = layers(config)[0], {}, None              # all layers share positions
     if first.rotation:
         module, options = first.rotation
-        rotations = module.rotations(config.block_size, C // H, wte.dtype, **options)
+        for D in {layer.heads("q", config)[1] for layer in layers(config)}:
+            rotations[D] = module.rotations(config.block_size, D, wte.dtype, **options)
     if first.bias:
         module, options = first.bias
         bias = module.bias(H, wte.dtype, **options)
@@ -109,7 +110,7 @@ def _prepare_layer(layer, params, buffers, config):
         for array in attn_in:
             array[..., :n_q * D] *= scale
     if config.log_length:
-        log_length = learned["log_length"][:, None, None]
+        log_length = learned["log_length"]
     projected, start = [], sizes.pop("c_attn")
     for name, n_out in sizes.items():
         axes = row.arguments.get(name, "B H Tq D").split()
@@ -210,11 +211,8 @@ def _attend(y, prepared, bias, decoder, kv_cache):
         qk = np.concatenate([q, k], axis=1)
     if layer.rotation:
         module, options = layer.rotation
-        qk = module.rotate(qk, decoder.rotations[t:t + 1], **options)
+        qk = module.rotate(qk, decoder.rotations[D][t:t + 1], **options)
     q, k, given = qk[:, :n_q], qk[:, n_q:], {}
-    if prepared.log_length is not None:
-        n = min(t + 1, layer.window or t + 1)
-        q = q * (prepared.log_length * prepared.log_length.dtype.type(math.log(n)))
     if decoder.config.softcap:
         given["softcap"] = decoder.config.softcap
     arguments = {"q": q, "k": k, "v": v, **prepared.constants}
@@ -231,10 +229,16 @@ def _attend(y, prepared, bias, decoder, kv_cache):
             seen = slice(-layer.window, None)
             arguments["k"], arguments["v"] = arguments["k"][:, :, seen], arguments["v"][:, :, seen]
             bias = None if bias is None else bias[..., seen]
+        if prepared.log_length is not None:
+            factor = prepared.log_length * math.log(min(t + 1, layer.window or t + 1))
+            each = np.repeat(factor, len(arguments["q"][0]) // len(factor))       # of a pair, both
+            arguments["q"] = arguments["q"] * each[:, None, None].astype(q.dtype)
         out = row.decode(**arguments, **layer.options, bias=bias, **given)
     else:
         if "scale" not in row.refuses:
             given["scale"] = 1.0
+        if prepared.log_length is not None:
+            given["log_length"] = prepared.log_length
         out = row.module.forward(**arguments, **layer.options, causal=True, window=layer.window,
                                  bias=bias, **given)[0]
     if layer.gate:

@@ -3,7 +3,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from minattn import checks, spec
-from minattn.attention import MECHANISMS, Mechanism, mechanism
+from minattn.attention import MECHANISMS, Mechanism, mechanism, versioned
 from minattn.errors import InputError
 from minattn.positions import position
 
@@ -66,9 +66,15 @@ def _layers(config):
     built = [_layer(parts) for parts in texts]
     for row, *_ in built:
         _check_core_options(config, row)
-    return tuple(Layer(i, spec.show([texts[i % len(texts)]]), *built[i % len(built)], window,
-                       by_kind.get("rotation"), by_kind.get("bias"))
-                 for i, window in enumerate(_windows(config)))
+    made = []
+    for i, window in enumerate(_windows(config)):
+        row, options, *rest = built[i % len(built)]
+        if "layer_index" in row.options:
+            options = {"layer_index": i, **options}
+        made.append(Layer(i, spec.show([texts[i % len(texts)]]), row, options, *rest, window,
+                          by_kind.get("rotation"), by_kind.get("bias")))
+        _check_widths(made[-1], config)
+    return tuple(made)
 
 
 def _check_core_options(config, row):
@@ -84,10 +90,21 @@ def _check_core_options(config, row):
         raise InputError(f"{row.name} cannot group its keys: leave n_kv_head out.")
 
 
+def _check_widths(layer, config):
+    """Raise InputError where heads of a width of their own do not fit the model."""
+    if not layer.mechanism.head_sizes:
+        return
+    _, D = layer.heads("q", config)
+    if not D or layer.rotation and D % 2:
+        raise InputError(f"{layer.name}: queries and keys have {D} channels per head; expected "
+                         f"{'an even number' if D else 'at least 1'}: change n_embd or n_head.")
+
+
 def _layer(parts):
     """Parsed parts -> mechanism, options, layer_options, gate"""
     first, *more = parts
-    gate, row = None, mechanism(first.name)
+    gate, (row, own) = None, versioned(first.name, first.options)
+    first = spec.Part(row.name, own)
     if row.on_top_of:
         more, row, first = [first, *more], mechanism(row.on_top_of), spec.Part(row.on_top_of, {})
     checks.options("attention option", first.name, first.options, row.all_options())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import spec
+from minattn import checks, spec
 from minattn.attention import MECHANISMS
 from minattn.validate.families import DRAWS
 
@@ -41,6 +41,11 @@ class Variant(NamedTuple):
     @property
     def differentiated(self):
         return self.shapes.keys() - self.row.buffers.keys()
+
+    @property
+    def batched(self):
+        """The arguments with a batch axis."""
+        return [key for key, shape in self.shapes.items() if shape.split()[0] == "B"]
 
     @property
     def square(self):
@@ -128,17 +133,21 @@ def options_of(variant, mask="none"):
 
 
 # offset and spread of arguments for which normal(0, 1) would miss what matters
-SCALES = {"alpha": (2, 0.3), "tau": (0, 0.3), "alpha_ma": (0.5, 0.2), "log_sigma": (0.6, 0.2)}
+SCALES = {"alpha": (2, 0.3), "tau": (0, 0.3), "alpha_ma": (0.5, 0.2), "log_sigma": (0.6, 0.2),
+          **dict.fromkeys(("lam_q1", "lam_k1", "lam_q2", "lam_k2"), (0, 0.15))}
+# the same for one mechanism: rows so small that the norm's epsilon counts, or a row of one key has
+# no gradient to lambda but rounding
+SCALES_OF = {"differential_1": {"v": (0, 0.15)}}
 
 
-def draw(name, shape, rng):
+def draw(name, shape, rng, mechanism=None):
     """Values at which every branch is taken; differences are not measured near kinks."""
     x = rng.standard_normal(shape)
     if name == "alpha_logits":      # inside the linear clip, but for every fourth
         return np.where(rng.random(shape) < 0.25, 7 * np.sign(x), np.clip(2 * x, -4.5, 4.5))
     if name == "energy":            # no two alike: deviations of few keys bend sharply there
         return x.argsort(axis=-1).argsort(axis=-1) * 0.6 + 0.1 * x - 1
-    offset, spread = SCALES.get(name, (0, 1))
+    offset, spread = SCALES_OF.get(mechanism, {}).get(name, SCALES.get(name, (0, 1)))
     return offset + spread * x
 
 
@@ -152,8 +161,8 @@ def inputs(variant, mask=None, seed=0, dtype=np.float64, **sizes):
     sizes = {**sizes_of(variant, mask), **sizes}
     arrays = {}
     for name, symbols in variant.shapes.items():
-        shape = tuple(sizes[s] for s in symbols.split())
-        x = draw(name, shape, rng)
+        shape = tuple(checks.extent(s, sizes) for s in symbols.split())
+        x = draw(name, shape, rng, variant.mechanism)
         if name in "qk":            # away from where a row rule jumps or bends
             x = DRAWS.get(variant.mechanism, {}).get(name, unchanged)(x, rng)
         arrays[name] = x.astype(np.float32).astype(dtype)

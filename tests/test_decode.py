@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gpt_cases import CASES, config_of, inputs
 
-from minattn import decode, generate, model, parallel
+from minattn import checks, decode, generate, model, parallel
 from minattn.attention import MECHANISMS, core
 from minattn.attention_layer import KVCache
 
@@ -114,15 +114,10 @@ def test_nothing_is_changed():
 @pytest.mark.parametrize("name", [name for name, row in MECHANISMS.items() if row.decode])
 def test_a_mechanisms_decode_is_its_forward(name, bias):
     rng, row = np.random.default_rng(5), MECHANISMS[name]
-    B, H, T, D = 2, 3, 7, 5
-    shapes = {
-        "q": (B, H, 1, D),
-        "k": (B, H, T, D),
-        "v": (B, H, T, D),
-        "gate_logits": (B, H, 1, D),
-        "sink": (H,),
-    }
-    arguments = {arg: rng.normal(0, 3, shapes[arg]) for arg in row.arguments}
+    H, T, D = 3, 7, 5
+    sizes = {"B": 2, "H": H, "G": H, "Tq": 1, "Tk": T, "D": D, "Dv": D, "Dv|1": D}
+    arguments = {arg: rng.normal(0, 3, [checks.extent(symbol, sizes) for symbol in shape.split()])
+                 for arg, shape in row.arguments.items()}
     extra = {"bias": rng.normal(0, 3, (H, 1, T)) if bias else None}
     out = row.module.forward(**arguments, **extra, causal=True)[0]
     arguments["q"] = arguments["q"] / np.sqrt(D)

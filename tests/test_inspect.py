@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from run_cases import contents, copy, write_corpus
 
-from minattn import cli, data, masks, model, plots, runs
+from minattn import cli, data, masks, model, ops, plots, runs
 from minattn.attention import MECHANISMS, describe, sink
 from minattn.errors import InputError
 from minattn.inspect import command, maps, statistics
 from minattn.inspect import look as inspect
+from minattn.layers import layers
 from minattn.positions import POSITIONS
 
 B, T = 3, 5
@@ -31,6 +32,8 @@ def look(case, **others):
 
 def values_of(cache):
     """The values in a mechanism's cache, wherever it keeps the core's."""
+    if hasattr(cache, "maps"):
+        return cache.maps[0].v
     return cache.v if hasattr(cache, "v") else values_of(cache.attention)
 
 
@@ -40,7 +43,7 @@ def test_weights_times_values_are_what_the_layer_passes_on(case):
     stack = maps.weights(params, buffers, config, ids)
     logits, _, cache = model.forward(params, ids, config, buffers=buffers)
     assert len(stack) == config.n_layer
-    for w, (_, attn, *_) in zip(stack, cache.layers):
+    for layer, w, (_, attn, *_) in zip(layers(config), stack, cache.layers):
         v = values_of(attn.attention)                                            # (B, H, T, D)
         assert w.shape == (B, config.n_head, T, T) and w.dtype == np.float64
         # only one w makes this output
@@ -49,6 +52,9 @@ def test_weights_times_values_are_what_the_layer_passes_on(case):
         out = w @ v
         for gate in (getattr(attn.attention, "gate", None), attn.gate):
             out = out if gate is None else out * gate.gate
+        if hasattr(attn.attention, "scaled_gain"):
+            assert not layer.mechanism.averages
+            out = ops.rms_norm_forward(out, 1e-5)[0] * attn.attention.scaled_gain
         np.testing.assert_allclose(out.swapaxes(1, 2).reshape(B * T, -1), attn.merge.x, rtol=0,
                                    atol=1e-12)
     np.testing.assert_array_equal(logits,
@@ -215,9 +221,10 @@ def rows_of(said):
 
 
 @pytest.mark.parametrize("attention, position, options, pictures", [
-    *((name, "rope", {},
+    *((name, "learned" if row.head_sizes else "rope", {},
        ["computed.png"] * hasattr(row.module, "computed")
-       + ["learned.png"] * bool(row.parameters or row.buffers))
+       + ["learned.png"] * any(row.arguments[each] == "H" for each in (*row.parameters,
+                                                                       *row.buffers)))
       for name, row in MECHANISMS.items()),
     ("affine+gated,softmax", "morlet", {}, ["computed.png", "learned.png", "wavelets.png"]),
     ("energy", "learned", {"norm": "prefix"}, ["computed.png", "learned.png"]),

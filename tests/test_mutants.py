@@ -55,6 +55,11 @@ FOUND_BY = {
     "forgets_the_key_itself": "causal/T", "gates_multiplied": "forget_saturated/closed",
     "gates_of_hidden_keys_skipped": "forget_hidden_key/*", "query_and_keys_forget": "causal/T",
     "value_role_forgotten": "causal/T", "values_have_no_gradient": "prime_sizes/values",
+    "pairs_apart": "causal/T", "lambda_clamped": "lambda_saturated/*", "lambda_sign": "causal/T",
+    "lambda_below_one": "lambda_near_1/W=1", "norm_over_all_heads": "causal/T",
+    "layer_index_ignored": "causal/T,layer_index=3", "lambda_through_factor": "causal/T",
+    "norm_without_epsilon": "fully_masked_row/holes", "keys_of_first_head": "causal/T",
+    "content_clamped": "content_dominates/*", "content_after_mask": "content_dominates/last,causal",
 }
 
 

@@ -56,6 +56,8 @@ def test_cases_are_the_families_of_the_specification(mechanism):
            "forget": {"forget_saturated", "forget_hidden_key"},
            "lssa": {"nearly_equal_scores"},
            "pointwise": {"all_scores_negative"},
+           "differential": {"lambda_saturated"}, "differential_1": {"lambda_near_1"},
+           "collaborative": {"content_dominates"},
            "sparse": {"ties_at_k", "support_of_one"},
            }.get(mechanism, set())
     scores = set() if square else {"dominant_score", "equal_scores"}

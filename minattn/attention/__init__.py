@@ -11,6 +11,9 @@ from minattn import checks
 from minattn.attention import (
     affine,
     cog,
+    collaborative,
+    differential,
+    differential_1,
     energy,
     forget,
     gated,
@@ -46,6 +49,8 @@ class Mechanism(NamedTuple):
     refuses: tuple           # options of the core that mean nothing here
     absolute: bool           # does a constant added to every score change the weights?
     stochastic: bool         # are a row's weights at least 0, with a sum of 1?
+    averages: bool           # is the output weights @ v, with nothing done to it afterwards?
+    versions: dict           # (option, value) -> the mechanism that it stands for
     decode: Any              # forward for one query that sees every key; None: forward serves
     continue_from: Any       # forward from a state instead of earlier keys; None: it needs the keys
     arxiv: str
@@ -114,8 +119,9 @@ def describe(name, module, naive_forward=None, naive_backward=None):
         constant("LAYER_OPTIONS", {}), constant("PROJECTIONS", {}), constant("PARAMETERS", {}),
         constant("BUFFERS", {}), constant("NOT_CAUSAL", {}), constant("NOT_CACHEABLE", {}),
         constant("ON_TOP_OF", ""), constant("head_sizes", None), constant("REFUSES", ()),
-        constant("ABSOLUTE", False), constant("STOCHASTIC", True), constant("decode", None),
-        constant("continue_from", None), module.ARXIV, module.SUMMARY)
+        constant("ABSOLUTE", False), constant("STOCHASTIC", True), constant("AVERAGES", True),
+        constant("VERSIONS", {}), constant("decode", None), constant("continue_from", None),
+        module.ARXIV, module.SUMMARY)
 
 
 MECHANISMS = {name: describe(name, module) for name, module in {
@@ -126,6 +132,9 @@ MECHANISMS = {name: describe(name, module) for name, module in {
     "affine": affine,
     "energy": energy,
     "gaussian": gaussian,
+    "differential": differential,
+    "differential_1": differential_1,
+    "collaborative": collaborative,
     "linear": linear,
     "cog": cog,
     "forget": forget,
@@ -145,3 +154,17 @@ def mechanism(name):
     """The row for a name; InputError lists the known ones and suggests the nearest."""
     checks.choice("attention", name, MECHANISMS)
     return MECHANISMS[name]
+
+
+def versioned(name, options):
+    """The row for a name with these options, and the options less one that chose the row
+
+    differential[version=1] is the row differential_1.
+    """
+    row, options = mechanism(name), dict(options)
+    for (option, value), other in row.versions.items():
+        if option in options:
+            row.all_options()[option].check(f"option {option}", options[option])
+            if options.pop(option) == value:
+                row = mechanism(other)
+    return row, options

@@ -17,6 +17,7 @@ SUMMARY = "multiplies the output by a sigmoid gate, per head and channel"
 ARGUMENTS = {"q": "B H Tq D", "k": "B G Tk D", "v": "B G Tk Dv", "gate_logits": "B H Tq Dv|1"}
 PROJECTIONS = {"gate_logits": False}        # x W_g, without a bias
 LAYER_OPTIONS = {"gate": checks.Option("channel", ("channel", "head"))}    # one gate per ...
+AVERAGES = False                            # the gate comes after the average
 ON_TOP_OF = "softmax"                       # by itself; "affine+gated" gates the output of affine
 
 

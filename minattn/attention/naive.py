@@ -370,6 +370,98 @@ def by_role(dx, dk, dv, c):
     return {"x": dx, **grads}
 
 
+def differential_forward(q, k, v, lam_logits, **options):
+    """out_h = P_2h v_h - sigmoid(lam_logits)_h P_2h+1 v_h
+
+    q (B, 2H, Tq, D); lam_logits (B, H, Tq)
+    """
+    first, c1 = attend(q[..., 0::2, :, :], k, v, **options)
+    second, c2 = attend(q[..., 1::2, :, :], k, v, **options)
+    lam = sigmoid(lam_logits)[..., None]                        # (B, H, Tq, 1)
+    out = first - lam * second
+    return out, Cache(**locals())
+
+
+def differential_backward(dout, c):
+    dfirst, dsecond = dout, -c.lam * dout
+    dlam = -(dout * c.second).sum(axis=-1, keepdims=True)
+    one, _ = attend_backward(dfirst, c.c1)
+    two, _ = attend_backward(dsecond, c.c2)
+    grads = {name: one[name] + two[name] for name in one}
+    grads["q"] = in_turn(one["q"], two["q"])
+    grads["lam_logits"] = (dlam * c.lam * (1 - c.lam))[..., 0]
+    return grads
+
+
+def differential_1_forward(q, k, v, lam_q1, lam_k1, lam_q2, lam_k2, gain, *, layer_index=0,
+                           **options):
+    """out_h = (1 - start) gain * rms_norm(P_2h v_h - lam P_2h+1 v_h)
+
+    lam = exp(lam_q1 . lam_k1) - exp(lam_q2 . lam_k2) + start, start = 0.8 - 0.6 exp(-0.3 layer)
+    q (B, 2H, Tq, D), k (B, 2H, Tk, D), v (B, H, Tk, Dv); lam_q1, ... (D,), gain (Dv,)
+    """
+    first, c1 = attend(q[..., 0::2, :, :], k[..., 0::2, :, :], v, **options)
+    second, c2 = attend(q[..., 1::2, :, :], k[..., 1::2, :, :], v, **options)
+    start = float(0.8 - 0.6 * np.exp(-0.3 * layer_index))
+    e1 = np.exp((lam_q1 * lam_k1).sum(axis=-1, keepdims=True))
+    e2 = np.exp((lam_q2 * lam_k2).sum(axis=-1, keepdims=True))
+    lam = (e1 - e2 + start)[..., None, None, None]              # (1, 1, 1, 1)
+    Y = first - lam * second
+    rms = np.sqrt((Y * Y).sum(axis=-1, keepdims=True) / Y.shape[-1] + 1e-5)
+    Yhat = Y / rms
+    g = (1 - start) * gain[..., None, None, None, :]
+    out = Yhat * g
+    return out, Cache(**locals())
+
+
+def differential_1_backward(dout, c):
+    dgain = (1 - c.start) * (dout * c.Yhat).sum(axis=(-4, -3, -2))
+    dYhat = dout * c.g
+    along = (dYhat * c.Yhat).sum(axis=-1, keepdims=True) / c.Y.shape[-1]
+    dY = (dYhat - c.Yhat * along) / c.rms
+    dfirst, dsecond = dY, -c.lam * dY
+    dlam = -(dY * c.second).sum(axis=(-4, -3, -2, -1))[..., None]
+    one, _ = attend_backward(dfirst, c.c1)
+    two, _ = attend_backward(dsecond, c.c2)
+    grads = {name: one[name] + two[name] for name in one}
+    grads["q"] = in_turn(one["q"], two["q"])
+    grads["k"] = in_turn(one["k"], two["k"])
+    d1, d2 = dlam * c.e1, -dlam * c.e2
+    grads["lam_q1"], grads["lam_k1"] = d1 * c.lam_k1, d1 * c.lam_q1
+    grads["lam_q2"], grads["lam_k2"] = d2 * c.lam_k2, d2 * c.lam_q2
+    grads["gain"] = dgain
+    return grads
+
+
+def in_turn(a, b):
+    """Heads of a and b in turn: (B, H, T, D) twice -> (B, 2H, T, D)"""
+    *B, H, T, D = a.shape
+    return np.stack((a, b), axis=-3).reshape(*B, 2 * H, T, D)
+
+
+def collaborative_forward(q, k, v, mix, content, **options):
+    """s_hij = (sum_e mix_he q_ie k_je + content_hj) / sqrt(D/H)
+
+    q (B, 1, Tq, D), k (B, 1, Tk, D), mix (H, D), content (B, H, Tk)
+    """
+    H, D = mix.shape[-2:]
+    root = (H / D) ** 0.5
+    mixed = q * mix[..., None, :, None, :]                      # (B, H, Tq, D)
+    key_bias = root * content[..., None, :]                     # (B, H, 1, Tk)
+    out, core = attend(mixed, k, v, scale=root, own_bias=key_bias, **options)
+    return out, Cache(**locals())
+
+
+def collaborative_backward(dout, c):
+    grads, ds = attend_backward(dout, c.core)
+    dkey_bias = ds.sum(axis=-2)
+    grads["content"] = c.root * dkey_bias
+    dmixed = grads["q"]
+    grads["mix"] = (dmixed * c.q).sum(axis=(-4, -2))
+    grads["q"] = (dmixed * c.mix[..., None, :, None, :]).sum(axis=-3, keepdims=True)
+    return grads
+
+
 def linear_forward(q, k, v, *, feature="elu", norm="rms", **options):
     """P_ij = kappa_ij / sum_k kappa_ik, kappa_ij = phi(q_i) . phi(k_j): the softmax of log kappa
 

@@ -30,7 +30,8 @@ def look(params, buffers, config, ids):
         computed = _computed(layer.mechanism, attn.attention) | _computed(layer.gate, attn.gate)
         learned = {}
         for name, (shape, first) in attention_parameters(layer, config).items():
-            if shape == (config.n_head,):                # one number per head
+            per_head = layer.mechanism.arguments.get(name, "H") == "H"
+            if per_head and shape == (config.n_head,):
                 value = params[prefix + name]
                 if name in ("log_sigma",):
                     name, value, first = name.removeprefix("log_"), np.exp(value), np.exp(first)

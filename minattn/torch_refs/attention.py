@@ -290,6 +290,65 @@ def gaussian_kernel_attention(x, log_sigma, *, keys=None, values=None, eps=0.0, 
     return _result((dropout or _keep)(W), values, return_weights)
 
 
+def differential_attention(q, k, v, lam_logits, *, return_weights=False, dropout=None, **options):
+    """Version 2: P = softmax(q_2h kᵀ) − λ_h softmax(q_2h+1 kᵀ), λ = sigmoid(lam_logits), out = P v
+
+    (arXiv 2410.05258, its authors' second version.) q (B, 2H, Tq, D), lam_logits (B, H, Tq)
+    Both heads of a pair read the same head of k and v. Dropout acts on P.
+    """
+    P = [_masked_softmax(*_scores(heads, k, **options)) for heads in (q[:, 0::2], q[:, 1::2])]
+    weights = P[0] - torch.sigmoid(lam_logits)[..., None] * P[1]
+    return _result((dropout or _keep)(weights), v, return_weights)
+
+
+def differential_1_attention(q, k, v, lam_q1, lam_k1, lam_q2, lam_k2, gain, *, layer_index=0,
+                             return_weights=False, dropout=None, **options):
+    """Version 1 (arXiv 2410.05258, eqs. 1–3): P as above, and a norm of the heads' outputs.
+
+    λ = exp(lam_q1·lam_k1) − exp(lam_q2·lam_k2) + λ_init, λ_init = 0.8 − 0.6 exp(−0.3 layer_index)
+    out = (1 − λ_init) · gain ⊙ RMSNorm(P v)
+
+    q (B, 2H, Tq, D), k (B, 2H, Tk, D), v (B, H, Tk, Dv); the lambdas (D,), gain (Dv,)
+    Returned weights: P, before the norm.
+    """
+    start = 0.8 - 0.6 * float(torch.exp(torch.tensor(-0.3 * layer_index, dtype=torch.float64)))
+    lam = torch.exp((lam_q1 * lam_k1).sum()) - torch.exp((lam_q2 * lam_k2).sum()) + start
+    P = [_masked_softmax(*_scores(q[:, i::2], k[:, i::2], **options)) for i in (0, 1)]
+    out, P = _result((dropout or _keep)(P[0] - lam * P[1]), v, True)
+    out = out * torch.rsqrt(out.pow(2).mean(-1, keepdim=True) + 1e-5)
+    out = (1 - start) * gain * out
+    return (out, P) if return_weights else out
+
+
+def collaborative_attention(q, k, v, mix, content, *, bias=None, return_weights=False, dropout=None,
+                            **options):
+    """Heads that share q and k (arXiv 2006.16362): head h scores (q ⊙ mix_h) kᵀ + content_h.
+
+    All scores times sqrt(H/D); q (B, 1, Tq, D), k (B, 1, Tk, D), mix (H, D), content (B, H, Tk)
+    softcap and log_length act on the dot products alone.
+    """
+    scale = (mix.shape[0] / mix.shape[1]) ** 0.5
+    dots, seen = _scores(q * mix[:, None], k, scale=scale, **options)
+    s = dots + content[:, :, None] * scale
+    P = (dropout or _keep)(_masked_softmax(s if bias is None else s + bias, seen))
+    return _result(P, v, return_weights)
+
+
+def twice_the_queries(C, H, G):
+    """differential: two query heads to a pair"""
+    return (2 * H, C // H), (G, C // H), (G, C // H)
+
+
+def half_as_wide(C, H, G):
+    """differential, version 1: two heads of q and k to a pair, with half of its channels each"""
+    return (2 * H, C // H // 2), (2 * H, C // H // 2), (H, C // H)
+
+
+def shared(C, H, G, *, key_width=None):
+    """collaborative: q and k for all heads"""
+    return (1, key_width or C), (1, key_width or C), (H, C // H)
+
+
 def kernel_features(u, rotate, *, qk_norm=True, rope_values=False):
     """The channels of each head (B, H, T, D) -> x and values of `gaussian_kernel_attention`.
 
@@ -454,6 +513,7 @@ class Formula(NamedTuple):
     heads: Callable | None = None    # (C, H, G) -> heads and width of q, k and v; None: as usual
     on_top: Callable | None = None   # the same on top of another mechanism's output
     in_parameters: tuple = ()        # options that only decide the shapes or the initial values
+    versions: dict = {}              # (option, value) -> the entry that it stands for
 
 
 ATTENTION = {
@@ -465,6 +525,10 @@ ATTENTION = {
     "energy": Formula(energy_gated_attention),
     "gaussian": Formula(gaussian_kernel_attention, inputs=kernel_features,
                         in_parameters=("sigma_init",)),
+    "differential": Formula(differential_attention, heads=twice_the_queries,
+                            versions={("version", 1): "differential_1"}),
+    "differential_1": Formula(differential_1_attention, heads=half_as_wide),
+    "collaborative": Formula(collaborative_attention, heads=shared),
     "linear": Formula(linear_attention),
     "cog": Formula(cog_attention),
     "forget": Formula(forgetting_attention),

@@ -37,6 +37,9 @@ DEFAULTS = dict(
     window_pattern="")            # "SSSL": S = block_size // 2, L = all; the last layer is always L
 
 
+BY_LAYER = ("layer_index",)          # options that are a layer's own unless the text has them
+
+
 # --------------------------------------------------------------------------- from the config's text
 
 class Layer(NamedTuple):
@@ -89,9 +92,21 @@ def _known(what, names, known):
         raise ValueError(f"{what}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
 
 
+def _versions(parts, table):
+    """{"differential": {"version": 1}} -> {"differential_1": {}}, another entry of the table"""
+    found = {}
+    for name, options in parts.items():
+        row = name
+        for (option, value), other in getattr(table.get(name), "versions", {}).items():
+            if options.pop(option, None) == value:
+                row = other
+        found[row] = options
+    return found
+
+
 def _read(what, text, given, table):
     """Parse a config's text, every option of every name filled in; `given` came apart from it."""
-    layers, known = parse(text), {}
+    layers, known = [_versions(parts, table) for parts in parse(text)], {}
     for parts in layers:
         _known(what, parts, table)
         for name, own in parts.items():
@@ -101,7 +116,8 @@ def _read(what, text, given, table):
             options.update((option, given[option]) for option in options if option in given)
             options.update(own)
             parts[name] = {option: value for option, value in options.items()
-                           if option not in table[name].in_parameters}
+                           if option not in table[name].in_parameters
+                           and (option not in BY_LAYER or option in own)}
     _known(f"{what}_options", given, known)
     return layers
 
@@ -154,6 +170,7 @@ class GPT(nn.Module):
             on_top = [ATTENTION[other].on_top for other, _ in more]
             formula = ATTENTION[name]
             takes = _takes(formula.function)
+            options = {**{by: i for by in BY_LAYER if by in _options(formula)}, **options}
             self.layers.append(Layer(name, formula, options, takes, on_top, window))
         self.positions, *more = _read("position", c["position"], c["position_options"], POSITIONS)
         if more:
@@ -208,13 +225,13 @@ class GPT(nn.Module):
         x = x.reshape(B, T, self.config["n_head"], -1)
         return x.transpose(1, 2)                                # (B, T, C) -> (B, H, T, D)
 
-    def _split(self, qkv, formula):
+    def _split(self, qkv, formula, options):
         """What c_attn gives -> {"q", "k", "v"}: (B, heads, T, width)"""
         C, H = self.config["n_embd"], self.config["n_head"]
         G = self.config["n_kv_head"] or H
         shapes = [(H, C // H), (G, C // H), (G, C // H)]
         if formula.heads:
-            shapes = formula.heads(C, H, G)
+            shapes = _call(formula.heads, {"C": C, "H": H, "G": G, **options})
         parts = qkv.split([heads * width for heads, width in shapes], -1)
         return {name: part.unflatten(-1, shape).transpose(1, 2)
                 for name, part, shape in zip("qkv", parts, shapes)}
@@ -258,7 +275,7 @@ class GPT(nn.Module):
         if formula.inputs:
             given = _call(formula.inputs, options, u=self._heads(x), rotate=self._rotate)
         else:
-            given = self._split(self._linear(x, a + "c_attn"), formula)
+            given = self._split(self._linear(x, a + "c_attn"), formula, options)
             if self.config["qk_norm"]:
                 for name in ("q", "k"):
                     given[name] = self._head_norm(given[name], f"{a}{name}_norm")
@@ -276,8 +293,7 @@ class GPT(nn.Module):
     def _attention(self, i, x):
         """x = ln_1 of the residual stream (B, T, C) -> what the layer adds to it, before dropout"""
         layer, given = self.layers[i], self._inputs(i, x)
-        heads = max(given["q"].shape[1] if "q" in given else 0, self.config["n_head"])
-        facts = {"length": x.shape[1], "n_head": heads}
+        facts = {"length": x.shape[1], "n_head": self.config["n_head"]}
         core = {}
         if self.config["softcap"] is not None:
             core["softcap"] = self.config["softcap"]

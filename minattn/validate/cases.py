@@ -42,7 +42,7 @@ def named(text):
     if len(layers) > 1 or len(layers[0]) > 1:
         raise InputError(f"expected one mechanism, such as energy[norm=prefix]; got {text!r}.")
     name, options = layers[0][0]
-    return attention.mechanism(name), options
+    return attention.versioned(name, options)
 
 
 def cases(mechanism, *, seed=0, quick=False, only=None, sizes=None):
@@ -161,7 +161,7 @@ def _make(mechanism, plan, seed, sizes):
         options[n] = exact(x) if is_float else x
     twin = dict(arrays)
     for n, x in arrays.items():
-        if x.ndim > 1:                                       # 8 times larger: its maxima move too
+        if shapes[n].split()[0] == "B":                      # 8 times larger: its maxima move too
             other = 8 * draw((1, *x.shape[1:]), rng, transforms(mechanism).get(n))
             twin[n] = np.concatenate([other, x[1:]])
     cotangent = draw(mechanism.module.forward(**arrays, **options)[0].shape, rng)

@@ -174,7 +174,7 @@ def all_far_below_the_last(arrays, size):
 
     With D = 16 no product here needs rounding, so in any precision all these scores are equal.
     """
-    if "q" not in arrays:
+    if "q" not in arrays or "mix" in arrays:     # the mix's gradient would be rounding of 1e10
         return False
     arrays["q"][:] = arrays["k"][..., 0] = 0
     arrays["q"][..., 0], arrays["k"][:, :, :-1, 0] = 2.0**18, -(2.0**18)
@@ -260,6 +260,31 @@ def _gaussian():
     yield Plan("sigma_tiny", "-6", {"causal": True}, edit=tiny, quick=True)
     yield Plan("sigma_tiny", "-6,others", {"allowed": others}, edit=setting(log_sigma=-6))
     yield Plan("sigma_huge", "6", {"causal": True}, edit=setting(log_sigma=6), quick=True)
+
+
+def _differential():
+    for name, logits in (("open", 30), ("closed", -30), ("either", [30, -30, 1])):
+        yield Plan("lambda_saturated", name, {"causal": True}, edit=setting(lam_logits=logits),
+                   quick=name == "either")
+
+
+def _differential_1():
+    def near_1(arrays, size):
+        """lambda = exp(ln 1.8) - 1 + 0.2, up to rounding: single keys leave rows near 0."""
+        level = math.sqrt(math.log(1.8) / size["D"])
+        setting(lam_q1=level, lam_k1=level, lam_q2=0, lam_k2=0)(arrays, size)
+
+    for W in (1, 3):
+        yield Plan("lambda_near_1", f"W={W}", {"causal": True, "window": W}, edit=near_1,
+                   quick=W == 1)
+
+
+def _collaborative():
+    def last_content(arrays, size):
+        arrays["content"][..., -1] = 64
+
+    yield Plan("content_dominates", "last", edit=last_content)
+    yield Plan("content_dominates", "last,causal", {"causal": True}, edit=last_content, quick=True)
 
 
 def _linear():
@@ -348,6 +373,9 @@ OWN: dict[str, Any] = {
     "affine": _affine,
     "energy": _energy,
     "gaussian": _gaussian,
+    "differential": _differential,
+    "differential_1": _differential_1,
+    "collaborative": _collaborative,
     "linear": _linear,
     "cog": _cog,
     "forget": _forget,
@@ -430,5 +458,7 @@ DRAWS: dict[str, Any] = {
     "linear": {"q": beside_zero, "k": beside_zero},
     "cog": {"q": decided_by_sign, "k": decided_by_sign},
     "pointwise": {"q": queries_of_one_sign, "k": keys_of_two_signs},
+    "differential_1": {**dict.fromkeys(("lam_q1", "lam_k1", "lam_q2", "lam_k2"), around(0, 0.2)),
+                       "gain": around(1, 0.3)},
     "sparse": {"q": queries_of_levels, "k": keys_of_levels},
 }

@@ -61,9 +61,10 @@ def _spelt_out(case):
     arrays = case.arrays
     keys = arrays.get("k", arrays.get("keys", case.cotangent))
     options = {"causal": False, "window": None, "prefix": 0, "align": "end"}
-    if "scale" not in attention.mechanism(case.mechanism).refuses:
+    mechanism = attention.mechanism(case.mechanism)
+    if "scale" not in mechanism.refuses:
         options["scale"] = 1 / math.sqrt(arrays["q"].shape[3])
-    options.update(attention.mechanism(case.mechanism).settings())
+    options.update(mechanism.settings())
     for name, value in case.options.items():
         if isinstance(value, np.ndarray):
             value = value.reshape((1,) * (4 - value.ndim) + value.shape)

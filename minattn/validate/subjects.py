@@ -42,7 +42,7 @@ def _kernel(fn, mechanism, framework, options, backward, dtype, device, length, 
         if way:
             x.update({name: x[name] * (LARGE16 if dtype == "float16" else LARGE) for name in axes})
             if "q" in x:                                     # its score with itself: far below 0
-                x["k"] = -x["q"]
+                x["k"] = -x["q"][:, ::x["q"].shape[1] // x["k"].shape[1]]
         return x
 
     def call(x, i=None, rng=None):

@@ -21,9 +21,9 @@ from minattn import checks, memory, ops
 from minattn.attention import MECHANISMS
 from minattn.errors import InputError
 
-# mechanisms that need no projection or buffer of their own
+# mechanisms that need no projection, no buffer and no width of heads of their own
 ATTENTIONS = tuple(name for name, mechanism in MECHANISMS.items()
-                   if not mechanism.projections and not mechanism.buffers)
+                   if not (mechanism.projections or mechanism.buffers or mechanism.head_sizes))
 VALUES = ("own", "projected", "raw")
 MOST_LAYERS = 10_000      # each is Python objects before a single weight is made
 
