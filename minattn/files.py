@@ -14,7 +14,7 @@ import secrets
 import shlex
 import shutil
 import stat
-from errno import EDQUOT, EFBIG, ENOSPC
+from errno import EDQUOT, EFBIG, ENOSPC, ENXIO
 from pathlib import Path
 
 from minattn.errors import InputError
@@ -72,7 +72,8 @@ def named(flag, text, what="folder"):
 def write(path, content, *, follow=False):
     """Write text or bytes aside, sync, and rename into place; CannotWrite, and nothing is left.
 
-    follow: the user named this file, so a link is followed, and a pipe or device is written into.
+    follow: the user named this file, so a link is followed, and a pipe that a program reads, or a
+    device, is written into.
     """
     path = Path(os.path.realpath(path) if follow else path)
     content = content.encode() if isinstance(content, str) else content
@@ -81,7 +82,7 @@ def write(path, content, *, follow=False):
         if what := _odd(path):
             if not follow or what in ("folder", "link"):
                 raise OSError(0, f"a {what} stands in its place")
-            with open(path, "wb") as file:
+            with open(path, "wb", opener=_open_odd) as file:
                 file.write(content)
             return
         with open(aside, "xb", opener=_open_new) as file:
@@ -104,6 +105,18 @@ def open_to_append(path):
 
 def _open_new(path, flags):
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def _open_odd(path, flags):
+    """Open a pipe or device: a pipe that no program reads is an error, not a wait without end."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno != ENXIO:
+            raise
+        raise OSError(ENXIO, "no program reads it") from None
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _discard(path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import socket
@@ -71,6 +72,22 @@ def test_a_named_file_may_be_a_link_or_a_pipe(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "there").read_text() == "new"
     files.write("/dev/null", "new", follow=True)
     assert not os.path.isfile("/dev/null")
+
+
+def test_a_named_pipe_is_written_if_a_program_reads_it_and_never_waited_for(tmp_path):
+    path, much = tmp_path / "pipe", "x" * 300_000               # more than a pipe holds
+    os.mkfifo(path)
+    with pytest.raises(files.CannotWrite, match="no program reads it"):
+        files.write(path, "text", follow=True)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    writer = threading.Thread(target=files.write, args=(path, much), kwargs={"follow": True})
+    writer.start()
+    assert select.select([reader], [], [], 10)[0]
+    os.set_blocking(reader, True)
+    with open(reader) as file:
+        assert file.read() == much
+    writer.join(10)
+    assert not writer.is_alive() and path.is_fifo()
 
 
 @pytest.mark.parametrize("number, said", [
