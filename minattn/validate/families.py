@@ -437,16 +437,20 @@ def queries_of_levels(x, rng):
 
     No score is near another one, or near where sparsemax or entmax gives it no weight.
     """
-    x *= 0.2
+    x *= 0.1
     x[..., 0] = 0.59 * math.sqrt(x.shape[-1])
     return x
 
 
 def keys_of_levels(x, rng):
-    """0 1 2 3 4 5 6 5 4 ... and, in every other head, 6 5 4 3 2 1 0 1 2 ..."""
-    x *= 0.1
+    """0 1 2 3 4 5 6 5 4 ... and, in every other head, 6 5 4 3 2 1 0 1 2 ...
+
+    After the first seven each level is a little higher when it comes again: no two are equal.
+    """
+    x *= 0.02
     steps = np.arange(x.shape[-2]) + 6 * (np.arange(x.shape[1]) % 2)[:, None]
-    x[..., 0] = 6 - np.abs(steps % 12 - 6)
+    again = np.maximum(np.arange(x.shape[-2]) - 1, 0) // 6
+    x[..., 0] = 6 - np.abs(steps % 12 - 6) + again / 32
     return x
 
 
