@@ -82,8 +82,10 @@ def global_norm(grads):
     """sqrt of the sum of squares over a dict of arrays.
 
     Each array's sum is in its own precision; they are added in float64, in the order of the dict.
+    A sum that overflows is inf, whatever the caller's np.seterr and warnings filter.
     """
-    return math.sqrt(sum(float(np.dot(g.ravel(), g.ravel())) for g in grads.values()))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.sqrt(sum(float(np.dot(g.ravel(), g.ravel())) for g in grads.values()))
 
 
 def clip_factor(norm, clip):

@@ -354,6 +354,11 @@ def test_model_imports_only_numpy():
 # ---------------------------------------------------------------------------------------- optimiser
 
 
+def test_a_norm_that_overflows_is_inf_whatever_the_settings_of_the_caller():
+    with np.errstate(all="raise"):
+        assert optim.global_norm({"w": np.full(3, 1e30, np.float32)}) == np.inf
+
+
 @pytest.mark.parametrize("step, expected",
                          [(0, 1e-3 / 11), (4, 5e-3 / 11), (9, 1e-2 / 11), (10, 1e-3), (55, 5.5e-4),
                           (100, 1e-4),
