@@ -437,7 +437,7 @@ def queries_of_levels(x, rng):
 
     No score is near another one, or near where sparsemax or entmax gives it no weight.
     """
-    x *= 0.1
+    x *= 0.2
     x[..., 0] = 0.59 * math.sqrt(x.shape[-1])
     return x
 
@@ -447,10 +447,10 @@ def keys_of_levels(x, rng):
 
     After the first seven each level is a little higher when it comes again: no two are equal.
     """
-    x *= 0.02
+    x *= 0.1
     steps = np.arange(x.shape[-2]) + 6 * (np.arange(x.shape[1]) % 2)[:, None]
     again = np.maximum(np.arange(x.shape[-2]) - 1, 0) // 6
-    x[..., 0] = 6 - np.abs(steps % 12 - 6) + again / 32
+    x[..., 0] = 6 - np.abs(steps % 12 - 6) + again / 8
     return x
 
 
