@@ -25,7 +25,8 @@ class Parser(argparse.ArgumentParser):
             value = getattr(found, action.dest, None)
             values = value if isinstance(value, list) and value else [value]
             empty = [v for v in values if v == [] or v == "" and action.dest not in EMPTY_IS_READ]
-            if empty and value != action.default:              # []: what --seeds=-- leaves
+            # []: what --seeds=-- leaves; what takes the rest of the line may take none
+            if empty and value != action.default and action.nargs != argparse.REMAINDER:
                 name = "/".join(action.option_strings) or action.metavar or action.dest
                 raise InputError(f"{name} must not be empty.")
         return found, rest

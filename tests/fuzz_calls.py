@@ -51,10 +51,12 @@ def calls(rng):
         add(f"{name} backward", lambda **a: backward(*a.values(), cache), **{gradient: dy})
 
     for name, row in MECHANISMS.items():
-        arrays = {n: r([SIZES[s] for s in shape.split()]) for n, shape in row.arguments.items()}
+        arrays = {n: r([checks.extent(s, SIZES) for s in shape.split()])
+                  for n, shape in row.arguments.items()}
         some = {n: v for n, v in options.items() if rng.random() < 0.5}
         if "q" not in arrays:
-            some = {n: v for n, v in some.items() if n not in ("bias", "allowed", "scale")}
+            some = {n: v for n, v in some.items() if n not in ("bias", "allowed")}
+        some = {n: v for n, v in some.items() if n not in row.refuses}
         pair(name, row.module.forward, row.module.backward, "dout", **arrays, **some)
     pair("linear", ops.linear_forward, ops.linear_backward, x=x, weight=r((C, 3)), bias=r(3))
     pair("layer_norm", ops.layer_norm_forward, ops.layer_norm_backward, x=x, weight=r(C), bias=r(C))

@@ -3,7 +3,7 @@ import argparse
 
 from run_cases import TINY, flags
 
-from minattn import cli
+from minattn import cli, train
 
 # values that no number, choice or path can be; the last two are numbers beyond every machine
 WRONG = ("", " ", "x", "nan", "inf", "-inf", "1e400", "1.5", "-1", "0x10", "1e3", "²", "--", "-",
@@ -67,7 +67,7 @@ def refused(rng, home):
     value = "None"
     while value in ("None", "0x10", "1000000000000"):          # --window None is one
         value = str(rng.choice(WRONG[:WRONG.index("true")] + WRONG[-7:-2]))
-    if action.type is float:
+    if action.type in (float, train.number):
         value = str(rng.choice(["", "x", "nan", "inf", "1e400", "-1", "--", "²", "[" * 3000]))
     return [str(name), *right(home)[name], f"{action.option_strings[0]}={value}"]
 

@@ -28,7 +28,7 @@ def alibi_slopes(n_head):
     is not a whole number >= 1.
     """
     n_head = checks.number("n_head", n_head, 1, integer=True)
-    memory.weigh(f"{n_head:,} slopes", 8 * n_head, "use fewer heads")
+    memory.weigh(f"{n_head:,} slopes", 32 * n_head, "use fewer heads")
     return 2.0 ** (-8 * np.arange(1, n_head + 1) / n_head)
 
 
