@@ -40,7 +40,7 @@ def test_lines_that_were_wrong_once(line, home, capsys, monkeypatch):
     refused([word.format(home=home) for word in line.split()], capsys)
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [50, pytest.param(400, marks=pytest.mark.slow)])
 def test_lines_with_a_number_that_is_none(count, home, capsys, monkeypatch):
     monkeypatch.chdir(home)
     rng = np.random.default_rng(count)
@@ -50,7 +50,7 @@ def test_lines_with_a_number_that_is_none(count, home, capsys, monkeypatch):
     assert sorted(os.listdir(home)) == before
 
 
-@pytest.mark.parametrize("count", [600, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [600, pytest.param(3_000, marks=pytest.mark.slow)])
 def test_calls(count):
     rng = np.random.default_rng(count)
     wrong = []
