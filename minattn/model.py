@@ -209,8 +209,9 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
     -> logits (B, T, V), loss (nats per token, or None), cache
 
     buffers   the second dict of init; needed by mechanisms that have one
-    training  fold this batch into the buffers (the new ones come back in cache.buffers) and apply
-    dropout from rng kv_cache  a minattn.attention_layer.KVCache: tokens continue what it holds
+    training  update the buffers with this batch (the new ones come back in cache.buffers) and
+              apply dropout from rng
+    kv_cache  a minattn.attention_layer.KVCache: tokens continue what it holds
     last_only logits of the last position only, (B, 1, V): all that sampling needs
     weights   a list: each layer appends the (B, H, T, T) that multiply its values
     """

@@ -33,7 +33,7 @@ def look(params, buffers, config, ids):
             per_head = layer.mechanism.arguments.get(name, "H") == "H"
             if per_head and shape == (config.n_head,):
                 value = params[prefix + name]
-                if name in ("log_sigma",):
+                if name in layer.mechanism.parameters and name.startswith("log_"):
                     name, value, first = name.removeprefix("log_"), np.exp(value), np.exp(first)
                 learned[name] = value, first
         for name in layer.mechanism.buffers:
