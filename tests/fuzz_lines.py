@@ -69,6 +69,8 @@ def refused(rng, home):
         value = str(rng.choice(WRONG[:WRONG.index("true")] + WRONG[-7:-2]))
     if action.type in (float, train.number):
         value = str(rng.choice(["", "x", "nan", "inf", "1e400", "-1", "--", "²", "[" * 3000]))
+    if action.dest == "seed" and value.isdecimal():             # any whole number is one
+        value = "x"
     return [str(name), *right(home)[name], f"{action.option_strings[0]}={value}"]
 
 
