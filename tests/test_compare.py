@@ -14,7 +14,7 @@ import pytest
 from run_cases import TINY, command, contents, copy, environment, flags, outcome
 from scipy import stats
 
-from minattn import cli, data, generate, model, runs, studies, train
+from minattn import cli, data, generate, model, ops, runs, studies, train
 from minattn.attention import MECHANISMS
 from minattn.errors import InputError
 from minattn.inspect import leak
@@ -233,6 +233,32 @@ def test_other_positions_are_measured_without_training(study, corpus, counted, t
     assert compare(out, corpus, "--prefix-positions", "40") == 0
     assert counted == {"start": 0, "resume": 0}
     assert {row["sample_size"] for row in tables.read_csv(out / tables.RESULTS)} == {40}
+
+
+def test_longer_contexts(study, corpus, tmp_path, capsys):
+    assert compare(study, corpus, "--lengths", "32") == 2
+    assert "learned positions have parameters for 8 tokens" in capsys.readouterr().err
+    for wrong, reason in (("4", "at least 8"), ("32,x", "numbers of tokens"),
+                          ("32,", "numbers of tokens"), ("500000", "must be below")):
+        status = compare(tmp_path / wrong, corpus, "--lengths", wrong, "--position", "none",
+                         attention="softmax", seeds="0")
+        page = capsys.readouterr()
+        assert status and reason in page.out + page.err
+    out = tmp_path / "out"
+    assert compare(out, corpus, "--lengths", "40,8", "--position", "none",
+                   attention="softmax,lssa", seeds="0") == 0
+    assert "| variant | 8 tokens | 40 tokens |" in (out / tables.TABLE).read_text()
+    row = results(out)[1]
+    run = runs.load(out / row["folder"])
+    ids = data.split(data.Vocabulary(run.vocabulary).encode(corpus.read_text()))[1]
+    for length in (8, 40):
+        losses = []
+        config = dataclasses.replace(run.config, block_size=length)
+        for end in np.linspace(40, len(ids) - 1, measures.LENGTH_WINDOWS).astype(int):
+            x, y = ids[None, end - length:end], ids[end - 7:end + 1]
+            logits = model.forward(run.checkpoint.params, x, config)[0][0, -8:]
+            losses.append(ops.cross_entropy_forward(logits, y)[0])
+        assert row[f"loss_at_{length}"] == pytest.approx(np.mean(losses), abs=1e-5)
 
 
 def test_a_run_that_was_killed_is_resumed(study, corpus, counted, tmp_path, monkeypatch):

@@ -32,6 +32,9 @@ def add_arguments(parser):
     add("--out", default="runs/compare", help="folder of all runs, tables and pictures" + DEFAULT)
     add("--prefix-positions", type=int, default=512, metavar="N",
         help="number of predictions repeated from their prefix alone" + DEFAULT)
+    add("--lengths", default="", metavar="LIST",
+        help="contexts to evaluate the trained models at, such as 64,128,256 (default: none but "
+             "the training's)")
     add("--workers", type=int, metavar="N",
         help="runs at a time, each a process (default: one for each core); 1: one after another in "
              "this process")
@@ -60,7 +63,8 @@ def run(args):
     study = plan.make(out, attention=args.attention, position=args.position,
                       variants=args.variant, seeds=args.seeds, preset=args.preset,
                       overrides=given(args, FOR_ALL), baseline=args.baseline,
-                      prefix_positions=args.prefix_positions, threads=args.threads,
+                      prefix_positions=args.prefix_positions, lengths=args.lengths,
+                      threads=args.threads,
                       data_dir=data_dir)
     workers = args.workers or min(executors.cores(), len(study.jobs()))
     if args.threads is None:

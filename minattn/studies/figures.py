@@ -5,7 +5,7 @@ import numpy as np
 from minattn import files, plots, runs
 from minattn.studies import tables
 
-CURVES, DIFFERENCES = "curves.png", "differences.png"
+CURVES, DIFFERENCES, LENGTHS = "curves.png", "differences.png", "lengths.png"
 STYLES = ("-", "--", ":", "-.")
 CAUSAL = 1e-3             # nats: a leak below it is rounding
 PANELS = {"val_loss": "Teacher-forced, as published",
@@ -22,8 +22,10 @@ def draw(plan, rows):
     pictures = [(CURVES, curves)]
     if len(plan.variants) > 1:
         pictures.append((DIFFERENCES, differences))
+    if tables.lengths_of(rows):
+        pictures.append((LENGTHS, by_length))
     with runs.lock(plan.folder, wait=True):
-        files.sweep(plan.folder, (CURVES, DIFFERENCES))
+        files.sweep(plan.folder, (CURVES, DIFFERENCES, LENGTHS))
         return [name for name, picture in pictures
                 if plots.attempt(picture, plan, rows, plan.folder / name)]
 
@@ -48,8 +50,8 @@ def curves(plan, rows, path):
         late = steps >= steps[-1] / 2
         last = max(last, steps[-1])
         low, high = min(low, bottom[late].min()), max(high, top[late].max())
-        colour = plots.COLOURS[i % len(plots.COLOURS)]
-        style = {"color": colour, "ls": STYLES[i // len(plots.COLOURS) % len(STYLES)], "lw": 1.5}
+        style = _style(i)
+        colour = style["color"]
         for ax in axes:
             ax.plot(steps[:-1], mean[:-1], marker=".", ms=4, **style)
             ax.fill_between(steps[:-1], bottom[:-1], top[:-1], color=colour, alpha=0.15, lw=0)
@@ -61,6 +63,31 @@ def curves(plan, rows, path):
     margin = 0.05 * (high - low) or 1e-3
     axes[1].set(xlabel="step", title="Second half (diamonds: the whole split)",
                 xlim=(0.49 * last, 1.01 * last), ylim=(low - margin, high + margin))
+    fig.legend(loc="outside right upper", frameon=False, fontsize=8)
+    plots.save(fig, path)
+
+
+def _style(i):
+    """The i-th variant's line"""
+    n = len(plots.COLOURS)
+    return {"color": plots.COLOURS[i % n], "ls": STYLES[i // n % len(STYLES)], "lw": 1.5}
+
+
+def by_length(plan, rows, path):
+    """Loss against the length of the context, mean over seeds with the standard deviation."""
+    lengths = tables.lengths_of(rows)
+    fig, ax = plots.figure(8, max(4.2, 0.24 * len(plan.variants) + 1))
+    for i, variant in enumerate(plan.variants):
+        losses = [list(tables.by_seed(rows, variant.name, f"loss_at_{length}").values())
+                  for length in lengths]
+        if losses[0]:
+            ax.errorbar(lengths, [np.mean(x) for x in losses],
+                        [np.std(x, ddof=len(x) > 1) for x in losses], marker="D", ms=4, capsize=2,
+                        label=variant.name, **_style(i))
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(lengths, lengths)
+    ax.set(xlabel="context (tokens)", ylabel="loss of the same characters (nats per character)",
+           title="Trained on the shortest, read with more")
     fig.legend(loc="outside right upper", frameon=False, fontsize=8)
     plots.save(fig, path)
 

@@ -25,6 +25,8 @@ has one column for each number:
     spikes_6, spikes_9      steps whose gradient norm exceeds median + k MAD, k = 6 or 9
                             (arXiv 2602.23057)
     seconds                 of training, all sittings together
+    loss_at_T               loss of characters spread over the validation split, read with windows
+                            of T tokens: minattn.inspect.lengths; where --lengths asks for it
 """
 from pathlib import Path
 
@@ -32,37 +34,46 @@ import numpy as np
 
 from minattn import data, files, model, parallel, runs, train
 from minattn.errors import InputError
-from minattn.inspect import leak, maps, statistics
+from minattn.inspect import leak, lengths, maps, statistics
 
 MEASURES = "measures.json"
 EDITION = 1               # of the definitions below: another one, and every run is measured again
 MAP_TOKENS = 4096         # tokens of the validation split whose attention maps are looked at
 SPIKES = (6, 9)           # k
+LENGTH_WINDOWS = 256      # windows that are read at every length
 SCALARS = ("parameters", "val_loss", "val_loss_prefix_only", "leak", "leak_se",
            "sample_teacher_forced", "sample_prefix_only", "sample_size", "train_loss_last",
            "train_loss_last_100", "train_loss_eval", "gap", "first_token_mass", "entropy",
            "row_sum", "grad_norm_mean", "grad_norm_std", "grad_norm_variance", "grad_norm_cv",
            *(f"spikes_{k}" for k in SPIKES), "seconds")
-KIND = {"of": dict, **dict.fromkeys(SCALARS, float), "leak_se": (float, None)}
+KIND = {"of": dict, "losses_by_length?": {str: float}, **dict.fromkeys(SCALARS, float), "leak_se": (float, None)}
 ROW_KIND = {**runs.ROW_KIND, "grad_norm": float}
 
 
-def read(folder, prefix_positions):
+def read(folder, prefix_positions, at_lengths=()):
     """The measures of a finished run; None if it has none of its present checkpoint."""
     try:
         there = files.read_json(Path(folder) / MEASURES, KIND)
-        return there if there["of"] == _of(folder, prefix_positions) else None
+        return there if there["of"] == _of(folder, prefix_positions, at_lengths) else None
     except InputError:                                   # missing or damaged: it is measured again
         return None
 
 
-def _of(folder, prefix_positions):
+def _of(folder, prefix_positions, at_lengths):
     """What measures belong to."""
     checkpoint = runs.read_header(Path(folder) / runs.CHECKPOINT)["sha256"]
-    return {"checkpoint": checkpoint, "prefix_positions": prefix_positions, "edition": EDITION}
+    of = {"checkpoint": checkpoint, "prefix_positions": prefix_positions, "edition": EDITION}
+    return {**of, "lengths": list(at_lengths)} if at_lengths else of
 
 
-def measure(folder, prefix_positions, *, threads=None, data_dir="data"):
+def flat(found):
+    """Measures as columns of results.csv -> {name: number}"""
+    by_length = found.get("losses_by_length", {})
+    return {**{name: found[name] for name in SCALARS},
+            **{f"loss_at_{length}": loss for length, loss in by_length.items()}}
+
+
+def measure(folder, prefix_positions, at_lengths=(), *, threads=None, data_dir="data"):
     """Measure a finished run and keep the result in its folder.
 
     -> dict of SCALARS and of lists by layer
@@ -81,13 +92,17 @@ def measure(folder, prefix_positions, *, threads=None, data_dir="data"):
     some = train.evenly(len(x), len(val[0]))
     trained = run.checkpoint.params, run.checkpoint.buffers
     with parallel.workers(threads or 1) as pool:
-        found = {"of": _of(folder, prefix_positions),
+        found = {"of": _of(folder, prefix_positions, at_lengths),
                  "parameters": model.count_parameters(run.config), "val_loss": rows[-1]["val_loss"],
                  **_leak(trained, run.config, val, prefix_positions, pool), **_training(rows),
                  "train_loss_eval": parallel.mean_loss(pool, *trained, x[some], y[some],
                                                        run.config),
                  **_weights(trained, run.config, val[0]),
                  "seconds": round(run.checkpoint.seconds, 1)}
+        if at_lengths:
+            by_length = lengths.losses(*trained, run.config, val_ids, at_lengths, LENGTH_WINDOWS,
+                                       over=pool.map)
+            found["losses_by_length"] = {str(length): x for length, x in by_length.items()}
     found["val_loss_prefix_only"] = found["val_loss"] + found["leak"]
     found["gap"] = found["val_loss"] - found["train_loss_eval"]
     if wrong := files.misfit(found, KIND):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from minattn import checks, data, model, runs, spec, train
 from minattn.errors import InputError
+from minattn.inspect.lengths import reading
 
 FIELDS = {name: kind for name, kind in train.FIELDS.items() if name != "seed"}
 
@@ -28,7 +29,7 @@ class Job(NamedTuple):
     folder: str              # the run folder, absolute: workers may stand elsewhere
     settings: train.Settings
     shape: dict
-    prefix_positions: int
+    measured: tuple          # Plan.prefix_positions and Plan.lengths
     threads: int | None
     data_dir: str
 
@@ -43,6 +44,7 @@ class Plan(NamedTuple):
     seeds: tuple
     baseline: str            # the name of a variant
     prefix_positions: int = 512
+    lengths: tuple = ()      # contexts to evaluate at, longer than the training's
     threads: int | None = 1  # of one run
     data_dir: str = "data"
 
@@ -50,13 +52,13 @@ class Plan(NamedTuple):
         """Every run, seed by seed, so that what is finished early can already be compared."""
         home, data_dir = Path(self.folder).resolve(), str(Path(self.data_dir).resolve())
         return [Job(v.name, seed, str(home / v.folder / f"seed-{seed}"),
-                    dataclasses.replace(v.settings, seed=seed), v.shape, self.prefix_positions,
-                    self.threads, data_dir)
+                    dataclasses.replace(v.settings, seed=seed), v.shape,
+                    (self.prefix_positions, tuple(self.lengths)), self.threads, data_dir)
                 for seed in self.seeds for v in self.variants]
 
 
 def make(folder, *, attention="", position="learned", variants=(), seeds="0", preset="nano",
-         overrides=None, baseline=None, **options):
+         overrides=None, baseline=None, lengths="", **options):
     """Texts, as the command line takes them -> Plan; InputError for what cannot be.
 
     attention, position   lists with commas: every pair is a variant, called "attention position"
@@ -64,7 +66,9 @@ def make(folder, *, attention="", position="learned", variants=(), seeds="0", pr
     seeds                 "0-4", "0,2,7"
     overrides             {setting: value} for all of them, on top of the preset
     baseline              the name of the variant to subtract; the first
+    lengths               contexts to evaluate at, each at least block_size: "64,128,256"
     """
+    lengths = contexts(lengths)
     checks.choice("preset", preset, train.PRESETS)
     if not attention and not variants:
         raise InputError("nothing to compare: name some with --attention softmax,energy "
@@ -79,6 +83,8 @@ def make(folder, *, attention="", position="learned", variants=(), seeds="0", pr
             settings, shape = train.settings_for(preset, {**(overrides or {}), **fields})
             config = model.Config(**shape)
             train.weigh(config, settings)
+            for length in lengths:
+                reading(config, length)
             shape = model.to_dict(config)
         except InputError as error:
             raise InputError(f"variant {name!r}: {error}") from None
@@ -93,7 +99,8 @@ def make(folder, *, attention="", position="learned", variants=(), seeds="0", pr
             if variant.settings == other.settings and variant.shape == other.shape:
                 raise InputError(f"variants {other.name!r} and {variant.name!r} are the same: "
                                  "leave one out.")
-    return Plan(Path(folder), tuple(made), numbers(seeds), chosen(baseline, made), **options)
+    return Plan(Path(folder), tuple(made), numbers(seeds), chosen(baseline, made),
+                lengths=lengths, **options)
 
 
 def explicit(text):
@@ -145,6 +152,14 @@ def numbers(text):
             raise InputError(f"--seeds {text!r} are more than 10,000.")
         seeds += range(first, last + 1)
     return tuple(dict.fromkeys(seeds))
+
+
+def contexts(text):
+    """"64,128" -> (64, 128); "" -> ()"""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(re.fullmatch(r"[1-9]\d{0,5}", part) for part in parts):
+        raise InputError(f"--lengths must be numbers of tokens such as 64,128,256; got {text!r}.")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def chosen(baseline, variants):

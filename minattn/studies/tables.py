@@ -94,7 +94,8 @@ def write(plan, rows):
 
 def to_csv(rows):
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*ABOUT, *SCALARS], restval="", lineterminator="\n")
+    columns = [*ABOUT, *SCALARS, *(f"loss_at_{length}" for length in lengths_of(rows))]
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -113,8 +114,15 @@ def read_csv(path):
 def _row(texts):
     row = {name: kind(texts[name]) for name, kind in ABOUT.items()}
     if row["status"] == "done":
-        row |= {name: float(texts[name]) if texts[name] else None for name in SCALARS}
+        numbers = [*SCALARS, *(name for name in texts if name.startswith("loss_at_"))]
+        row |= {name: float(texts[name]) if texts[name] else None for name in numbers}
     return row
+
+
+def lengths_of(rows):
+    """The contexts that finished runs were evaluated at, in order."""
+    names = {name for row in rows for name in row if name.startswith("loss_at_")}
+    return sorted(int(name.removeprefix("loss_at_")) for name in names)
 
 
 # ---------------------------------------------------------------------------------------- table.md
@@ -156,6 +164,9 @@ def markdown(plan, rows):
     if len(names) > 1:
         sections.append((f"Difference to {base}", _differences(plan, rows, LOSSES),
                          DIFFERENCE_NOTE))
+    if lengths := lengths_of(rows):
+        columns = [Column(f"{length} tokens", f"loss_at_{length}") for length in lengths]
+        sections.append(("Loss at other lengths", _means(plan, rows, columns), LENGTHS_NOTE))
     if triples := crossed(plan.variants, base):
         lines = [("variants", *LOSSES)]
         for one, other, both in triples:
@@ -225,6 +236,9 @@ DIFFERENCE_NOTE = """\
 Variant minus baseline at the same seed (same batches in the same order): mean over seeds and its
 95 % interval (Student's t; not corrected for the number of variants). Below 0: better than the
 baseline."""
+LENGTHS_NOTE = """\
+Loss of the same characters at every length, each window's last ones: with windows of T tokens, the
+last reads T characters. Teacher-forced; mean ± standard deviation over seeds."""
 INTERACTION_NOTE = """\
 What both changes together do beyond the sum of what each does alone: (both - one) - (other -
 baseline), seed by seed, mean and 95 % interval. Below 0: together they are better than their sum

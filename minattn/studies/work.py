@@ -15,8 +15,8 @@ from minattn.studies import measures
 
 def finished(job):
     """The row of a run that is there and measured, else None."""
-    found = measures.read(job.folder, job.prefix_positions)
-    return found and _row(job, "done", "", **{name: found[name] for name in measures.SCALARS})
+    found = measures.read(job.folder, *job.measured)
+    return found and _row(job, "done", "", **measures.flat(found))
 
 
 def failed(job, reason):
@@ -47,8 +47,8 @@ def do(job):
                     with runs.lock(job.folder, again=True):      # or another begins in between
                         if not finished(job):
                             _train(job)
-                            measures.measure(job.folder, job.prefix_positions,
-                                             threads=job.threads, data_dir=job.data_dir)
+                            measures.measure(job.folder, *job.measured, threads=job.threads,
+                                             data_dir=job.data_dir)
                 except runs.InUse:                   # by one that was thought dead, say
                     time.sleep(0.5)
             return row
