@@ -46,7 +46,8 @@ SCALARS = ("parameters", "val_loss", "val_loss_prefix_only", "leak", "leak_se",
            "train_loss_last_100", "train_loss_eval", "gap", "first_token_mass", "entropy",
            "row_sum", "grad_norm_mean", "grad_norm_std", "grad_norm_variance", "grad_norm_cv",
            *(f"spikes_{k}" for k in SPIKES), "seconds")
-KIND = {"of": dict, "losses_by_length?": {str: float}, **dict.fromkeys(SCALARS, float), "leak_se": (float, None)}
+KIND = {"of": dict, **dict.fromkeys(SCALARS, float), "leak_se": (float, None),
+        "losses_by_length?": {str: float}}
 ROW_KIND = {**runs.ROW_KIND, "grad_norm": float}
 
 
