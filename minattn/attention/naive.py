@@ -662,9 +662,10 @@ def lssa_forward(q, k, v, *, power=15, eps=1e-8, **options):
         r = np.maximum(n * A - offset, 0)
         m = r.max(axis=-1, keepdims=True)
         m = np.where(m == 0, 1, m)                              # every r is 0
-        x = (r / m) ** max(power, 1)                            # r^power may overflow
+        x = (r * (1 / m)) ** max(power, 1)                      # r^power may overflow
         rest = np.exp(float(np.log(eps)) - power * np.log(m))          # eps / m^power
-        P = x / (x.sum(axis=-1, keepdims=True) + rest)
+        denominator = x.sum(axis=-1, keepdims=True) + rest
+        P = x / denominator
         if power == 0:
             P = A
         return P, Cache(**locals())
@@ -677,7 +678,9 @@ def lssa_forward(q, k, v, *, power=15, eps=1e-8, **options):
 def lssa_rows_backward(dP, P, c, power):
     dA = dP
     if power > 0:
-        g = P * (dP - (P * dP).sum(axis=-1, keepdims=True))
+        dsum = (dP * (-P / c.denominator)).sum(axis=-1, keepdims=True)
+        dx = dP / c.denominator + dsum
+        g = c.x * dx                                            # m is a constant: P is free of it
         dr = power * g / np.where(c.r > 0, c.r, np.inf)
         dA = c.n * dr
     da = (dA - (c.A * dA).sum(axis=-1, keepdims=True)) / c.total

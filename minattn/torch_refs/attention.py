@@ -364,7 +364,7 @@ def linear_attention(q, k, v, *, feature="elu", norm="rms", bias=None, return_we
                      dropout=None, **masks):
     """out_i = Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys (arXiv 2006.16236).
 
-    "elu"   φ(x) = elu(x) + 1
+    "elu"   φ(x) = elu(x) + 1, without its cancellation: eˣ where x ≤ 0
     "lln"   φ(q) = exp(α q), φ(k) = exp(β k), α = σ̃/σ_q, β = σ̃/σ_k, σ̃² = (σ_q² σ_k² + a)/(2 b)
             with a = 0.35487039, b = 0.14855178 (arXiv 2311.13541)
     σ is the standard deviation of all numbers of q or k (norm="tensor"; gradients pass through it);
@@ -373,7 +373,7 @@ def linear_attention(q, k, v, *, feature="elu", norm="rms", bias=None, return_we
     whose weights are all 0 gives 0.
     """
     if feature == "elu":
-        phi_q, phi_k = F.elu(q) + 1, F.elu(k) + 1
+        phi_q, phi_k = (torch.where(x > 0, x + 1, torch.exp(x.clamp(max=0))) for x in (q, k))
     elif feature == "lln":
         if norm == "rms":
             q, k = (x / torch.sqrt((x ** 2).mean(-1, keepdim=True) + 1e-6) for x in (q, k))

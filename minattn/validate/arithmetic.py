@@ -130,14 +130,13 @@ class Arithmetic:
         return total
 
     def _sum(self, x, axis, keepdims):
-        """One term after another, along one axis after another."""
+        """One term after another, over all these axes in one row."""
         axes = range(x.ndim) if axis is None else np.atleast_1d(axis)
-        axes = {int(a) % x.ndim for a in axes}
-        total = x
-        for a in sorted(axes, reverse=True):
-            terms, total = np.moveaxis(total, a, 0), 0.0
-            for term in terms:
-                total = self._add(total, term)
+        axes = sorted(int(a) % x.ndim for a in axes)
+        terms = np.moveaxis(x, axes, range(len(axes)))
+        total = 0.0
+        for term in terms.reshape(-1, *terms.shape[len(axes):]):
+            total = self._add(total, term)
         shape = [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes]
         return np.reshape(total, shape)
 

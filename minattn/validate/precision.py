@@ -28,8 +28,8 @@ def plain(case, arithmetic, *, draws=0, early=False):
     """The naive pair in an arithmetic -> {"out", "dq", ..., and "scores", "P", "lse", "delta"}
 
     draws: run so many times, side by side along a new first axis.
-    early: scale the queries before their product with the keys, not the scores after it. Both are
-    plain; where large terms cancel, their errors differ much.
+    early: scale the queries before their product with the keys, not the scores after it, or what
+    EARLY has instead. Both are plain; where large terms cancel, their errors differ much.
     """
     def lift(x):
         return arithmetic.array(np.broadcast_to(x, (draws, *x.shape)) if draws else x)
@@ -101,7 +101,41 @@ def gaussian_backward(dout, c):
     return {**grads, **naive.by_role(dx, dk, dv, c)}
 
 
-EARLY = {"gaussian": (gaussian_forward, gaussian_backward)}
+def linear_forward(q, k, v, *, feature="elu", norm="rms", bias=None, **options):
+    """(phi(q) . phi(k)) v, divided by the sum at the end, as the recurrence does."""
+    if feature != "elu":
+        out, core = naive.linear_forward(q, k, v, feature=feature, norm=norm, bias=bias, **options)
+        return out, naive.Cache(core=core)
+    phi_q, phi_k = (np.where(x > 0, x + 1, np.exp(np.minimum(x, 0))) for x in (q, k))
+    keys, values = (naive.repeat(x, q.shape[-3]) for x in (phi_k, v))
+    factor = naive.rows_that_see(q.shape[-2], k.shape[-2], **options).astype(float)
+    if bias is not None:
+        factor = np.exp(bias) * factor
+    kappa = phi_q @ naive.T(keys) * factor
+    total = kappa.sum(axis=-1, keepdims=True)
+    total = np.where(total == 0, 1, total)
+    out = kappa @ values / total
+    return out, naive.Cache(**locals())
+
+
+def linear_backward(dout, c):
+    if "core" in c.__dict__:
+        return naive.linear_backward(dout, c.core)
+    dtop = dout / c.total
+    dtotal = -(dtop * c.out).sum(axis=-1, keepdims=True)
+    dkappa = dtop @ naive.T(c.values) + dtotal
+    ddots = dkappa * c.factor
+    dv = naive.sum_groups(naive.T(c.kappa) @ dtop, c.v.shape[-3])
+    dk = naive.sum_groups(naive.T(ddots) @ c.phi_q, c.k.shape[-3])
+    grads = {"q": ddots @ c.keys * np.minimum(c.phi_q, 1), "v": dv,
+             "k": dk * np.minimum(c.phi_k, 1)}
+    if c.bias is not None:
+        grads["bias"] = naive.sum_to(dkappa * c.kappa, c.bias.shape)
+    return grads
+
+
+EARLY = {"gaussian": (gaussian_forward, gaussian_backward),
+         "linear": (linear_forward, linear_backward)}
 
 
 def plain_runs(case, dtype, rng, *, draws, repeats=1, portable=False):

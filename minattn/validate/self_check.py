@@ -30,6 +30,8 @@ KEPT = {
     "noncausal": "what is left for a kernel without any mask, and the only case without an option",
     "repeated_tokens": "ties inside a causal row: sorting, caching by content and top-k go wrong "
                        "here first",
+    "nearly_equal_scores": "the rows in which lssa's weights fade: how far they do depends on eps "
+                           "alone, which other cases meet by chance",
     "all_scores_negative": "the state in which a row of ReLU weights is dead: to look at when a "
                            "layer does not learn",
     "support_of_one": "a gradient that is exactly 0 everywhere: sorting and division at their edge",
