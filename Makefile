@@ -3,6 +3,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
+EACH_CORE = -n auto --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train test crosscheck lint lessons lessons-check wheel clean
@@ -20,12 +21,12 @@ train: $(VENV)/.done             ## train the demo model and print a sample
 	$(BIN)/python -m minattn train --preset demo --overwrite
 
 test: $(VENV)/.done              ## the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(EACH_CORE)
 
 crosscheck: $(VENV)/.done        ## every test, also those that need PyTorch, JAX or ONNX Runtime
 	$(INSTALL) torch==2.13.0     # this version's default is the small CPU build
 	$(INSTALL) -e ".[crosscheck]"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(EACH_CORE)
 
 lint: $(VENV)/.done
 	$(BIN)/ruff check .

@@ -405,6 +405,7 @@ def test_torch_kernels():
     assert "cut off" in said(cut, "gradient")
 
 
+@pytest.mark.slow
 def test_jax_kernels_and_functions_of_tokens():
     jax = pytest.importorskip("jax")
     jnp = jax.numpy

@@ -263,6 +263,7 @@ def test_command(attention, position, options, pictures, tmp_path, capsys, unsee
     assert ("row sum" in head) == any(not row.stochastic for row in mixed)
 
 
+@pytest.mark.slow
 def test_pictures_of_all_mechanisms(place, tmp_path):
     folder = write_run(tmp_path / "run", place / "corpus.txt", attention=",".join(MECHANISMS),
                        n_layer=len(MECHANISMS), position="morlet")

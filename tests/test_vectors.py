@@ -46,6 +46,7 @@ def command(*words):
 # --------------------------------------------------------------------------------- what is written
 
 
+@pytest.mark.slow
 def test_the_standard_set_is_the_same_byte_for_byte(folder, tmp_path):
     program = "import sys; from minattn.validate import vectors; vectors.write(sys.argv[1])"
     environment = {"PYTHONHASHSEED": "7", "OPENBLAS_NUM_THREADS": "2",
