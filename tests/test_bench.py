@@ -367,7 +367,45 @@ CASES = {
     },
     "gaussian raw": {"attention": "gaussian", "attention_options": {"qk_norm": False}, "window": 4},
     "gaussian eps": {"attention": "gaussian", "torch": {"attention": "gaussian[eps=0.1]"}},
+    "differential, by layer": {"attention": "differential[version=1]/differential/sparse+gated"},
+    "linear lln": {"attention": "linear[feature=lln]"},
+    "linear, chunks": {"attention": "linear", "block_size": 130},
+    "cog, blocks": {"attention": "cog", "block_size": 130},
+    "pointwise, blocks, window": {"attention": "pointwise", "block_size": 130, "window": 4},
+    "lssa, blocks, rope": {
+        "attention": "lssa",
+        "block_size": 130,
+        "position": "rope",
+        "n_embd": 24,
+    },
+    "collaborative narrow": {"attention": "collaborative[key_width=6]"},
 }
+UNDER_EVERY_MASK = [
+    "forget",
+    "collaborative",
+    "differential",
+    "differential[version=1]",
+    "linear",
+    "cog",
+    "pointwise",
+    "pointwise[rule=sigmoid]",
+    "sparse",
+    "sparse[rule=sparsemax]",
+    "sparse[rule=entmax15]",
+    "lssa",
+    "lssa[power=0]",
+]
+MASKS = {
+    "": {},
+    " window": {"window": 4},
+    " decay": {"position": "decay"},
+    " decay window": {"position": "decay", "window": 4},
+}
+CASES.update(
+    (name + mask, {"attention": name, **fields})
+    for name in UNDER_EVERY_MASK
+    for mask, fields in MASKS.items()
+)
 
 
 def literal_and_fast(case, fused, dtype="float64", **changes):
@@ -383,7 +421,7 @@ def literal_and_fast(case, fused, dtype="float64", **changes):
     params, buffers = model.init(config, 3, np.float64)
     params = {name: a + rng.standard_normal(a.shape) / 5 for name, a in params.items()}
     config = {**model.to_dict(config), **in_torch}
-    tokens = torch.randint(17, (3, SMALL["block_size"]))
+    tokens = torch.randint(17, (3, fields["block_size"]))
     return (
         GPT.from_numpy(config, params, buffers),
         fast.GPT.from_numpy(config, params, buffers, getattr(torch, dtype), fused=fused),
@@ -413,9 +451,16 @@ def test_fast_is_the_literal_model(case, fused):
         np.testing.assert_allclose(other, mine, rtol=1e-12)
 
 
-@pytest.mark.parametrize("case", ["softmax", "sink", "energy key", "gaussian", "gaussian rope"])
+@pytest.mark.parametrize(
+    "case",
+    ["softmax", "sink", "energy key", "gaussian", "gaussian rope"]
+    + [name for name in UNDER_EVERY_MASK if name != "lssa"],
+)
 def test_fast_in_float32(case):
-    """Gaussian attention leaves out a bias there that is constant but for rounding."""
+    """Gaussian attention leaves out a bias there that is constant but for rounding.
+
+    The power of 15 in lssa magnifies rounding in either form.
+    """
     literal, fast, tokens = literal_and_fast(CASES[case], True, "float32")
     (_, loss), (_, fast_loss) = (gpt(tokens, tokens.roll(-1, 1)) for gpt in (literal, fast))
     loss.backward(), fast_loss.backward()

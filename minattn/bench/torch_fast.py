@@ -1,9 +1,9 @@
 """The GPT of torch_refs again, as fast as PyTorch does it on a CPU: what the benchmarks measure
 against.
 
-torch_refs/gpt.py writes every mechanism as its paper does. Here each one in FORMS is brought into
-the shape that PyTorch's fused attention takes, softmax(scale q k^T + mask) v with a constant mask,
-by an identity:
+torch_refs/gpt.py writes every mechanism as its paper does. Here most are brought into the shape
+that PyTorch's fused attention takes, softmax(scale q k^T + mask) v with a constant mask, by an
+identity:
 
     sink, off_by_one   the fused kernel also knows each row's log-sum-exp, lse; the sink scales its
                        output by exp(lse - log(exp(lse) + exp(sink))), and its backward, given that
@@ -16,12 +16,24 @@ by an identity:
     energy (prefix)    its bias differs by query and key and learns: no identity, so softmax over
                        whole rows
     gaussian           q = x / sigma^2, k = x, and -|x|^2 / (2 sigma^2) as a bias on the keys
+    forget             the sum of log gates from j + 1 to i is one up to i, which a softmax does not
+                       see, less one up to j: a bias on the keys
+    differential       one call for either map; version 1 pads its narrow queries and keys
     decay, windows     constant masks: here they cost the fused kernel no more than is_causal does
 
-Each form in two versions: fused=True as above; fused=False with baddbmm, softmax and bmm over whole
-rows, which wins where rows are short (at 64 tokens, and with torch.compile at 128 for biased keys).
-flex_attention, which would do most of this by itself, has no backward on a CPU. A mechanism or
-position without a form here takes the one of torch_refs. Measured on PyTorch 2.13.
+Each of these in two versions: fused=True as above; fused=False with baddbmm, softmax and bmm over
+whole rows, which wins where rows are short (at 64 tokens, and with torch.compile at 128 for biased
+keys). flex_attention, which would do most of this by itself, has no backward on a CPU.
+
+The others have one version, outside the fused kernel:
+
+    cog, lssa, pointwise, sparse    their weights are no softmax of the scores: by_rows, in blocks
+                                    of rows that leave out the keys after them
+    collaborative                   the kernel would pad v to the width of the shared keys: by_rows
+    linear                          sums over the keys so far, chunk by chunk
+
+What has no form here (another position, an eps of gaussian, lln of linear) takes the one of
+torch_refs. Measured on PyTorch 2.13.
 """
 import math
 from functools import partial
@@ -35,6 +47,9 @@ from minattn.torch_refs import positions as pos
 
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+ROWS = 64            # in a block, or a chunk
 
 
 class SinkAttention(torch.autograd.Function):
@@ -58,40 +73,92 @@ class SinkAttention(torch.autograd.Function):
         return dq, dk, dv, dsink, None, None
 
 
+class Threshold(torch.autograd.Function):
+    """Sparsemax (power 1) and 1.5-entmax (2): P = max(z - tau, 0)^power, z = (s - max s) / power"""
+
+    @staticmethod
+    def forward(ctx, s, power):
+        z = ((s - s.amax(-1, keepdim=True)) / power).clamp_(min=-2)
+        u = z.sort(-1, descending=True).values
+        n = torch.arange(1, s.shape[-1] + 1, dtype=s.dtype, device=s.device)
+        mean = u.cumsum(-1) / n                                        # of the n largest
+        if power == 1:
+            tau = mean - 1 / n
+        else:
+            tau = mean - ((1 - (u * u).cumsum(-1)) / n + mean * mean).clamp_(min=0).sqrt_()
+        last = (tau <= u).sum(-1, keepdim=True) - 1
+        root = (z - tau.gather(-1, last)).clamp_(min=0)
+        P = root if power == 1 else root * root
+        ctx.save_for_backward(P)
+        ctx.power = power
+        return P
+
+    @staticmethod
+    def backward(ctx, dP):
+        P, = ctx.saved_tensors
+        slope = P.sign() if ctx.power == 1 else P.sqrt()
+        ds = dP * slope
+        mean = ds.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True)
+        return ds.addcmul_(slope, mean, value=-1), None
+
+
 def attend(q, k, v, *, fused, mask, causal, scale=None, key_bias=None, bias=None, sink=None):
     """Causal attention in the faster of PyTorch's forms; q, k, v (B, H, T, D) -> (B, H, T, D).
+
+    The fused form pads v, or q and k, where the other is wider.
 
     mask: a constant bias, -inf where a key is hidden; causal: it is the causal mask and no more.
     key_bias (B, H, T), bias (B, H, T, T) and sink (H,) may learn.
     """
-    D = q.shape[-1]
-    scale = D ** -0.5 if scale is None else scale
+    Dv = v.shape[-1]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not fused or bias is not None:
         return _plain(q, k, v, mask, scale, key_bias, bias, sink)
     mask = None if causal else mask
     if key_bias is not None:
         q = F.pad(q, (0, 1), value=1 / scale)
         k = torch.cat([k, key_bias[..., None]], -1)
-        v = F.pad(v, (0, 1))
+    width = max(q.shape[-1], Dv)
+    q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
     if sink is not None:
-        return SinkAttention.apply(q, k, v, sink, scale, mask)[..., :D]
+        return SinkAttention.apply(q, k, v, sink, scale, mask)[..., :Dv]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal,
-                                          scale=scale)[..., :D]
+                                          scale=scale)[..., :Dv]
 
 
 def _plain(q, k, v, mask, scale, key_bias, bias, sink):
-    B, H, T, D = q.shape
+    B, H, T, _ = q.shape
     if key_bias is not None:
         mask = mask + key_bias[:, :, None]
     if bias is not None:
         mask = mask + bias
     if mask.dim() > 2:
         mask = mask.expand(B, H, T, T).reshape(B * H, T, T)
-    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
+    q, k, v = (x.reshape(B * H, T, -1) for x in (q, k, v))
     s = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)                         # (B H, T, T)
     if sink is not None:
         s = torch.cat([s, sink.repeat(B)[:, None, None].expand(-1, T, 1)], -1)
-    return (torch.softmax(s, -1)[..., :T] @ v).view(B, H, T, D)
+    return (torch.softmax(s, -1)[..., :T] @ v).view(B, H, T, -1)
+
+
+def by_rows(q, k, v, mask, rule):
+    """rule(q k^T, mask) v, a block of rows at a time and without the keys after them.
+
+    q (B, H, T, D), k (B, G, T, D), v (B, H, T, Dv): all heads that share a key in one product
+    """
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    (B, H, T, D), G, blocks = q.shape, k.shape[1], []
+    for start in range(0, T, ROWS):
+        end = min(start + ROWS, T)
+        s = q[:, :, start:end].reshape(B, G, -1, D) @ k[:, :, :end].transpose(2, 3)
+        P = rule(s.view(B, H, end - start, end), mask[..., start:end, :end])
+        blocks.append(P @ v[:, :, :end])
+    return torch.cat(blocks, 2)
+
+
+def visible_keys(mask):
+    """How many each query may see: (..., T, 1)"""
+    return (mask > -math.inf).sum(-1, keepdim=True, dtype=mask.dtype)
 
 
 def windowed(q, k, v, window):
@@ -126,8 +193,8 @@ def running_statistics(e, eps):
 
 # ----------------------------------------------------------------------------- the forms, by name
 
-# Each takes `attend` with the model's masks, the layer's options, and by name what the function of
-# torch_refs takes.
+# Each takes `attend` with the model's masks, the layer's options and masks, and by name what the
+# function of torch_refs takes.
 
 
 def softmax(attend, options, q, k, v):
@@ -186,13 +253,109 @@ def gaussian(attend, options, x, log_sigma, values):
     return attend(x * inverse[..., None], x, values, scale=1.0, key_bias=key_bias)
 
 
+def forget(attend, options, q, k, v, forget_logits):
+    return attend(q, k, v, key_bias=-F.logsigmoid(forget_logits).cumsum(-1))
+
+
+def collaborative(attend, options, q, k, v, mix, content):
+    H, D = mix.shape
+    scale = (H / D) ** 0.5
+    bias = (content * scale)[:, :, None]
+
+    def rule(s, mask):
+        return torch.softmax(s.add_(bias[..., :s.shape[-1]]).add_(mask), -1)
+
+    return by_rows(q * (mix[:, None] * scale), k, v, options["mask"], rule)
+
+
+def differential(attend, options, q, k, v, lam_logits):
+    first, second = (attend(q[:, i::2], k, v) for i in (0, 1))
+    return torch.addcmul(first, torch.sigmoid(lam_logits)[..., None], second, value=-1)
+
+
+def differential_1(attend, options, q, k, v, lam_q1, lam_k1, lam_q2, lam_k2, gain):
+    start = 0.8 - 0.6 * math.exp(-0.3 * options["layer_index"])
+    lam = torch.exp(lam_q1 @ lam_k1) - torch.exp(lam_q2 @ lam_k2) + start
+    first, second = (attend(q[:, i::2], k[:, i::2], v) for i in (0, 1))
+    out = torch.addcmul(first, lam, second, value=-1)
+    return F.rms_norm(out, gain.shape, (1 - start) * gain, eps=1e-5)
+
+
+def linear(attend, options, q, k, v):
+    """One product gives the sums with v and without it: [v, 1]"""
+    q, k, v = F.elu(q) + 1, F.elu(k) + 1, F.pad(v, (0, 1), value=1.0)
+    if options["causal"]:
+        sums = running_sums(q, k, v)
+    else:
+        sums = by_rows(q, k, v, options["mask"], lambda kappa, mask: kappa * mask.exp())
+    total = sums[..., -1:]
+    return sums[..., :-1] / torch.where(total > 0, total, 1)
+
+
+def running_sums(q, k, v):
+    """sum over j <= i of (q_i . k_j) v_j: a chunk's own keys as in attention, and q S, where S is
+    the sum of k^T v over the chunks before"""
+    T = q.shape[2]
+    q, k, v = (F.pad(x, (0, 0, 0, -T % ROWS)).unflatten(2, (-1, ROWS)) for x in (q, k, v))
+    keys = k.transpose(-1, -2)                                              # (B, H, N, D, ROWS)
+    before = F.pad((keys @ v)[:, :, :-1], (0, 0, 0, 0, 1, 0)).cumsum(2)
+    return ((q @ keys).tril() @ v + q @ before).flatten(2, 3)[:, :, :T]
+
+
+def cog(attend, options, q, k, v):
+    def rule(s, mask):
+        sign = s.detach().sign()
+        return torch.softmax(torch.addcmul(mask, s, sign), -1) * sign
+
+    return by_rows(q * q.shape[-1] ** -0.5, k, v, options["mask"], rule)
+
+
+def pointwise(attend, options, q, k, v):
+    q, mask = q * q.shape[-1] ** -0.5, options["mask"]
+    n = visible_keys(mask)
+    if options["rule"] == "relu":
+        return by_rows(q, k, v, mask, lambda s, mask: s.add_(mask).relu_()) / n
+    return by_rows(q, k, v, mask - n.log(), lambda s, mask: s.add_(mask).sigmoid_())
+
+
+def sparse(attend, options, q, k, v):
+    def rule(s, mask):
+        s = s.add_(mask)
+        if options["rule"] != "topk":
+            return Threshold.apply(s, 1 if options["rule"] == "sparsemax" else 2)
+        top = s.detach().topk(min(options["top"], s.shape[-1]), sorted=False).values
+        return torch.softmax(s.masked_fill(s < top.amin(-1, keepdim=True), -math.inf), -1)
+
+    return by_rows(q * q.shape[-1] ** -0.5, k, v, options["mask"], rule)
+
+
+def lssa(attend, options, q, k, v):
+    """b / (sum of b + eps) after the product with [v, 1]; a large b overflows as in torch_refs"""
+    power, n = options["power"], visible_keys(options["mask"])
+
+    def rule(s, mask):
+        a = F.softplus(s.add_(mask), threshold=50)
+        if not power:
+            return a
+        n = visible_keys(mask)
+        return torch.addcmul(-(n > 3).to(s), a, n / a.sum(-1, keepdim=True)).relu_() ** power
+
+    q = F.normalize(q, dim=-1) * (math.log(q.shape[-1]) * n.log())
+    v = F.pad(v, (0, 1), value=1.0)
+    sums = by_rows(q, F.normalize(k, dim=-1), v, options["mask"], rule)
+    return sums[..., :-1] / (sums[..., -1:] + (options["eps"] if power else 0))
+
+
 FORMS = {"softmax": softmax, "gated": gated, "sink": sink, "off_by_one": off_by_one,
-         "affine": affine, "energy": energy, "gaussian": gaussian}
+         "affine": affine, "energy": energy, "gaussian": gaussian, "forget": forget,
+         "collaborative": collaborative, "differential": differential,
+         "differential_1": differential_1, "linear": linear, "cog": cog, "pointwise": pointwise,
+         "sparse": sparse, "lssa": lssa}
 
 
 def form_of(layer):
     """None: there is no fast one with these options."""
-    if layer.name == "gaussian" and layer.options["eps"]:
+    if layer.options.get("feature") == "lln" or layer.name == "gaussian" and layer.options["eps"]:
         return None
     return FORMS.get(layer.name)
 
@@ -263,9 +426,9 @@ class GPT(gpt.GPT):
         literal = any(self.config[key] for key in ("n_kv_head", "softcap", "log_length"))
         if form is None or literal or (self.training and self.config["dropout"]):
             return super()._attention(i, x)
-        mask = self.masks[layer.window][..., :T, :T]
-        masked = partial(attend, fused=self.fused, mask=mask, causal=self._causal(layer))
-        options = {**layer.options, "window": layer.window}
+        masks = {"mask": self.masks[layer.window][..., :T, :T], "causal": self._causal(layer)}
+        options = {**layer.options, "window": layer.window, **masks}
+        masked = partial(attend, fused=self.fused, **masks)
         return self._output(i, x, form(masked, options, **self._inputs(i, x)))
 
 
