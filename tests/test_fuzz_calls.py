@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from run_cases import train, write_corpus
 
-from minattn import cli, memory
-from minattn.attention import softmax
+from minattn import checks, cli, memory
+from minattn.attention import MECHANISMS, softmax
+from minattn.checks import Option
 from minattn.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -74,17 +75,27 @@ def test_calls_under_a_caller_who_makes_numpy_raise():
         assert np.isfinite(softmax.forward(q, k, v)[0]).all()
 
 
-def test_nan_behind_a_mask():
+@pytest.mark.parametrize("name, options", [
+    (name, options) for name, row in MECHANISMS.items() if list(row.arguments)[:3] == ["q", "k", "v"]
+    for options in [{}, *({"rule": rule} for rule in row.options.get("rule", Option(None)).choices)]
+], ids=str)
+def test_nan_behind_a_mask(name, options):
     """As the core's docstring says: from q and k it stays where it is seen, from v it does not."""
-    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 1, 8, 4))
-    right = softmax.forward(q, k, v, causal=True)[0]
-    for array, name in ((q, "q"), (k, "k")):
-        wrong = array.copy()
+    rng, row = np.random.default_rng(0), MECHANISMS[name]
+    sizes = {"B": 1, "H": 1, "G": 1, "Tq": 8, "Tk": 8, "D": 4, "Dv": 4, "Dv|1": 1}
+    arrays = {n: rng.standard_normal([checks.extent(s, sizes) for s in shape.split()])
+              for n, shape in row.arguments.items()}
+
+    def out(**changed):
+        return row.module.forward(**{**arrays, **changed}, causal=True, **options)[0]
+    right = out()
+    for changed in "qk":
+        wrong = arrays[changed].copy()
         wrong[:, :, 7] = np.nan
-        out = softmax.forward(**{**dict(q=q, k=k, v=v), name: wrong}, causal=True)[0]
-        assert np.array_equal(out[:, :, :7], right[:, :, :7]) and np.isnan(out[:, :, 7]).all()
-    v[:, :, 7] = 0
-    assert np.isfinite(softmax.forward(q, k, v, causal=True)[0]).all()
+        found = out(**{changed: wrong})
+        assert np.array_equal(found[:, :, :7], right[:, :, :7]) and np.isnan(found[:, :, 7]).all()
+    arrays["v"][:, :, 7] = 0
+    assert np.isfinite(out()).all()
 
 
 # ------------------------------------------------------------------------------------------- memory

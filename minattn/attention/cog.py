@@ -28,7 +28,8 @@ class Cog(Rule):
     saves = 2
 
     def rescore(self, s):
-        sign = np.sign(s)                                  # 1. size and sign, before the mask
+        # 1. size and sign, before the mask; 0 for NaN: what is hidden later stays out of P
+        sign = np.subtract(s > 0, s < 0, dtype=s.dtype)
         return np.abs(s, out=s), sign
 
     def forward(self, s, sign, heads=slice(None)):
