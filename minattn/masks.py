@@ -92,7 +92,7 @@ class Seen(NamedTuple):
     @property
     def by_pair(self):
         """Does `allowed` depend on the query too? (Padding does not: it hides a key from all.)"""
-        return self.allowed is not None and self.allowed.shape[2] > 1
+        return self.allowed is not None and self.allowed.shape[2] != 1
 
 
 def seen(Tq, Tk, mask, allowed=None):

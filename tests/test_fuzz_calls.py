@@ -13,7 +13,6 @@ from run_cases import train, write_corpus
 
 from minattn import checks, cli, memory
 from minattn.attention import MECHANISMS, softmax
-from minattn.checks import Option
 from minattn.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -75,16 +74,60 @@ def test_calls_under_a_caller_who_makes_numpy_raise():
         assert np.isfinite(softmax.forward(q, k, v)[0]).all()
 
 
-@pytest.mark.parametrize("name, options", [
-    (name, options) for name, row in MECHANISMS.items() if list(row.arguments)[:3] == ["q", "k", "v"]
-    for options in [{}, *({"rule": rule} for rule in row.options.get("rule", Option(None)).choices)]
-], ids=str)
+SIZES = {"B": 1, "H": 2, "G": 2, "Tq": 8, "Tk": 8, "T": 8, "D": 4, "Dv": 4, "Dv|1": 1}
+VARIANTS = [(name, dict(options)) for name, row in MECHANISMS.items()
+            for options in {(), *(((option, value),) for option, known in row.options.items()
+                                  for value in known.others())}]
+each_variant = pytest.mark.parametrize("name, options", sorted(VARIANTS, key=str), ids=str)
+
+
+def inputs(name, size=1.0, dtype=float, **sizes):
+    """Arrays for a mechanism -> {argument: array}"""
+    rng = np.random.default_rng(0)
+    return {argument: (size * rng.standard_normal([checks.extent(s, {**SIZES, **sizes})
+                                                   for s in shape.split()])).astype(dtype)
+            for argument, shape in MECHANISMS[name].arguments.items()}
+
+
+@each_variant
+def test_tiny_numbers_under_a_caller_who_makes_numpy_raise(name, options):
+    module, arrays = MECHANISMS[name].module, inputs(name, 1e-25, np.float32)
+    with np.errstate(all="raise"):
+        out, cache = module.forward(**arrays, causal=True, **options)
+        grads = module.backward(1e-25 * np.ones_like(out), cache)
+        assert all(np.isfinite(x).all() for x in (out, *grads.values()))
+
+
+@each_variant
+@pytest.mark.parametrize("empty", ["B", "Tq", "Tk", "Tq Tk T", "D"])
+@pytest.mark.filterwarnings("error")
+def test_empty_axes(name, options, empty):
+    """A result of that size, or, without channels, one sentence."""
+    row, sizes = MECHANISMS[name], {**SIZES, **dict.fromkeys(empty.split(), 0)}
+    arrays = inputs(name, **sizes)
+    if "q" not in arrays and empty in ("Tq", "Tk"):          # one length for all
+        return
+    if "log_length" not in row.refuses:
+        options = {**options, "log_length": np.ones(SIZES["H"])}
+    for shape in ("B 1 1 Tk", "B H Tq Tk", "Tq Tk"):
+        options["allowed"] = np.ones([checks.extent(s, sizes) for s in shape.split()], bool)
+        try:
+            out, cache = row.module.forward(**arrays, causal=True, **options)
+        except InputError as error:
+            assert empty == "D" and "must be at least 1" in str(error)
+            continue
+        assert empty != "D"
+        assert out.shape[:3] == (sizes["B"], sizes["H"], sizes["Tq"]) and not out.any()
+        grads = row.module.backward(np.ones_like(out), cache)
+        assert all(grads[n].shape == arrays[n].shape for n in arrays if n not in row.buffers)
+
+
+@each_variant
 def test_nan_behind_a_mask(name, options):
     """As the core's docstring says: from q and k it stays where it is seen, from v it does not."""
-    rng, row = np.random.default_rng(0), MECHANISMS[name]
-    sizes = {"B": 1, "H": 1, "G": 1, "Tq": 8, "Tk": 8, "D": 4, "Dv": 4, "Dv|1": 1}
-    arrays = {n: rng.standard_normal([checks.extent(s, sizes) for s in shape.split()])
-              for n, shape in row.arguments.items()}
+    row, arrays = MECHANISMS[name], inputs(name)
+    if "q" not in arrays or row.leak(**options):
+        return
 
     def out(**changed):
         return row.module.forward(**{**arrays, **changed}, causal=True, **options)[0]

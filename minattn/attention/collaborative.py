@@ -41,6 +41,7 @@ class Cache(NamedTuple):
     scale: float
 
 
+@checks.quiet
 def forward(q, k, v, mix, content, **options):
     """out = softmax(scale ((q * mix) k^T + content)) v, scale = sqrt(H/D).
 
@@ -52,7 +53,7 @@ def forward(q, k, v, mix, content, **options):
     checks.arrays(q=(q, "B 1 Tq D"), k=(k, "B 1 Tk D"), v=(v, "B H Tk Dv"), mix=(mix, "H D"),
                   content=(content, "B H Tk"))
     checks.finite(mix=mix)
-    scale = math.sqrt(mix.shape[0] / mix.shape[1])
+    scale = math.sqrt(mix.shape[0] / max(mix.shape[1], 1))        # attend refuses a width of 0
     mix = mix[:, None]
     mixed = q * mix                                               # 1. (B, H, Tq, D)
     key_bias = (scale * content)[:, :, None]                      # 2. (B, H, 1, Tk)
@@ -61,6 +62,7 @@ def forward(q, k, v, mix, content, **options):
     return (out, Cache(attention, q, mix, scale), *weights)
 
 
+@checks.quiet
 def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"q", "k", "v", "mix", "content"} (and "bias", ... if given)"""
     # 3. out = attention of the mixed queries

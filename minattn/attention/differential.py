@@ -32,6 +32,7 @@ class Cache(NamedTuple):
     lam: np.ndarray           # (B, H, Tq, 1)
 
 
+@checks.quiet
 def forward(q, k, v, lam_logits, **options):
     """out = (P_2h - lambda P_2h+1) v.
 
@@ -46,6 +47,7 @@ def forward(q, k, v, lam_logits, **options):
     return (first - lam * second, Cache(maps, second, lam), *weights)   # 3. their difference
 
 
+@checks.quiet
 def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"q", "k", "v", "lam_logits"} (and "bias", "log_length" if given)"""
     maps, second, lam = cache
@@ -70,6 +72,7 @@ def decode(q, k, v, lam_logits, **options):
 
 def both(q, k1, k2, v, *, rng=None, **options):
     """attend for query heads 0, 2, ... and 1, 3, ... -> two of (out [, weights]), both caches"""
+    checks.generator(rng)
     same = copy.deepcopy(rng)                               # the second map drops the same weights
     first, cache1, *P1 = attend(q[:, 0::2], k1, v, rng=rng, **options)
     second, cache2, *P2 = attend(q[:, 1::2], k2, v, rng=same, **options)

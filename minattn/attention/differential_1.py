@@ -53,6 +53,7 @@ def lambda_init(layer_index):
     return 0.8 - 0.6 * math.exp(-0.3 * layer_index)
 
 
+@checks.quiet
 def forward(q, k, v, lam_q1, lam_k1, lam_q2, lam_k2, gain, *, layer_index=0, **options):
     """out = (1 - lambda_init) gain * rms_norm((P_2h - lambda P_2h+1) v).
 
@@ -77,6 +78,7 @@ def forward(q, k, v, lam_q1, lam_k1, lam_q2, lam_k2, gain, *, layer_index=0, **o
     return (Yhat * cache.scaled_gain, cache, *(a - lam * b for a, b in zip(P1, P2)))   # 5. gain
 
 
+@checks.quiet
 def backward(dout, cache):
     """dout (B, H, Tq, Dv) -> {"q", "k", "v", "lam_q1", "lam_k1", "lam_q2", "lam_k2", "gain"}
 

@@ -58,6 +58,7 @@ def forward(q, k, v, energy, alpha, tau, *, norm="key", **options):
     checks.arrays(q=(q, "B H Tq D"), k=(k, "B G Tk D"), energy=(energy, "B H Tk"),
                   alpha=(alpha, "H"), tau=(tau, "H"))
     checks.finite(alpha=alpha, tau=tau)
+    norm = norm if energy.size else "none"                          # no keys have no mean
     z, stats = _normalise(energy, norm)                             # 1. z = (e - mean) / std
     if norm == "prefix":
         log_gate, one_minus_gate = PrefixGate(z, stats.dmean, stats.rstd, alpha, tau), None

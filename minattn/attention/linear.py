@@ -140,7 +140,7 @@ def _scale(q, k, norm):
         (q, q_norm), (k, k_norm) = rms_norm_forward(q), rms_norm_forward(k)
         alpha = ((1 + C1) / C2)**0.5                              # 2.1355
         return alpha * q, alpha * k, (alpha, q_norm, k_norm)
-    a, b = (max(float(z.var(dtype=np.float64)), FLOOR) for z in (q, k))
+    a, b = (max(float(z.var(dtype=np.float64)) if z.size else 0, FLOOR) for z in (q, k))
     alpha, beta = ((b + C1 / a) / C2)**0.5, ((a + C1 / b) / C2)**0.5
     return alpha * q, beta * k, (alpha, beta, a, b, q, k)
 
@@ -159,4 +159,4 @@ def _scale_backward(dx, dy, scaled):
 
 
 def _variance_backward(dvar, var, x):
-    return (2 * dvar / x.size if var > FLOOR else 0) * (x - x.mean())
+    return 2 * dvar / x.size * (x - x.mean()) if var > FLOOR else np.zeros_like(x)

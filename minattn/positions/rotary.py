@@ -65,6 +65,7 @@ def backward(dy, cache):
 
 
 @lru_cache(maxsize=32)    # the arrays are read-only
+@checks.quiet
 def rotations(T, D, dtype, *, base, start=0, pairs="half"):
     """e^{i (start + t) base^(-2k/D)} -> (T, D/2) complex, computed in float64, then rounded."""
     angle = (start + np.arange(T))[:, None] * float(base) ** (-2 * np.arange(D // 2) / D)
