@@ -78,6 +78,21 @@ def number(what, value, low=None, *, integer=False, above=None, high=None, most=
     return result
 
 
+def holds(dtype, what, value):
+    """Raise InputError where a number, not 0 itself, becomes 0 or infinite in this dtype."""
+    held = abs(np.dtype(dtype).type(value))
+    if value and not 0 < held < np.inf:
+        raise InputError(f"{what} must be a number that {np.dtype(dtype)} can hold; "
+                         f"got {shown(value)}.")
+
+
+def flag(what, value):
+    """True or False, Python's or NumPy's -> Python's; InputError for anything else."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"{what} must be True or False; got {shown(value)}.")
+    return bool(value)
+
+
 def _finite(value):
     try:
         return -np.inf < float(value) < np.inf

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from minattn import checks, memory
-from minattn.errors import InputError
 
 
 class Mask(NamedTuple):
@@ -30,13 +29,12 @@ class Mask(NamedTuple):
 
 def make(causal=False, window=None, prefix=0, align="end"):
     """A checked Mask; a window implies causal."""
-    if not isinstance(causal, (bool, np.bool_)):
-        raise InputError(f"causal must be True or False; got {causal!r}.")
+    causal = checks.flag("causal", causal)
     if window is not None:
         window = checks.number("window", window, 1, integer=True)
     prefix = checks.number("prefix", prefix, 0, integer=True)
     checks.choice("align", align, ("end", "start"))
-    return Mask(bool(causal) or window is not None, window, prefix, align)
+    return Mask(causal or window is not None, window, prefix, align)
 
 
 def positions(Tq, Tk, align="end"):

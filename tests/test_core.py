@@ -976,6 +976,10 @@ BAD = {
     "scale-text": ({"scale": "auto"}, "scale must be a finite number; got 'auto'"),
     "scale-inf": ({"scale": np.inf}, "scale must be a finite number"),
     "causal-number": ({"causal": 1}, "causal must be True or False; got 1"),
+    "weights-array": ({"return_weights": np.ones(2)}, "return_weights must be True or False; got"),
+    "rule-number": ({"rule": 3}, "rule must be a Rule, as in minattn.attention.rules; got 3."),
+    "rule-class": ({"rule": Clipped}, "rule must be a Rule"),
+    "rule-empty": ({"rule": Rule()}, "rule must be a Rule"),
     "window-0": ({"window": 0}, "window must be at least 1; got 0"),
     "window-negative": ({"window": -3}, "window must be at least 1; got -3"),
     "window-float": ({"window": 2.5}, "window must be an integer; got 2.5"),
@@ -998,6 +1002,24 @@ def test_bad_input(change, message):
     with pytest.raises(InputError) as caught:
         attend(**{**dict(zip("qkv", qkv())), **change})
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"scale": 1e39}, {"scale": 1e-60}, {"softcap": 1e39},
+                                     {"softcap": 1e-46}, {"softcap": 10**300}], ids=str)
+def test_numbers_that_the_arrays_cannot_hold(options):
+    """Not 0 or infinity in their place, and then NaN."""
+    q, k, v = (x.astype(F32) for x in qkv())
+    with pytest.raises(InputError, match="must be a number that float32 can hold; got 1"):
+        attend(q, k, v, **options)
+
+
+@pytest.mark.parametrize("number", [np.float16, np.float32, np.float64, np.longdouble])
+def test_numbers_of_numpy_keep_the_arrays_precision(number):
+    q, k, v = (x.astype(F32) for x in qkv())
+    options = {name: number(0.5) for name in ("scale", "softcap", "dropout")}
+    out, cache = attend(q, k, v, **options, rng=np.random.default_rng(0))
+    right, _ = attend(q, k, v, scale=0.5, softcap=0.5, dropout=0.5, rng=np.random.default_rng(0))
+    assert np.array_equal(out, right) and cache.kept[0][0].dtype == F32
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
 """Differential attention and collaborative heads: what only they promise."""
+import threading
+
 import numpy as np
 import pytest
 from attention_cases import MASKS, VARIANTS, assert_close, inputs, options_of, run
@@ -51,6 +53,12 @@ def test_pairs_are_made_of_an_even_number_of_heads():
     arrays, _ = arrays_of("differential")
     with pytest.raises(InputError, match=r"q: axis 1 \(2H\) must be 4; got 5"):
         differential.forward(**{**arrays, "q": arrays["q"][:, :5]})
+
+
+def test_a_generator_that_is_none():
+    arrays, _ = arrays_of("differential")
+    with pytest.raises(InputError, match="rng must be a numpy.random.Generator"):
+        differential.forward(**arrays, dropout=0.5, rng=threading.Lock())
 
 
 # ---------------------------------------------------------------------------------------- version 1

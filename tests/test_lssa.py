@@ -102,3 +102,11 @@ def test_a_small_power_has_gradients_too():
 def test_bad_input(options, words):
     with pytest.raises(InputError, match=words):
         lssa.forward(**inputs(VARIANTS["lssa"]), **options)
+
+
+def test_an_eps_that_float32_cannot_hold():
+    """As 0 it would make NaN of a row of equal scores."""
+    q, k, v = np.ones((3, 1, 1, 5, 4), np.float32)
+    assert not lssa.forward(q, k, v, eps=1e-30)[0].any()
+    with pytest.raises(InputError, match="eps must be a number that float32 can hold; got 1e-50"):
+        lssa.forward(q, k, v, eps=1e-50)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn import checks, masks, memory
-from minattn.attention.rules import Softmax
+from minattn.attention.rules import Rule, Softmax
 from minattn.errors import InputError
 from minattn.ops import keep_mask
 
@@ -98,9 +98,10 @@ def attend(q, k, v, *, scale=None, softcap=None, log_length=None, bias=None, cau
     arrays are float32, or all float64, and so is the result. InputError names what does not fit.
     """
     biases = (*own_bias, *_as_tuple(bias))
-    scale, allowed = _check(q, k, v, scale, softcap, log_length, biases, allowed, dropout, sink,
-                            rule, unknown)
+    scale, softcap, dropout, allowed = _check(q, k, v, scale, softcap, log_length, biases, allowed,
+                                              dropout, sink, rule, unknown)
     checks.generator(rng)
+    return_weights = checks.flag("return_weights", return_weights)
     mask = masks.make(causal, window, prefix, align)
     dropout = 0 if rng is None else dropout
     rule = Softmax(sink) if rule is None else rule
@@ -395,19 +396,24 @@ def check_arguments(q, k, v):
 
 
 def _check(q, k, v, scale, softcap, log_length, biases, allowed, dropout, sink, rule, unknown):
-    """attend's arguments, checked -> scale as a Python float, `allowed` with 4 axes"""
+    """attend's arguments, checked -> Python's numbers, `allowed` with 4 axes"""
     for name in unknown:
         raise InputError(f"unknown option {name!r}; attention takes {', '.join(OPTIONS)}."
                          f"{checks.nearest(name, OPTIONS)}")
     size = check_arguments(q, k, v)
     full = tuple(size[axis] for axis in ("B", "H", "Tq", "Tk"))
     scale = checks.number("scale", 1 / math.sqrt(size["D"]) if scale is None else scale)
-    checks.number("dropout", dropout, 0, high=0.999)
+    checks.holds(q.dtype, "scale", scale)
+    dropout = checks.number("dropout", dropout, 0, high=0.999)
     if softcap is not None:
-        checks.number("softcap (None: off)", softcap, above=0)
+        softcap = float(checks.number("softcap (None: off)", softcap, above=0))
+        checks.holds(q.dtype, "softcap", softcap)
     if log_length is not None:
         checks.arrays({"H": size["H"]}, q.dtype, log_length=(log_length, "H"))
         checks.finite(log_length=log_length)
+    if rule is not None and not (isinstance(rule, Rule) and hasattr(rule, "forward")):
+        raise InputError("rule must be a Rule, as in minattn.attention.rules; "
+                         f"got {checks.shown(rule)}.")
     if sink is not None and rule is not None:
         raise InputError(f"a sink needs softmax weights; {type(rule).__name__} rows have none.")
     for bias in biases:
@@ -427,7 +433,7 @@ def _check(q, k, v, scale, softcap, log_length, biases, allowed, dropout, sink, 
             raise InputError(f"allowed must be a boolean array, True = may attend; got {kind}.")
         _check_broadcast("allowed", allowed.shape, full)
         allowed = allowed.reshape((1,) * (4 - allowed.ndim) + allowed.shape)
-    return float(scale), allowed
+    return float(scale), softcap, dropout, allowed
 
 
 def _check_broadcast(name, shape, full):

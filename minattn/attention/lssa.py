@@ -99,6 +99,7 @@ def forward(q, k, v, *, power=15, eps=1e-8, **options):
     power = checks.number("power", power, 0, integer=True)
     eps = checks.number("eps", eps, above=0)
     checks.arrays(q=(q, "B H Tq D"), k=(k, "B G Tk D"), v=(v, "B G Tk Dv"))
+    checks.holds(q.dtype, "eps", eps)
     q, k = _unit(q), _unit(k)                                         # 1. unit vectors
     ones = np.ones(q[0].shape[1], q[0].dtype)
     out, attention, *weights = core.attend(                           # 2. rule(log D log n q k^T) v
