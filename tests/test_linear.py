@@ -128,6 +128,19 @@ def test_kappa_of_zero_has_no_weight_and_no_gradient(dtype):
     assert not any(x.any() for x in (out, *grads.values()))
 
 
+@pytest.mark.parametrize("low", [-50, -200])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_query_whose_features_are_all_small(form, low, monkeypatch):
+    """Its factor cancels: with it kappa would be too small for float32, or for its gradient."""
+    arrays = qkv(9)
+    truth = run({**arrays, "q": -abs(arrays["q"]), "k": arrays["k"] - 40}, "rows", monkeypatch)
+    arrays = {"q": low - abs(arrays["q"]), "k": arrays["k"] - 40, "v": arrays["v"]}
+    assert_close(run(arrays, "rows", monkeypatch), truth, 1e-10)
+    single = {name: x.astype(np.float32) for name, x in arrays.items()}
+    found = run(single, form, monkeypatch)
+    assert_close({name: x.astype(np.float64) for name, x in found.items()}, truth, 1e-4)
+
+
 @pytest.mark.parametrize("options", [{}, {"feature": "lln"}], ids=["elu", "lln"])
 def test_a_state_continues(options):
     """In pieces of any length, one token at a time too."""

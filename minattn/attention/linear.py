@@ -16,7 +16,8 @@ As published, lln is not causal (norm="tensor"): a and b run over the whole tens
 is norm="rms", the default: each q and k is divided by its own root mean square, and a = b = 1.
 What the papers leave open, as chosen here: a, b are differentiated too (the authors' code takes
 them for constants); the guard in the denominator (1e-6, 1e-8 in their code) is left out, a row
-whose kappa is all 0 gives 0; each phi(q) and phi(k) is taken relative to its largest channel.
+whose kappa is all 0 gives 0; each phi(q) and phi(k) of lln, and a phi(q) of elu that is below 1, is
+taken relative to its largest channel.
 """
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -117,15 +118,16 @@ def continue_from(state, q, k, v, *, feature="elu", norm="rms"):
 def _features(q, k, feature, norm):
     """-> phi(q), phi(k), what was taken from each key's exponents, what the backward needs"""
     if feature == "elu":
-        return _elu_plus_1(q), _elu_plus_1(k), None, None
+        lowest = np.minimum(q.max(axis=3, keepdims=True), 0)      # a query's factor cancels
+        return _elu_plus_1(q, lowest), _elu_plus_1(k), None, None
     x, y, scaled = _scale(q, k, norm)
     top = y.max(axis=3)                                           # a bias of the key
     return _exp_below_top(x), _exp_below_top(y), top, scaled
 
 
-def _elu_plus_1(x):
-    """x + 1 above 0, elsewhere e^x as it stands: elu(x) + 1 would lose its digits"""
-    return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+def _elu_plus_1(x, less=0):
+    """x + 1 above 0, elsewhere e^(x - less) as it stands: elu(x) + 1 would lose its digits"""
+    return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0) - less))
 
 
 def _exp_below_top(x):
