@@ -17,7 +17,17 @@ class KVCache:
     """What earlier tokens left for later ones to see, for every layer. The only mutable object."""
 
     def __init__(self, capacity):
-        self.capacity, self.length, self.arrays, self.states = capacity, 0, {}, {}
+        self.capacity = checks.number("capacity", capacity, 1, integer=True)
+        self.length, self.sequences, self.arrays, self.states = 0, None, {}, {}
+
+    def expect(self, B, T):
+        """Raise InputError unless T more tokens of each of B sequences have a place here."""
+        if self.length + T > self.capacity:
+            raise InputError(f"the cache has room for {self.capacity} tokens; "
+                             f"got {self.length + T}.")
+        if self.length and B != self.sequences:
+            raise InputError(f"the cache holds {self.sequences} sequences; got {B} to continue.")
+        self.sequences = B
 
     def extend(self, layer, name, new):
         """Append new (B, H, T, ...) and return all (B, H, length + T, ...)."""

@@ -17,6 +17,7 @@ import numpy as np
 from minattn import checks, memory, ops, spec
 from minattn.attention import mechanism
 from minattn.attention_layer import (
+    KVCache,
     attention_backward,
     attention_forward,
     attention_parameters,
@@ -211,22 +212,28 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
     buffers   the second dict of init; needed by mechanisms that have one
     training  update the buffers with this batch (the new ones come back in cache.buffers) and
               apply dropout from rng
-    kv_cache  a minattn.attention_layer.KVCache: tokens continue what it holds
+    kv_cache  a minattn.attention_layer.KVCache: tokens continue what it holds; no backward then
     last_only logits of the last position only, (B, 1, V): all that sampling needs
     weights   a list: each layer appends the (B, H, T, T) that multiply its values
     """
     checks.integers("tokens", tokens, config.vocab_size, axes=2)
     checks.generator(rng)
     B, T = tokens.shape
+    if not tokens.size:
+        raise InputError(f"tokens must be at least one; got shape {tokens.shape}.")
     if targets is not None:
         checks.integers("targets", targets, config.vocab_size, axes=2)
         if targets.shape != tokens.shape or last_only:
             raise InputError(f"targets must have the shape of tokens, {tokens.shape}, and "
                              f"last_only be False; got {targets.shape} and {last_only!r}.")
+    if kv_cache is not None and not isinstance(kv_cache, KVCache):
+        raise InputError(f"kv_cache must be a KVCache; got {type(kv_cache).__name__}.")
     start = kv_cache.length if kv_cache else 0
     if start + T > config.block_size:
         raise InputError(f"at most block_size = {config.block_size} tokens are allowed; "
                          f"got {start + T}.")
+    if kv_cache:
+        kv_cache.expect(B, T)
     C, V = config.n_embd, config.vocab_size
     drop = (config.dropout, rng if training else None)
     wte = params["wte.weight"]
@@ -264,6 +271,7 @@ def forward(params, tokens, config, *, targets=None, buffers=None, training=Fals
     loss = loss_cache = None
     if targets is not None:
         loss, loss_cache = ops.cross_entropy_forward(logits, targets.reshape(-1))  # 8.
+    caches = None if kv_cache else caches
     cache = Cache(embed, encoded, dropped, caches, ln_f, (x, wte), loss_cache, (B, T), new_buffers)
     return logits.reshape(B, T, V), loss, cache
 
@@ -275,6 +283,8 @@ def backward(cache, config, dloss=1.0, dlogits=None):
     Given dlogits (B, T, V), it is the gradient of sum(dlogits * logits) instead.
     """
     (B, T), grads = cache.shape, {}
+    if cache.layers is None:
+        raise InputError("backward needs a forward without kv_cache.")
 
     def collect(name, part):
         dx = part.pop("x")

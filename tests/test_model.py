@@ -230,6 +230,34 @@ def test_too_many_positions():
         model.forward(params, x[:, :1], config, kv_cache=past)
 
 
+@pytest.mark.parametrize("case", ["softmax", "linear"])
+def test_caches_that_do_not_fit(case):
+    config = model.Config(**SIZES, attention=case, position="none")
+    params, buffers, x, y = inputs(config)
+    for capacity in (0, -1, "x", 2.5, None):
+        with pytest.raises(InputError, match="capacity must be"):
+            KVCache(capacity)
+    for none in (3, {}):
+        with pytest.raises(InputError, match="kv_cache must be a KVCache; got"):
+            model.forward(params, x, config, kv_cache=none)
+    past = KVCache(5)
+    with pytest.raises(InputError, match="the cache has room for 5 tokens; got 6"):
+        model.forward(params, x[:, :6], config, kv_cache=past)
+    _, _, cache = model.forward(params, x[:, :4], config, targets=y[:, :4], kv_cache=past)
+    with pytest.raises(InputError, match="the cache holds 3 sequences; got 1 to continue"):
+        model.forward(params, x[:1, 4:5], config, kv_cache=past)
+    with pytest.raises(InputError, match="backward needs a forward without kv_cache"):
+        model.backward(cache, config)
+
+
+def test_no_tokens():
+    config = config_of("softmax")
+    params, _, x, _ = inputs(config)
+    for none in (x[:0], x[:, :0]):
+        with pytest.raises(InputError, match="tokens must be at least one; got shape"):
+            model.forward(params, none, config)
+
+
 def test_affine_running_mean():
     """Folded in training, frozen in evaluation, and never changed in place."""
     config = config_of("affine")
