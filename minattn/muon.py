@@ -33,6 +33,8 @@ def orthogonalise(u, steps=5):
     """
     if type(u) not in checks.PLAIN or u.ndim != 2:
         raise InputError(f"Muon takes matrices; got {checks.kind(u)}.")
+    checks.arrays(u=(u, "in out"))
+    steps = checks.number("steps", steps, 0, integer=True)
     if u.shape[0] > u.shape[1]:
         return orthogonalise(u.T, steps).T
     a, b, c = COEFFICIENTS
@@ -53,6 +55,9 @@ def orthogonalise(u, steps=5):
 
 def step(w, g, m, lr, *, momentum=0.95, weight_decay=0.0):
     """One Muon step of one matrix, in place: weight w, gradient g, momentum m, all (in, out)."""
+    checks.arrays(w=(w, "in out"), g=(g, "in out"), m=(m, "in out"))
+    for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+        checks.number(name, value)
     m *= momentum
     m += g
     X = orthogonalise(g + momentum * m)

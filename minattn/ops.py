@@ -91,6 +91,7 @@ def layer_norm_forward(x, weight, bias=None, eps=LAYER_NORM_EPS):
     (arXiv 1607.06450, eq. 3)   x (N, C), weight (C,), bias (C,) or None -> y (N, C)
     """
     _check_rows(x, (("weight", weight, "C"), ("bias", bias, "C")), "C")
+    eps = checks.number("eps", eps, 0)
     N, C = x.shape
     xhat, y, rstd = np.empty_like(x), np.empty_like(x), np.empty((N, 1), x.dtype)
     mean = x @ np.full((C, 1), 1 / C, x.dtype)                # x.mean(axis=1) as a product: faster

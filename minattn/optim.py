@@ -57,6 +57,8 @@ def adamw(p, g, m, v, step, lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.
 
     arXiv 1711.05101, algorithm 2, as PyTorch has it.
     """
+    checks.arrays(p=(p, "N"), g=(g, "N"), m=(m, "N"), v=(v, "N"))
+    checks.number("step", step, 1, integer=True)
     b1, b2 = betas
     rate, root = lr / (1 - b1**step), math.sqrt(1 - b2**step)
     for i in range(0, p.size, BLOCK):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import checks, data, generate, masks, model, ops, optim
+from minattn import checks, data, generate, masks, model, muon, ops, optim
 from minattn.attention import MECHANISMS, affine
 from minattn.errors import InputError
 from minattn.positions import decay, learned, morlet, rotary, sinusoidal
@@ -39,7 +39,7 @@ def calls(rng):
     tokens = rng.integers(0, V, (2, 5))
     options = {"scale": 0.5, "window": 3, "prefix": 2, "align": "end", "causal": True,
                "bias": r((H, Tq, Tk)), "allowed": rng.random((B, 1, 1, Tk)) < 0.8, "dropout": 0.0,
-               "rng": np.random.default_rng(0)}
+               "softcap": 3.0, "log_length": r(H), "rng": np.random.default_rng(0)}
     made = []
 
     def add(name, function, **arguments):
@@ -60,7 +60,8 @@ def calls(rng):
         some = {n: v for n, v in some.items() if n not in row.refuses}
         pair(name, row.module.forward, row.module.backward, "dout", **arrays, **some)
     pair("linear", ops.linear_forward, ops.linear_backward, x=x, weight=r((C, 3)), bias=r(3))
-    pair("layer_norm", ops.layer_norm_forward, ops.layer_norm_backward, x=x, weight=r(C), bias=r(C))
+    pair("layer_norm", ops.layer_norm_forward, ops.layer_norm_backward, x=x, weight=r(C), bias=r(C),
+         eps=1e-5)
     pair("rms_norm", ops.rms_norm_forward, ops.rms_norm_backward, x=x, eps=1e-6)
     pair("gelu", ops.gelu_forward, ops.gelu_backward, x=x, form="exact")
     pair("embedding", ops.embedding_forward, ops.embedding_backward, ids=ids, weight=r((V, C)))
@@ -83,6 +84,7 @@ def calls(rng):
         phi="sigmoid", momentum=0.9, axes="head")
     add("learning rate", optim.learning_rate, step=3, lr=0.1, min_lr=0.01, warmup=2, steps=9)
     add("clip", optim.clip_factor, norm=3.0, clip=1.0)
+    add("orthogonalise", muon.orthogonalise, u=r((3, 4)), steps=5)
     add("config", model.Config, vocab_size=V, block_size=6, n_layer=1, n_head=2, n_embd=8,
         dropout=0.1, gelu="exact", attention="energy[norm=prefix]", position="rope[base=100]",
         window=3)

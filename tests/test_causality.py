@@ -504,6 +504,7 @@ def test_whatever_a_function_does_it_is_not_called_causal(tmp_path, monkeypatch,
     (lambda t: TABLE[t][0], {}, r"must return logits \(B, T, V\)"),
     (lambda t: None, {}, "it returned NoneType"),
     (lambda t: TABLE[t + 99], {}, "cannot be run: raised IndexError"),
+    ("softmax", {"seed": -1}, "seed must be an integer of at least 0"),
     ("softmax", {"options": {"norm": "key"}}, "unknown option 'norm'"),
     ("energy", {"options": {"norm": "kye"}}, "Did you mean 'key'"),
 ])

@@ -451,6 +451,15 @@ def test_adamw(decay, dtype, tolerance, monkeypatch):
     assert p.dtype == dtype and (p[0] == before) == (decay == 0)
 
 
+@pytest.mark.parametrize(("change", "words"), [
+    ({"g": np.ones(1)}, "g: axis 0"), ({"g": np.ones((5, 5))}, "g must have 1 axes"),
+    ({"v": np.zeros(5, np.float32)}, "v has dtype float32"), ({"step": 0}, "step must be")])
+def test_adamw_refuses_what_broadcasting_would_hide(change, words):
+    vectors = {"p": np.ones(5), "g": np.ones(5), "m": np.zeros(5), "v": np.zeros(5), "step": 1}
+    with pytest.raises(InputError, match=words):
+        optim.adamw(**{**vectors, **change}, lr=0.1)
+
+
 @pytest.mark.parametrize("decayed", [0, 5, 12, 29, 30])
 def test_adamw_over_threads(decayed, monkeypatch):
     """Ranges on threads give the bits of one pass; only the first `decayed` entries decay."""

@@ -44,6 +44,16 @@ def test_what_muon_cannot_take(u):
         muon.orthogonalise(u)
 
 
+@pytest.mark.parametrize(("change", "words"), [
+    ({"g": 1.0}, "g must be a NumPy array of shape"), ({"g": np.ones(4)}, "g must have 2 axes"),
+    ({"m": np.zeros((3, 1))}, "m: axis 1"), ({"w": np.ones((3, 4), int)}, "w must be float32 or"),
+    ({"momentum": np.nan}, "momentum must be a finite number"), ({"lr": None}, "lr must be")])
+def test_steps_that_broadcasting_would_hide(change, words):
+    arguments = {"w": np.ones((3, 4)), "g": np.ones((3, 4)), "m": np.zeros((3, 4)), "lr": 0.1}
+    with pytest.raises(InputError, match=words):
+        muon.step(**{**arguments, **change})
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_steps_are_those_of_pytorch(shape):
     """torch.optim.Muon iterates in bfloat16, so its digits are compared; weights are (out, in)."""

@@ -80,6 +80,12 @@ def test_inputs_are_exact_in_bfloat16_and_float16(mechanism):
         assert not any(x.flags.writeable for x in numbers)
 
 
+@pytest.mark.parametrize("seed", [-1, "x", 1.5, None])
+def test_a_seed_that_is_none(seed):
+    with pytest.raises(InputError, match="seed must be"):
+        kit.cases("sink", seed=seed)
+
+
 def test_cases_depend_on_the_seed_alone():
     one, same, other = (kit.cases("sink", seed=s) for s in (1, 1, 2))
     assert [c.id for c in one] == [c.id for c in other]

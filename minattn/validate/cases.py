@@ -58,6 +58,7 @@ def cases(mechanism, *, seed=0, quick=False, only=None, sizes=None):
     for symbol, n in (sizes or {}).items():
         checks.choice("a size", symbol, (*SIZES, "T"))
         checks.number(symbol, n, 1, integer=True)
+    seed = checks.number("seed", seed, 0, integer=True)
     found = _all(mechanism.name, id(mechanism.module), seed, tuple(sorted((sizes or {}).items())),
                  tuple(sorted(fixed.items())))
     for glob in only or ():

@@ -86,7 +86,7 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
         checks.choice("form", form, FORMS)
     checks.number("length", length, 2, integer=True)
     checks.number("time_limit", time_limit, above=0)
-    rng, parts, name = np.random.default_rng(seed), None, str(target)
+    rng, parts, name = checks.random(seed), None, str(target)
     if isinstance(target, str) and target.partition("[")[0] in attention.MECHANISMS:
         target, mechanism = attention.mechanism(target.partition("[")[0]), target
     if isinstance(target, attention.Mechanism):
