@@ -154,6 +154,14 @@ def test_top_is_a_whole_number_from_1(top):
         sparse.forward(*qkv(), top=top)
 
 
+@pytest.mark.parametrize("integer", [np.int8, np.uint8, np.uint64])
+@pytest.mark.parametrize("top", [2, 100])
+def test_top_of_another_integer_type(integer, top):
+    """An unsigned one is subtracted from the number of keys, which may be less."""
+    right, other = (weights(sparse, *qkv(), top=n) for n in (top, integer(top)))
+    np.testing.assert_array_equal(other, right)
+
+
 @pytest.mark.parametrize("module", [cog, pointwise, sparse])
 def test_a_sink_is_refused(module):
     with pytest.raises(InputError, match="a sink needs softmax weights"):

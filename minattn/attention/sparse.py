@@ -115,8 +115,8 @@ def forward(q, k, v, *, rule="topk", top=5, **options):
     -> out (B, H, Tq, Dv), cache [, weights (B, H, Tq, Tk)]
     Other options, errors and masked rows: minattn.attention.core.attend.
     """
-    for name, value in (("rule", rule), ("top", top)):
-        OPTIONS[name].check(name, value)
+    OPTIONS["rule"].check("rule", rule)
+    top = checks.number("top", top, **OPTIONS["top"].number)
     return attend(q, k, v, rule=_rule(rule, top), **options)
 
 
