@@ -14,6 +14,7 @@ import secrets
 import shlex
 import shutil
 import stat
+from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC, ENXIO
 from pathlib import Path
 
@@ -77,25 +78,45 @@ def write(path, content, *, follow=False):
     """
     path = Path(os.path.realpath(path) if follow else path)
     content = content.encode() if isinstance(content, str) else content
-    aside = path.parent / (f"{path.name[:60]}.{secrets.token_hex(4)}.tmp")
-    try:
+    with _sentence(path, content):
         if what := _odd(path):
             if not follow or what in ("folder", "link"):
                 raise OSError(0, f"a {what} stands in its place")
             with open(path, "wb", opener=_open_odd) as file:
                 file.write(content)
             return
-        with open(aside, "xb", opener=_open_new) as file:
+    with written_aside(path, content):
+        pass
+
+
+@contextmanager
+def written_aside(path, content):
+    """Write text or bytes aside; the file takes its place once the body is done.
+
+    For a body that removes what the new file replaces: if there is no room, nothing is removed.
+    """
+    path = Path(path)
+    content = content.encode() if isinstance(content, str) else content
+    aside = path.parent / (f"{path.name[:60]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with _sentence(path, content), open(aside, "xb", opener=_open_new) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        _discard(aside)
-        raise CannotWrite(path, error, len(content)) from None
+        yield
+        with _sentence(path, content):
+            os.replace(aside, path)
     except BaseException:
         _discard(aside)
         raise
+
+
+@contextmanager
+def _sentence(path, content):
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(path, error, len(content)) from None
 
 
 def open_to_append(path):

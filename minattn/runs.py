@@ -148,10 +148,11 @@ def _ours(folder):
 
 
 @contextmanager
-def create(folder, *, overwrite=False, keep=None):
-    """Make the folder of a new run and lock it; InputError as vacant and make_folder.
+def create(folder, *config, overwrite=False, keep=None):
+    """Make the folder of a new run, lock it and write its config.json; an older run is removed.
 
-    keep: a file that must not be removed, the corpus.
+    config: as config_text takes it. keep: a file that must not be removed, the corpus.
+    InputError as vacant and make_folder; CannotWrite, and the older run is still there.
     """
     folder = Path(folder)
     make_folder(folder)
@@ -162,8 +163,9 @@ def create(folder, *, overwrite=False, keep=None):
                 raise InputError(f"--overwrite would remove {path}, the corpus itself: choose "
                                  "another --out, or move the text.")
         files.sweep(folder, FILES)
-        for path in reversed(there):      # config.json last: it tells that the others are ours
-            path.unlink()
+        with files.written_aside(folder / CONFIG, config_text(*config)):
+            for path in reversed(there):  # config.json last: it tells that the others are ours
+                path.unlink()
         yield folder
 
 
@@ -205,10 +207,10 @@ def lock(folder, *, wait=False, again=False):
         os.close(handle)
 
 
-def write_config(folder, config, train, vocabulary, corpus):
+def config_text(config, train, vocabulary, corpus):
     content = {"format": FORMAT, "version": VERSION, "model": model.to_dict(config), "train": train,
                "vocabulary": vocabulary, "corpus": corpus}
-    files.write(Path(folder) / CONFIG, json.dumps(content, indent=1) + "\n")
+    return json.dumps(content, indent=1) + "\n"
 
 
 def save_checkpoint(folder, checkpoint):

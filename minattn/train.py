@@ -138,9 +138,9 @@ def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="d
         f"({corpus.where})")
     about, train = data.about(corpus), dataclasses.asdict(settings)
     text = os.path.expanduser(corpus.where)
-    with runs.create(folder, overwrite=overwrite, keep=text) as folder:    # an older run is removed
-        runs.write_config(folder, config, train, vocabulary.characters, about)
-        run = runs.Run(folder, config, train, vocabulary.characters, about, checkpoint)
+    parts = config, train, vocabulary.characters, about
+    with runs.create(folder, *parts, overwrite=overwrite, keep=text) as folder:
+        run = runs.Run(folder, *parts, checkpoint)
         return _train(run, settings, batches, threads, say)
 
 

@@ -799,6 +799,19 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
+def test_a_full_disk_keeps_the_run_to_be_replaced(tmp_path, monkeypatch, capsys):
+    assert command(tmp_path) == 0
+    before = run_cases.contents(tmp_path)
+
+    def no_room(_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    assert command(tmp_path, "--overwrite", "--residual") == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert run_cases.contents(tmp_path) == before
+
+
 def test_a_run_that_diverges_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recall_training, "loss_and_gradients", lambda *_: (float("nan"), 0))
     assert command(tmp_path / "run") == 1

@@ -290,9 +290,8 @@ def run_folder(where, text, **options):
     corpus = {"name": "builtin", "sha256": hashlib.sha256(text.encode()).hexdigest(),
               "characters": len(text)}
     zeros = {name: np.zeros_like(a) for name, a in params.items()}
-    where.mkdir()
-    runs.write_config(where, config, {}, vocabulary.characters, corpus)
-    runs.save_checkpoint(where, runs.Checkpoint(params, buffers, zeros, zeros, 0, 0.0))
+    with runs.create(where, config, {}, vocabulary.characters, corpus):
+        runs.save_checkpoint(where, runs.Checkpoint(params, buffers, zeros, zeros, 0, 0.0))
     return where
 
 

@@ -429,6 +429,17 @@ def test_overwrite_keeps_the_corpus_that_lies_in_the_folder(finished, corpus, tm
     assert "the corpus itself" in capsys.readouterr().err and contents(folder) == before
 
 
+def no_room(_):
+    raise OSError(28, os.strerror(28))
+
+
+def test_a_full_disk_keeps_the_run_to_be_replaced(finished, corpus, tmp_path, capsys, monkeypatch):
+    folder = copy(finished, tmp_path / "run")
+    monkeypatch.setattr(os, "fsync", no_room)
+    assert train(folder, corpus, overwrite=True, lr=0.5) == 1
+    assert "cannot write" in capsys.readouterr().err and contents(folder) == contents(finished)
+
+
 def test_a_text_that_has_moved(corpus, tmp_path, capsys, monkeypatch):
     """From another folder its place is known; moved, it is told by its checksum."""
     monkeypatch.chdir(tmp_path)

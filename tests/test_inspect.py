@@ -183,10 +183,9 @@ def write_run(folder, corpus, **config):
     config = model.Config(**{**SMALL, "vocab_size": len(set(text)), **config})
     params, buffers = model.init(config, 7)
     zeros = {name: np.zeros_like(a) for name, a in params.items()}
-    folder.mkdir()
     about = data.about(data.load_corpus(corpus))
-    runs.write_config(folder, config, {}, data.Vocabulary(text).characters, about)
-    runs.save_checkpoint(folder, runs.Checkpoint(params, buffers, zeros, zeros, 3, 0.5))
+    with runs.create(folder, config, {}, data.Vocabulary(text).characters, about):
+        runs.save_checkpoint(folder, runs.Checkpoint(params, buffers, zeros, zeros, 3, 0.5))
     return folder
 
 

@@ -179,21 +179,21 @@ def prepare(folder, settings, steps, *, overwrite):
     from minattn.experiments.position_bias import recall_training
     runs.make_folder(folder)
     files.sweep(folder, (runs.CONFIG, RESULTS, PICTURE))
-    new = as_dicts(settings)
-    if os.path.lexists(folder / runs.CONFIG):
+    new, there = as_dicts(settings), os.path.lexists(folder / runs.CONFIG)
+    if there:
         old, done = read_config(folder)               # refuses a file that another program wrote
-        if overwrite:
+        if not overwrite:
+            _check_same(folder, old, done, json.loads(json.dumps(new)), steps)
+            if done == steps:
+                return
+    content = json.dumps({**new, "steps": steps}, indent=1) + "\n"
+    with files.written_aside(folder / runs.CONFIG, content):
+        if there and overwrite:
             for seed in seed_folders(folder):
                 with runs.lock(seed):
                     _remove(seed, (runs.METRICS, recall_training.RESULT, runs.PREVIOUS,
                                    runs.CHECKPOINT))
             _remove(folder, (RESULTS, PICTURE))
-        else:
-            _check_same(folder, old, done, json.loads(json.dumps(new)), steps)
-            if done == steps:
-                return
-    content = json.dumps({**new, "steps": steps}, indent=1) + "\n"
-    files.write(folder / runs.CONFIG, content)
 
 
 def seed_folders(folder):
