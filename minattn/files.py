@@ -159,6 +159,19 @@ def checksum(content):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def check_ours(folder, names, sign):
+    """InputError where files of these names would be replaced that may be somebody else's.
+
+    sign: a pattern; what fits it is always there before this program writes these files.
+    """
+    folder = Path(folder)
+    there = [name for name in names if os.path.lexists(folder / name)]
+    if there and next(folder.glob(sign), None) is None:
+        raise InputError(f"{folder} holds {', '.join(there)}, and no {sign} that this program "
+                         "wrote before: it may be yours, so nothing is replaced; move it, or "
+                         "choose another folder.")
+
+
 def sweep(folder, names):
     """Remove what a kill left of these files while they were written. The caller has the lock."""
     for entry in os.scandir(folder):

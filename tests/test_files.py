@@ -440,6 +440,20 @@ def test_a_full_disk_keeps_the_run_to_be_replaced(finished, corpus, tmp_path, ca
     assert "cannot write" in capsys.readouterr().err and contents(folder) == contents(finished)
 
 
+@pytest.mark.parametrize("words, name", [
+    ("compare --attention softmax --corpus builtin --steps 1 --seeds 0 --out", "results.csv"),
+    ("compare --attention softmax --corpus builtin --steps 1 --seeds 0 --out", "curves.png"),
+    ("vision --attention softmax --steps 1 --seeds 0 --out", "table.md"),
+    ("bias --classes 9 --steps 1 --sequences 1 --out", "results.json"),
+    ("vectors write", "index.json"),
+])
+def test_files_that_another_program_wrote_are_not_replaced(words, name, tmp_path, capsys):
+    (tmp_path / name).write_text("mine")
+    assert cli.main([*words.split(), str(tmp_path)]) == 2
+    assert f"holds {name}, and no " in capsys.readouterr().err
+    assert contents(tmp_path) == {name: b"mine"}
+
+
 def test_a_text_that_has_moved(corpus, tmp_path, capsys, monkeypatch):
     """From another folder its place is known; moved, it is told by its checksum."""
     monkeypatch.chdir(tmp_path)

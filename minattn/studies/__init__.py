@@ -5,8 +5,8 @@ import time
 from concurrent.futures import CancelledError
 
 from minattn import files, runs
+from minattn.studies import figures, tables, work
 from minattn.studies import plan as plans
-from minattn.studies import work
 from minattn.studies.progress import Progress
 
 POLL = 0.1            # seconds between two looks at what has been finished
@@ -23,6 +23,7 @@ def run(plan, executor, *, report=None):
     folder cannot be written or holds runs with other settings.
     """
     runs.make_folder(plan.folder)
+    files.check_ours(plan.folder, (tables.RESULTS, tables.TABLE, *figures.PICTURES), "*/seed-*")
     plan = plans.with_corpus(plan, say=lambda line: print(line, file=sys.stderr))
     plans.check_runs(plan)
     jobs = plan.jobs()

@@ -5,7 +5,7 @@ import numpy as np
 from minattn import files, plots, runs
 from minattn.studies import tables
 
-CURVES, DIFFERENCES, LENGTHS = "curves.png", "differences.png", "lengths.png"
+PICTURES = CURVES, DIFFERENCES, LENGTHS = "curves.png", "differences.png", "lengths.png"
 STYLES = ("-", "--", ":", "-.")
 CAUSAL = 1e-3             # nats: a leak below it is rounding
 PANELS = {"val_loss": "Teacher-forced, as published",
@@ -25,7 +25,7 @@ def draw(plan, rows):
     if tables.lengths_of(rows):
         pictures.append((LENGTHS, by_length))
     with runs.lock(plan.folder, wait=True):
-        files.sweep(plan.folder, (CURVES, DIFFERENCES, LENGTHS))
+        files.sweep(plan.folder, PICTURES)
         return [name for name, picture in pictures
                 if plots.attempt(picture, plan, rows, plan.folder / name)]
 

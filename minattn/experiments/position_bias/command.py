@@ -179,6 +179,7 @@ def prepare(folder, settings, steps, *, overwrite):
     from minattn.experiments.position_bias import recall_training
     runs.make_folder(folder)
     files.sweep(folder, (runs.CONFIG, RESULTS, PICTURE))
+    files.check_ours(folder, (RESULTS, PICTURE), runs.CONFIG)
     new, there = as_dicts(settings), os.path.lexists(folder / runs.CONFIG)
     if there:
         old, done = read_config(folder)               # refuses a file that another program wrote

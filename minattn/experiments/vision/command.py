@@ -51,6 +51,7 @@ def run(args):
     seeds = plan.numbers(args.seeds)
     runs.make_folder(folder)
     with runs.lock(folder), parallel.workers(1), np.errstate(all="ignore"):
+        files.check_ours(folder, (tables.RESULTS, tables.TABLE, PICTURE), "*/seed-*")
         rows = {}
         for name, seed in ((name, seed) for seed in seeds for name in configs):
             settings = {**dataclasses.asdict(configs[name]), **RECIPE, "steps": args.steps,
