@@ -66,12 +66,15 @@ class Run(NamedTuple):
     corpus: dict
     checkpoint: Checkpoint | None
 
+    def bound(self):
+        return bound(self.config, self.train, self.vocabulary, self.corpus)
+
     def other_setting(self, wanted):
         """The first of these settings that the run has not: "lr = 0.01, not 0.5"; or None."""
         known = {**model.to_dict(self.config), **self.train}
         for name, value in wanted.items():
             if known.get(name) != value:
-                return f"{name} = {known.get(name)!r}, not {value!r}"
+                return f"{name} = {files.short(known.get(name))}, not {value!r}"
         return None
 
 
@@ -269,7 +272,8 @@ def read_config(folder):
         raise InputError(f"{folder} is not a run folder: it has no {CONFIG}.") from None
     if content.get("format", FORMAT) != FORMAT or content.get("version", 1) not in (1, VERSION):
         raise InputError(f"{path} is of another format or a newer version: "
-                         f"{content.get('format')!r}, {content.get('version')!r}; this program "
+                         f"{files.short(content.get('format'))}, "
+                         f"{files.short(content.get('version'))}; this program "
                          f"reads {FORMAT!r} up to version {VERSION}.")
     try:
         config, vocabulary = model.Config(**content["model"]), content["vocabulary"]
@@ -298,17 +302,26 @@ def load(folder, which=CHECKPOINT):
         if which != CHECKPOINT:
             raise
         raise InputError(f"{error}{_previous_good(run)}") from None
-    check_bound(run.folder / which, checkpoint,
-                bound(run.config, run.train, run.vocabulary, run.corpus))
+    check_bound(run.folder / which, checkpoint.config, run.bound())
     return run._replace(checkpoint=checkpoint)
 
 
-def check_bound(path, checkpoint, config):
-    """InputError, naming the first difference, unless a checkpoint belongs to these settings."""
-    if checkpoint.config is None or checkpoint.config == config:      # None: version 1
+def checkpoint_header(folder):
+    """The header of a run's checkpoint; InputError if it has none of its config.json's settings."""
+    run, path = read_config(folder), Path(folder) / CHECKPOINT
+    header = read_header(path)
+    check_bound(path, header.get("config"), run.bound())
+    return header
+
+
+def check_bound(path, was, config):
+    """InputError, naming the first difference, unless the settings that a checkpoint was saved with
+    are these; both as `bound` spells them.
+    """
+    if was is None or was == config:                                  # None: version 1
         return
     try:
-        was = files.parse_json(checkpoint.config)
+        was = files.parse_json(was)
     except InputError as error:
         raise InputError(f"{path} is damaged: of its settings, {error}.") from None
     old, new = _flat(was), _flat(json.loads(config))

@@ -286,7 +286,7 @@ def _train(run, settings, batches, threads, say):
                            m=checkpoint.m, v=checkpoint.v, step=checkpoint.step,
                            matrices=model.matrices(config) if settings.optimizer == "muon" else ())
     steps, began = settings.steps, time.perf_counter() - checkpoint.seconds
-    bound = runs.bound(config, run.train, run.vocabulary, run.corpus)
+    bound = run.bound()
     go_on = f"python -m minattn train --resume {files.quoted(folder)}"
     try:
         with (closing(runs.Metrics(folder, checkpoint)) as metrics, stopping() as asked,

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -797,6 +798,18 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (out / bias.RESULTS).write_text("[]", encoding="utf-8")
     assert cli.main(["bias", "--report", str(out)]) == 2
     assert "damaged" in capsys.readouterr().err
+
+
+def test_a_result_is_believed_of_its_own_seed_and_settings_only(tmp_path):
+    out, other = tmp_path / "run", tmp_path / "other"
+    assert command(out, "--seeds", "0-1") == command(other, "--layers", "1") == 0
+    right, result = bias.read(out), "seed0/" + recall_training.RESULT
+    for wrong in (out / "seed1" / recall_training.RESULT, other / result):
+        shutil.copy(wrong, out / result)
+        assert command(out, "--seeds", "0-1") == 0 and bias.read(out) == right
+    for copy in ("seed2", "seed01"):
+        shutil.copytree(out / "seed0", out / copy)
+        assert command(out, "--seeds", "0") == 0 and bias.read(out) == right
 
 
 def test_a_full_disk_keeps_the_run_to_be_replaced(tmp_path, monkeypatch, capsys):

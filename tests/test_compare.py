@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -159,6 +160,18 @@ def test_other_settings_than_what_is_there(study, corpus, capsys):
     assert ("softmax_learned/seed-0 holds a run with lr = 0.01, not 0.5: give the settings it was "
             "made with") in capsys.readouterr().err
     assert contents(study) == before
+
+
+def test_another_text_than_the_runs_had(corpus, tmp_path, capsys):
+    """Under the same name: one table would mix runs on both."""
+    out, text = tmp_path / "out", tmp_path / "text"
+    shutil.copy(corpus, text)
+    assert compare(out, text, attention="softmax", seeds="0") == 0
+    before = contents(out)
+    text.write_text("All is well. " * 300)
+    assert compare(out, text, attention="softmax", seeds="0-1") == 2
+    assert ("seed-0 holds a run on another text than" in capsys.readouterr().err
+            and contents(out) == before)
 
 
 # -------------------------------------------------------------------------------- run, skip, resume
@@ -327,6 +340,19 @@ def test_damaged_measures_are_taken_again(change, study, corpus, counted, tmp_pa
     path.write_text(path.read_text().replace(*change, 1))
     assert compare(out, corpus) == 0 and counted == {"start": 0, "resume": 0}
     assert timeless(results(out)) == timeless(results(study))
+
+
+def test_measures_are_believed_of_the_runs_own_settings_only(study, corpus, tmp_path, capsys):
+    out = copy(study, tmp_path / "out")
+    folder, other = (out / "softmax_learned" / f"seed-{seed}" for seed in (0, 1))
+    for name in (measures.MEASURES, runs.CHECKPOINT, runs.METRICS):
+        shutil.copy(other / name, folder / name)
+    (folder / runs.PREVIOUS).unlink()
+    assert compare(out, corpus) == 1
+    assert "saved with seed = 1, not 0" in (out / tables.TABLE).read_text()
+    (other / runs.CONFIG).unlink()
+    assert compare(out, corpus, seeds="1", lr=0.5, attention="softmax") == 1
+    assert "it has no config.json" in (out / tables.TABLE).read_text()
 
 
 def test_a_report_that_fails_loses_no_run(corpus, tmp_path):

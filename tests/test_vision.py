@@ -4,6 +4,7 @@ command that compares.
 
 import dataclasses
 import json
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -496,6 +497,11 @@ def test_other_settings_than_what_is_there(study, tmp_path, capsys):
     )
     assert contents(out) == contents(study)
     path = next(out.rglob("seed-1.json"))
+    content = path.read_bytes()
+    shutil.copy(path.with_name("seed-0.json"), path)
+    assert command(out) == 2
+    assert "seed-1.json holds a run with seed = 0, not 1" in capsys.readouterr().err
+    path.write_bytes(content)
     for damaged in (
         "{",
         "[]",

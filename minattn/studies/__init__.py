@@ -20,12 +20,12 @@ def run(plan, executor, *, report=None):
     folders are the only state, so a worker elsewhere must see the same file system. Results do not
     depend on the executor. One that fails is a row with "status" "failed" and its "reason".
     report(rows so far) is called after each. Raises InputError, before any training, where the
-    folder cannot be written or holds runs with other settings.
+    folder cannot be written or holds runs with other settings or of another text.
     """
     runs.make_folder(plan.folder)
     files.check_ours(plan.folder, (tables.RESULTS, tables.TABLE, *figures.PICTURES), "*/seed-*")
-    plan = plans.with_corpus(plan, say=lambda line: print(line, file=sys.stderr))
-    plans.check_runs(plan)
+    plan, corpora = plans.with_corpus(plan, say=lambda line: print(line, file=sys.stderr))
+    plans.check_runs(plan, corpora)
     jobs = plan.jobs()
     rows = {job.folder: work.finished(job) for job in jobs}             # None: not yet
     todo, pending = [job for job in jobs if not rows[job.folder]], {}

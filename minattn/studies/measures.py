@@ -62,7 +62,7 @@ def read(folder, prefix_positions, at_lengths=()):
 
 def _of(folder, prefix_positions, at_lengths):
     """What measures belong to."""
-    checkpoint = runs.read_header(Path(folder) / runs.CHECKPOINT)["sha256"]
+    checkpoint = runs.checkpoint_header(folder)["sha256"]
     of = {"checkpoint": checkpoint, "prefix_positions": prefix_positions, "edition": EDITION}
     return {**of, "lengths": list(at_lengths)} if at_lengths else of
 

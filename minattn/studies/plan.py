@@ -178,24 +178,34 @@ def chosen(baseline, variants):
                      f"{checks.nearest(baseline, names)}")
 
 
-def check_runs(plan):
-    """InputError unless the runs already below plan.folder have the plan's settings."""
+def check_runs(plan, corpora):
+    """InputError unless the runs already below plan.folder have the plan's settings and texts.
+
+    corpora: as with_corpus returns them
+    """
     for job in plan.jobs():
         if (Path(job.folder) / runs.CONFIG).exists():
-            other = runs.read_config(job.folder).other_setting(job.expected())
-            if other:
-                folder = Path(job.folder).relative_to(plan.folder.resolve())
-                raise InputError(f"{plan.folder / folder} holds a run with {other}: give the "
+            run = runs.read_config(job.folder)
+            folder = plan.folder / Path(job.folder).relative_to(plan.folder.resolve())
+            if other := run.other_setting(job.expected()):
+                raise InputError(f"{folder} holds a run with {other}: give the "
                                  "settings it was made with, or choose another --out.")
+            corpus = job.settings.corpus
+            if run.corpus["sha256"] != corpora[corpus]["sha256"]:
+                raise InputError(f"{folder} holds a run on another text than {corpus} is now: it "
+                                 f"had {run.corpus['characters']:,} characters, now there are "
+                                 f"{corpora[corpus]['characters']:,}; restore the text, or choose "
+                                 "another --out.")
 
 
 def with_corpus(plan, say):
-    """Fetch the corpora, once and before any worker starts.
+    """Fetch the corpora, once and before any worker starts -> plan, {name: data.about it}
 
     Where another corpus came instead, all runs take that one.
     """
-    came = {name: data.load_corpus(name, data_dir=plan.data_dir, say=say).name
+    came = {name: data.load_corpus(name, data_dir=plan.data_dir, say=say)
             for name in dict.fromkeys(v.settings.corpus for v in plan.variants)}
-    return plan._replace(variants=tuple(
-        v._replace(settings=dataclasses.replace(v.settings, corpus=came[v.settings.corpus]))
-        for v in plan.variants))
+    variants = tuple(
+        v._replace(settings=dataclasses.replace(v.settings, corpus=came[v.settings.corpus].name))
+        for v in plan.variants)
+    return plan._replace(variants=variants), {x.name: data.about(x) for x in came.values()}

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 from minattn.errors import InputError
@@ -178,8 +179,8 @@ def prepare(folder, settings, steps, *, overwrite):
     from minattn import files, runs
     from minattn.experiments.position_bias import recall_training
     runs.make_folder(folder)
-    files.sweep(folder, (runs.CONFIG, RESULTS, PICTURE))
     files.check_ours(folder, (RESULTS, PICTURE), runs.CONFIG)
+    files.sweep(folder, (runs.CONFIG, RESULTS, PICTURE))
     new, there = as_dicts(settings), os.path.lexists(folder / runs.CONFIG)
     if there:
         old, done = read_config(folder)               # refuses a file that another program wrote
@@ -200,7 +201,7 @@ def prepare(folder, settings, steps, *, overwrite):
 def seed_folders(folder):
     """The folders of single seeds that are there, seed0/ seed1/ ..."""
     return [path for path in sorted(folder.glob("seed*"))
-            if path.name.removeprefix("seed").isdecimal() and not path.is_symlink()]
+            if re.fullmatch(r"seed(0|[1-9][0-9]*)", path.name) and not path.is_symlink()]
 
 
 def _remove(folder, names):
@@ -210,7 +211,8 @@ def _remove(folder, names):
 
 def _check_same(folder, old, done, new, steps):
     """InputError unless the run that is there, of `done` steps, can be continued to `steps`."""
-    other = [f"{part}.{name} = {old[part].get(name)!r}, not {value!r}"
+    from minattn import files
+    other = [f"{part}.{name} = {files.short(old[part].get(name))}, not {value!r}"
              for part, values in new.items() for name, value in values.items()
              if old[part].get(name) != value]
     if not other and done <= steps:
@@ -293,7 +295,9 @@ def collect(folder, settings, steps):
     """All seeds that have reached `steps` -> the content of results.json, which is written."""
     from minattn import files
     from minattn.experiments.position_bias import published, recall_task, recall_training
-    found = [recall_training.read_result(path) for path in seed_folders(folder)]
+    parts = settings["network"], settings["task"], settings["training"]
+    found = [recall_training.read_result(path, *parts, int(path.name.removeprefix("seed")))
+             for path in seed_folders(folder)]
     found = [result for result in found if result and result["steps"] == steps]
     found.sort(key=lambda result: result["seed"])
     pairs = list(found[0]["gaps"])

@@ -25,9 +25,9 @@ LOG, SAVE = 100, 1000        # steps per line of metrics.jsonl, and per checkpoi
 EVALUATE = 2000              # steps between evaluations on the way
 ON_THE_WAY = 1000            # sequences per order of a pair in these
 TOGETHER = 256               # sequences evaluated at a time
-RESULT_KIND = {"seed": int, "steps": int, "count": int, "gaps": {str: float}, "loss": float,
-               "accuracy": {str: [float]}, "train_loss": float, "train_accuracy": float,
-               "seconds": float}
+RESULT_KIND = {"of?": dict, "seed": int, "steps": int, "count": int, "gaps": {str: float},
+               "loss": float, "accuracy": {str: [float]}, "train_loss": float,
+               "train_accuracy": float, "seconds": float}
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,15 @@ def finish(folder, config, task, training, seed, steps, count, *, bar=True):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
-        old = read_result(folder)
+        old = read_result(folder, config, task, training, seed)
         if old and old["steps"] == steps and old["count"] == count:
             return old
         params, done = train_network(folder, config, task, training, seed, steps, bar=bar)
         with parallel.workers(1):
             found = evaluate(params, config, task, recall_task.world(task, seed), seed, count)
         last = runs.read_metrics(folder)[-1]
-        result = {"seed": seed, "steps": done, "count": count, **found,
+        result = {"of": json.loads(bound_to(config, task, training, seed)),
+                  "seed": seed, "steps": done, "count": count, **found,
                   **{name: last[name] for name in ("train_loss", "train_accuracy", "seconds")}}
         files.write_json(folder / RESULT, result, indent=1)
     return result
@@ -181,7 +182,7 @@ def load(folder, shapes, bound=None):
             try:
                 found = runs.read_checkpoint(path, shapes=shapes)
                 if bound is not None:
-                    runs.check_bound(path, found, bound)
+                    runs.check_bound(path, found.config, bound)
                 return found
             except InputError as error:
                 problem = problem or error
@@ -190,12 +191,15 @@ def load(folder, shapes, bound=None):
     return None
 
 
-def read_result(folder):
-    """result.json of one seed, or None if it cannot be read."""
+def read_result(folder, config, task, training, seed):
+    """result.json of one seed, or None if it cannot be read or is of another seed or settings."""
     try:
-        return files.read_json(Path(folder) / RESULT, RESULT_KIND)
+        found = files.read_json(Path(folder) / RESULT, RESULT_KIND)
     except InputError:                       # missing or damaged: the checkpoint is tested again
         return None
+    wanted = json.loads(bound_to(config, task, training, seed))
+    fits = found["seed"] == seed and found.pop("of", wanted) == wanted    # older ones have no "of"
+    return found if fits else None
 
 
 def _rng(seed, *what):

@@ -57,7 +57,7 @@ def run(args):
             settings = {**dataclasses.asdict(configs[name]), **RECIPE, "steps": args.steps,
                         "lr": args.lr}
             path = folder / plan.folder_name(name) / f"seed-{seed}.json"
-            rows[name, seed] = path, settings, finished(path, settings)
+            rows[name, seed] = path, settings, finished(path, name, seed, settings)
         todo = sum(row is None for _, _, row in rows.values())
         with tqdm(total=todo * args.steps, unit="step", dynamic_ncols=True,
                   disable=not sys.stderr.isatty()) as bar:
@@ -114,19 +114,19 @@ def nearest_softmax(kernel):
     return min(configs, key=lambda config: abs(vit.count_parameters(config) - size))
 
 
-def finished(path, settings):
-    """The row of a finished run, None without one; InputError for other settings."""
+def finished(path, name, seed, settings):
+    """The row of a finished run, None without one; InputError for that of another run."""
     try:
         row = files.read_json(path, ROW_KIND, way_out=NOT_OURS)
     except files.Missing:
         return None
     row = {name: row[name] for name in ROW_KIND}
-    other = [name for name in settings if row["settings"].get(name) != settings[name]]
-    if other:
-        name = other[0]
-        raise InputError(f"{path} holds a run with {name} = {row['settings'].get(name)!r}, not "
-                         f"{settings[name]!r}: give the settings it was made with, or choose "
-                         "a different --out.")
+    there = {**row["settings"], "variant": row["variant"], "seed": row["seed"]}
+    for key, value in {**settings, "variant": name, "seed": seed}.items():
+        if there.get(key) != value:
+            raise InputError(f"{path} holds a run with {key} = {files.short(there.get(key))}, "
+                             f"not {value!r}: give the settings it was made with, or choose "
+                             "a different --out.")
     return row
 
 
