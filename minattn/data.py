@@ -63,6 +63,7 @@ def load_corpus(name_or_path="tinyshakespeare", *, data_dir="data", say=print, d
     source, home = SOURCES[name], Path(data_dir) / f"{name}.txt"
     if url is not None:
         source = source._replace(url=url)
+    files.sweep(home.parent, (home.name,), older=files.OLD)
     content, where = _find(source, home, say)
     if content is None:
         try:

@@ -14,6 +14,7 @@ import secrets
 import shlex
 import shutil
 import stat
+import time
 from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC, ENXIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 from minattn.errors import InputError
 
 MOST = 256 << 20                 # bytes of a file that is read whole
+OLD = 60                         # seconds that no write takes
 KINDS = {stat.S_IFLNK: "link", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe",
          stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 WORDS = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false",
@@ -172,11 +174,15 @@ def check_ours(folder, names, sign):
                          "choose another folder.")
 
 
-def sweep(folder, names):
-    """Remove what a kill left of these files while they were written. The caller has the lock."""
-    for entry in os.scandir(folder):
+def sweep(folder, names, *, older=0):
+    """Remove what a kill left of these files while they were written.
+
+    The caller has the lock; or there is none, and older: seconds after which nobody writes them.
+    """
+    for entry in os.scandir(folder) if os.path.isdir(folder) else ():
         found = re.fullmatch(r"(.+)\.[0-9a-f]{8}\.tmp", entry.name)
-        if found and found[1] in names and entry.is_file(follow_symlinks=False):
+        if (found and found[1] in names and entry.is_file(follow_symlinks=False)
+                and time.time() - entry.stat().st_mtime >= older):
             _discard(entry.path)
 
 

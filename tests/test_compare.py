@@ -342,6 +342,13 @@ def test_damaged_measures_are_taken_again(change, study, corpus, counted, tmp_pa
     assert timeless(results(out)) == timeless(results(study))
 
 
+def test_measures_that_were_being_written_when_killed(study, corpus, tmp_path):
+    out = copy(study, tmp_path / "out")
+    path = out / "softmax_learned" / "seed-0" / measures.MEASURES
+    path.rename(f"{path}.01234567.tmp")
+    assert compare(out, corpus) == 0 and contents(out).keys() == contents(study).keys()
+
+
 def test_measures_are_believed_of_the_runs_own_settings_only(study, corpus, tmp_path, capsys):
     out = copy(study, tmp_path / "out")
     folder, other = (out / "softmax_learned" / f"seed-{seed}" for seed in (0, 1))

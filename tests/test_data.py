@@ -184,6 +184,17 @@ def test_found_in_data_dir(fetch, tmp_path):
     assert fetch() == (("tinyshakespeare", BODY.decode(), str(path)), [])
 
 
+def test_what_a_kill_left_of_a_download_is_swept(fetch, tmp_path):
+    """Once it is old: a young one may still be written by another process."""
+    folder = put(tmp_path / "data", BODY).parent
+    left = [folder / f"{FILE}.{n}1234567.tmp" for n in (0, 1)]
+    for path in left:
+        path.write_bytes(b"half of it")
+    os.utime(left[0], (1e9, 1e9))
+    fetch()
+    assert not left[0].exists() and left[1].exists()
+
+
 def test_found_in_the_folder_of_the_environment(fetch, tmp_path, monkeypatch):
     path = put(tmp_path / "elsewhere", BODY)
     monkeypatch.setenv("MINATTN_DATA", str(path.parent))

@@ -437,6 +437,13 @@ def test_stopped_and_taken_up_again(study, tmp_path, monkeypatch):
     assert command(tmp_path, "--no-matched") == 0 and timeless(tmp_path) == timeless(study)
 
 
+def test_a_result_that_was_being_written_when_killed(study, tmp_path):
+    out = copy(study, tmp_path / "out")
+    path = next(out.rglob("seed-1.json"))
+    path.rename(f"{path}.01234567.tmp")
+    assert command(out) == 0 and contents(out).keys() == contents(study).keys()
+
+
 def test_narrow_softmax():
     found = vision.variants("softmax,gaussian[qk_norm=true]")
     assert list(found)[:2] == ["softmax", "gaussian[qk_norm=true]"] and len(found) == 3

@@ -108,6 +108,7 @@ def measure(folder, prefix_positions, at_lengths=(), *, threads=None, data_dir="
     found["gap"] = found["val_loss"] - found["train_loss_eval"]
     if wrong := files.misfit(found, KIND):
         raise InputError(f"{folder} cannot be measured: {wrong}.")
+    files.sweep(folder, (MEASURES,))                 # the caller has the lock
     files.write_json(Path(folder) / MEASURES, found)
     return found
 

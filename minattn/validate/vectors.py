@@ -30,6 +30,7 @@ AXES = {"bias": "B H Tq Tk", "allowed": "B H Tq Tk", "out": "B H Tq Dv", **INTER
 def write(folder):
     """Write the standard set into a folder -> its index. The same bytes every time."""
     files.check_ours(folder, (INDEX, SCHEMA), PAYLOAD)       # the payload is written first
+    files.sweep(folder, (PAYLOAD, INDEX, SCHEMA), older=files.OLD)
     entries, tensors = [], {}
     every = [("", case) for case in golden.cases()] + list(golden.invalid_cases())
     for wrong, case in every:

@@ -157,6 +157,7 @@ def finish(path, name, config, settings, seed, bar):
            "train_loss": fmean(losses[-100:]), "seconds": round(perf_counter() - began, 1),
            "curve": curve, "sigma": sigma, "settings": settings}
     runs.make_folder(path.parent, below=path.parents[1])
+    files.sweep(path.parent, (path.name,))
     files.write_json(path, row)
     return row
 
