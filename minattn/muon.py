@@ -34,7 +34,7 @@ def orthogonalise(u, steps=5):
     if type(u) not in checks.PLAIN or u.ndim != 2:
         raise InputError(f"Muon takes matrices; got {checks.kind(u)}.")
     checks.arrays(u=(u, "in out"))
-    steps = checks.number("steps", steps, 0, integer=True)
+    steps = checks.number("steps", steps, 0, integer=True, high=100)
     if u.shape[0] > u.shape[1]:
         return orthogonalise(u.T, steps).T
     a, b, c = COEFFICIENTS
