@@ -812,6 +812,14 @@ def test_a_result_is_believed_of_its_own_seed_and_settings_only(tmp_path):
         assert command(out, "--seeds", "0") == 0 and bias.read(out) == right
 
 
+def test_metrics_that_are_gone(tmp_path, capsys):
+    assert command(tmp_path) == 0
+    for name in (runs.METRICS, recall_training.RESULT):
+        (tmp_path / "seed0" / name).unlink()
+    assert command(tmp_path) == 2
+    assert "metrics.jsonl is gone" in capsys.readouterr().err
+
+
 def test_a_full_disk_keeps_the_run_to_be_replaced(tmp_path, monkeypatch, capsys):
     assert command(tmp_path) == 0
     before = run_cases.contents(tmp_path)

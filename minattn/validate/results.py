@@ -234,6 +234,7 @@ def compare(index, truth, results, precision=None):
     return Comparison(rows)
 
 
+@np.errstate(all="ignore")                       # the numbers are another program's: NaN, too large
 def _compare(row, x, expected, budgets):
     bound = budgets.get(row.precision)
     if x is None:
@@ -244,8 +245,7 @@ def _compare(row, x, expected, budgets):
     if x.size != expected.size or x.ndim != 1 and x.shape != expected.shape:
         return row._replace(note=f"its shape must be {expected.shape}; got {x.shape}")
     x = x.reshape(expected.shape).astype(float)
-    with np.errstate(invalid="ignore"):
-        error = np.where(x == expected, 0, np.abs(x - expected))             # both may be -inf
+    error = np.where(x == expected, 0, np.abs(x - expected))                 # both may be -inf
     error[np.isnan(error)] = np.inf
     at = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
     right = np.where(np.isfinite(expected), expected, 0)

@@ -162,10 +162,14 @@ def finish(folder, config, task, training, seed, steps, count, *, bar=True):
         params, done = train_network(folder, config, task, training, seed, steps, bar=bar)
         with parallel.workers(1):
             found = evaluate(params, config, task, recall_task.world(task, seed), seed, count)
-        last = runs.read_metrics(folder)[-1]
+        rows = runs.read_metrics(folder)
+        if not rows:
+            raise InputError(f"{folder / runs.METRICS} is gone, and the training loss with it: "
+                             f"restore it, or remove {folder}, and the same command trains it "
+                             "again.")
         result = {"of": json.loads(bound_to(config, task, training, seed)),
                   "seed": seed, "steps": done, "count": count, **found,
-                  **{name: last[name] for name in ("train_loss", "train_accuracy", "seconds")}}
+                  **{name: rows[-1][name] for name in ("train_loss", "train_accuracy", "seconds")}}
         files.write_json(folder / RESULT, result, indent=1)
     return result
 
