@@ -297,7 +297,9 @@ def _heads_last(shape, dtype):
 def repeat(x, H):
     """(B, G, T, ...) -> (B, H, T, ...): each as often as query heads share it; one alone: a view"""
     B, G, *rest = x.shape
-    return np.broadcast_to(x, (B, H, *rest)) if G in (1, H) else np.repeat(x, H // G, axis=1)
+    if G == H:
+        return x
+    return np.broadcast_to(x, (B, H, *rest)) if G == 1 else np.repeat(x, H // G, axis=1)
 
 
 def sum_groups(dx, G):
