@@ -173,23 +173,33 @@ def arrays(sizes=None, dtype=None, **named):
     mismatch. A number in the shape must match as it stands; "Dv|1" is either. All arrays must be
     float32 or all float64. Returns the bound sizes as a dict.
     """
-    sizes, first, dtype_from = dict(sizes or {}), {}, "the rest"
-    for name, (array, shape) in named.items():
-        symbols = shape.split()
-        if type(array) not in PLAIN:
+    described = tuple(
+        (name, symbols, type(array),
+         *((array.dtype, array.shape) if type(array) in PLAIN else (None, None)))
+        for name, (array, symbols) in named.items())
+    return dict(_fit(tuple((sizes or {}).items()), dtype, described))
+
+
+@lru_cache(1 << 12)
+def _fit(sizes, dtype, described):
+    """arrays(), from types and shapes alone: kept, since a model asks the same at every step."""
+    sizes, first, dtype_from = dict(sizes), {}, "the rest"
+    for name, symbols, kind, its_dtype, shape in described:
+        symbols = symbols.split()
+        if kind not in PLAIN:
             raise InputError(f"{name} must be a NumPy array of shape ({', '.join(symbols)}); "
-                             f"got {type(array).__name__}.")
-        if array.dtype not in FLOATS:
-            raise InputError(f"{name} must be float32 or float64; got {array.dtype}.")
+                             f"got {kind.__name__}.")
+        if its_dtype not in FLOATS:
+            raise InputError(f"{name} must be float32 or float64; got {its_dtype}.")
         if dtype is None:
-            dtype, dtype_from = array.dtype, name
-        elif array.dtype != dtype:
-            raise InputError(f"{name} has dtype {array.dtype}, but {dtype_from} has {dtype}: "
+            dtype, dtype_from = its_dtype, name
+        elif its_dtype != dtype:
+            raise InputError(f"{name} has dtype {its_dtype}, but {dtype_from} has {dtype}: "
                              "cast one of them.")
-        if array.ndim != len(symbols):
+        if len(shape) != len(symbols):
             raise InputError(f"{name} must have {len(symbols)} axes ({', '.join(symbols)}); "
-                             f"got shape {array.shape}.")
-        for axis, (symbol, size) in enumerate(zip(symbols, array.shape)):
+                             f"got shape {shape}.")
+        for axis, (symbol, size) in enumerate(zip(symbols, shape)):
             if "|" in symbol:                                 # "Dv|1": either will do
                 known, literal = symbol.split("|")
                 symbol = literal if size == int(literal) else known
@@ -202,7 +212,7 @@ def arrays(sizes=None, dtype=None, **named):
                 shared = letters and first[letters] != name
                 source = f" as in {first[letters]}" if shared else ""
                 raise InputError(f"{name}: axis {axis} ({symbol}) must be {expected}{source}; "
-                                 f"got {size} (shape {array.shape}).")
+                                 f"got {size} (shape {shape}).")
     return sizes
 
 
