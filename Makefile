@@ -1,4 +1,4 @@
-# make train | test | lint | lessons | wheel
+# make train | test | lint | lessons-open | lessons | wheel
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 EACH_CORE = -n auto --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test crosscheck lint lessons lessons-check wheel clean
+.PHONY: train test crosscheck lint lessons-open lessons lessons-check wheel clean
 
 $(VENV)/.done: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ crosscheck: $(VENV)/.done        ## every test, also those that need PyTorch, JA
 lint: $(VENV)/.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff check --line-length 88 --select E501 lessons/[0-9]*.py
+
+LESSON ?= 00
+lessons-open: $(VENV)/.lessons   ## open Jupyter on a copy: make lessons-open LESSON=05 OPTIONS=...
+	$(BIN)/python -m minattn lessons --open $(LESSON) $(OPTIONS)
 
 lessons: $(VENV)/.lessons        ## run every lesson's source and write its notebook
 	$(BIN)/python lessons/build.py

@@ -2,6 +2,10 @@
 import ast
 import importlib.util
 import json
+import os
+import signal
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 
 from minattn import cli, data, lessons, model, parallel
 from minattn.errors import InputError
-from minattn.lessons import command
+from minattn.lessons import command, grader_00, grading
 from minattn.lessons.grading import Exercise, grade
 
 ROOT = Path(__file__).parents[1]
@@ -140,11 +144,12 @@ def test_limits(tmp_path):
 def test_every_lesson_is_complete():
     """Numbers without gaps; source, notebook, grader and a row of the index for each."""
     index = (ROOT / "lessons" / "README.md").read_text(encoding="utf-8")
-    found = command.lessons()
+    found = lessons.sources()
     assert list(found) == [f"{n:02d}" for n in range(len(found))]
     assert len([line for line in index.splitlines() if line.startswith("| ")]) == 1 + len(found)
-    for number, (title, notebook) in found.items():
-        first = notebook.with_suffix(".py").read_text(encoding="utf-8").splitlines()[:2]
+    for number, (title, source) in found.items():
+        notebook = source.with_suffix(".ipynb")
+        first = source.read_text(encoding="utf-8").splitlines()[:2]
         assert first == ["# %% [markdown]", f"# # {number} · {title}"]
         assert notebook.exists() and (ROOT / "lessons" / f"grader_{number}.py").exists()
         assert f"\n| {number} | [" in index and f"]({notebook.name})" in index
@@ -153,8 +158,9 @@ def test_every_lesson_is_complete():
 def test_every_notebook_has_the_cells_of_its_source():
     """The cells only; make lessons-check runs them and compares the figures too."""
     nbformat, jupytext = pytest.importorskip("nbformat"), pytest.importorskip("jupytext")
-    for _, notebook in command.lessons().values():
-        source = build().published(jupytext.read(notebook.with_suffix(".py")))
+    for _, path in lessons.sources().values():
+        notebook = path.with_suffix(".ipynb")
+        source = build().published(jupytext.read(path))
         committed = nbformat.read(notebook, as_version=4)
         assert [(c.cell_type, c.source) for c in source.cells] == [
             (c.cell_type, c.source) for c in committed.cells], notebook.name
@@ -184,56 +190,94 @@ def test_the_list_of_lessons(capsys, tmp_path):
     said = capsys.readouterr().out
     assert "00  Start here" in said and "00_start_here.ipynb" in said and "--open" in said
     with pytest.raises(InputError, match="no lessons in"):
-        command.lessons(tmp_path)
+        lessons.sources(tmp_path)
 
 
 @pytest.fixture
 def jupyter(tmp_path, monkeypatch):
-    """A stand-in for JupyterLab that writes down how it was called; the working folder is new."""
+    """A stand-in for JupyterLab that writes down how it was called; the working folder is new.
+
+    It ends with 3, or waits until it is told to end if WAIT is set. Nothing else is installed.
+    """
     stub = tmp_path / "stub" / "jupyterlab"
     stub.mkdir(parents=True)
     (stub / "__init__.py").touch()
     (stub / "__main__.py").write_text(
-        "import json, os, sys\n"
+        "import json, os, sys, time\n"
         "from minattn.lessons import grader_00\n"
         "with open('called.json', 'w') as file:\n"
         "    json.dump([sys.argv[1:], os.environ['MINATTN_DATA']], file)\n"
+        "print('much to say', file=sys.stderr)\n"
+        "while os.environ.get('WAIT'):\n"
+        "    time.sleep(0.05)\n"
         "sys.exit(3)\n")
     monkeypatch.syspath_prepend(str(stub.parent))
     monkeypatch.setenv("PYTHONPATH", str(stub.parent))
     monkeypatch.delenv("MINATTN_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command.os, "geteuid", lambda: 1000, raising=False)
+    monkeypatch.setattr(command, "servers", lambda: [])
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(sys, "platform", "linux")
 
     def called():
         return json.loads((tmp_path / "called.json").read_text())
     return called
 
 
-def test_open_works_on_a_copy(jupyter, tmp_path, capsys, monkeypatch):
+ALWAYS = "--ServerApp.answer_yes=True"
+
+
+def test_open_works_on_a_copy(jupyter, tmp_path, capsys):
     copy = tmp_path / "minattn-lessons" / "01_softmax_attention.ipynb"
-    assert cli.main(["lessons", "--open", "1", "--no-browser", "--port", "8889"]) == 3
+    assert cli.main(["lessons", "--open", "1", "--port", "8889"]) == 3
     given, data_dir = jupyter()
-    assert given == [str(copy.relative_to(tmp_path)), "--no-browser", "--port", "8889"]
+    assert given == [str(copy.relative_to(tmp_path)), ALWAYS, "--port", "8889"]
     assert data_dir == str(tmp_path / "data")
-    assert str(copy.relative_to(tmp_path)) in capsys.readouterr().out
+    assert capsys.readouterr().err == "much to say\n"             # it ended too early: why?
     assert copy.read_bytes() == (ROOT / "lessons" / copy.name).read_bytes()
     assert (copy.parent / "README.md").exists() and len(list(copy.parent.glob("*.tmp"))) == 0
 
     copy.write_text("my solutions")                                   # a student's work stays
-    monkeypatch.setattr(command.os, "geteuid", lambda: 0, raising=False)
-    assert cli.main(["lessons", "--open", "01", "--allow-root"]) == 3
-    assert jupyter()[0] == [str(copy.relative_to(tmp_path)), "--allow-root"]
+    assert cli.main(["lessons", "--open", "01"]) == 3
     assert copy.read_text() == "my solutions"
 
 
-def test_open_starts_with_lesson_00_and_allows_root(jupyter, monkeypatch):
+def test_open_as_root_and_without_a_display(jupyter, monkeypatch):
+    first = str(command.COPIES / "00_start_here.ipynb")
     monkeypatch.setattr(command.os, "geteuid", lambda: 0, raising=False)
     assert cli.main(["lessons", "--open"]) == 3
-    first = str(command.COPIES / "00_start_here.ipynb")
-    assert jupyter()[0] == [first, "--allow-root"]
-    assert cli.main(["lessons", "--open", "--no-browser"]) == 3
-    assert jupyter()[0] == [first, "--allow-root", "--no-browser"]
+    assert jupyter()[0] == [first, ALWAYS, "--allow-root"]
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("BROWSER", raising=False)
+    assert cli.main(["lessons", "--open", "--port=1"]) == 3
+    assert jupyter()[0] == [first, ALWAYS, "--allow-root", "--no-browser", "--port=1"]
+    assert cli.main(["lessons", "--open", "00", "--no-browser", "--allow-root"]) == 3
+    assert jupyter()[0] == [first, ALWAYS, "--no-browser", "--allow-root"]
+
+
+def test_open_prints_one_line_with_the_address(jupyter, tmp_path, capsys, monkeypatch):
+    other = {"pid": 1, "url": "http://localhost:8888/", "token": "old",
+             "root_dir": str(tmp_path / "minattn-lessons")}
+    mine = {**other, "pid": 2, "url": "http://localhost:8889/", "token": "new"}
+    seen = []
+
+    def servers():
+        """The other one was there before; ours is told to end once its address has been read."""
+        seen.append(1)
+        if len(seen) == 3:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return [other, mine] if len(seen) > 2 else [other]
+
+    monkeypatch.setattr(command, "servers", servers)
+    monkeypatch.setenv("WAIT", "1")
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["lessons", "--open", "00"]) == 128 + signal.SIGTERM
+    said = capsys.readouterr()
+    assert said.err == "" and len(said.out.splitlines()) == 1
+    assert said.out.startswith("http://localhost:8889/lab/tree/00_start_here.ipynb?token=new ")
+    assert len(seen) == 3 and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_open_says_what_is_missing(tmp_path, monkeypatch, capsys):
@@ -244,3 +288,60 @@ def test_open_says_what_is_missing(tmp_path, monkeypatch, capsys):
     assert cli.main(["lessons", "--open", "01"]) == 2
     assert "python -m pip install jupyterlab" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_open_says_what_stands_in_its_place(jupyter, tmp_path, capsys):
+    folder = tmp_path / "minattn-lessons"
+    folder.write_text("mine")
+    assert cli.main(["lessons", "--open", "01"]) == 2
+    said = capsys.readouterr().err
+    assert "minattn-lessons" in said and "move away" in said and len(said.splitlines()) == 1
+    assert folder.read_text() == "mine"
+    folder.unlink()
+    (folder / "01_softmax_attention.ipynb").mkdir(parents=True)
+    assert cli.main(["lessons", "--open", "01"]) == 2
+    assert "is not a file; move it away" in capsys.readouterr().err
+    assert not (tmp_path / "called.json").exists()
+
+
+def test_progress(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(grading, "SOLVED", set())
+    assert set(lessons.solved(tmp_path)) == set(lessons.sources())
+    assert not any(done for done, _ in lessons.solved(tmp_path).values())
+    name = "00_start_here.ipynb"
+    notebook = json.loads((ROOT / "lessons" / name).read_text(encoding="utf-8"))
+    exercises = [cell for cell in notebook["cells"] if cell["metadata"].get("tags")]
+    exercises[0]["outputs"][0]["text"] = ["right: 3 inputs agree.\n"]
+    exercises[1]["outputs"] = []
+    (tmp_path / name).write_text(json.dumps(notebook))
+    (tmp_path / "01_softmax_attention.ipynb").write_text("not a notebook")
+    assert lessons.solved(tmp_path)["00"] == (1, 3)
+    assert grader_00.check_mean_of_the_past(        # saved already: it does not count twice
+        lambda v: np.cumsum(v, axis=0) / np.arange(1, len(v) + 1)[:, None])
+    assert grader_00.check_window_mask(
+        lambda T, W: np.tri(T, dtype=bool) & ~np.tri(T, k=-W, dtype=bool))
+    assert lessons.solved(tmp_path)["00"] == (2, 3) and lessons.solved(tmp_path)["01"] == (0, 4)
+    capsys.readouterr()
+    lessons.progress(tmp_path)
+    said = capsys.readouterr().out
+    count = sum(count for _, count in lessons.solved().values())
+    assert "2 of 3  00 Start here" in said and f"2 of {count} exercises" in said
+
+    monkeypatch.setattr(command, "COPIES", tmp_path)
+    assert cli.main(["lessons"]) == 0
+    assert "00  Start here: what does attention do?  (2 of 3 exercises" in capsys.readouterr().out
+
+
+def test_another_text_is_announced(tmp_path, monkeypatch, capsys):
+    found = data.Corpus("tinyshakespeare", "First Citizen", "here")
+    monkeypatch.setattr(data, "load_corpus", lambda name, **options: found)
+    assert lessons.text() is found and capsys.readouterr().out == ""
+
+    def without(name, *, say, **options):
+        say("it could not be fetched.")
+        return data.Corpus("builtin", "plays", "built in")
+
+    monkeypatch.setattr(data, "load_corpus", without)
+    assert lessons.text().name == "builtin"
+    said = capsys.readouterr().out
+    assert said.startswith("CAREFUL") and "could not be fetched" in said and said.count("\n") == 1

@@ -3,7 +3,13 @@
 A lesson is two files of the folder lessons/ and a notebook made from the first: NN_name.py and
 grader_NN.py, which notebooks import as minattn.lessons.grader_NN. grading.py is how graders judge.
 """
+import json
+import os
+import re
 from pathlib import Path
+
+from minattn.errors import InputError
+from minattn.lessons import grading
 
 # The folder lies at the top of a clone; an installed package carries a copy of it inside.
 _installed = Path(__file__).with_name("notebooks")
@@ -12,13 +18,68 @@ __path__.append(str(FOLDER))
 
 
 def text():
-    """TinyShakespeare, where data/ of a clone or MINATTN_DATA has it, else the built-in plays.
+    """TinyShakespeare, fetched once; without it, the built-in plays and a line that says so.
 
-    -> data.Corpus
+    -> data.Corpus. It is kept in data/ of a clone, else in MINATTN_DATA, else in ./data.
     """
     from minattn import data
-    return data.load_corpus("tinyshakespeare", data_dir=FOLDER.parent / "data", download=False,
-                            say=lambda message: None)
+    folder = FOLDER.parent / "data"
+    if FOLDER == _installed:
+        folder = os.environ.get("MINATTN_DATA") or "data"
+    said = []
+    corpus = data.load_corpus("tinyshakespeare", data_dir=folder, say=said.append)
+    if corpus.name != "tinyshakespeare":
+        said.insert(0, "CAREFUL: this is another text than the lesson's, so numbers, samples and "
+                       "even conclusions below differ from what is written.")
+    if said:
+        print(*said)
+    return corpus
+
+
+def sources(folder=FOLDER):
+    """{number: (title, source)} of every lesson in a folder; InputError if there is none."""
+    found = {}
+    for source in sorted(folder.glob("[0-9][0-9]_*.py")):
+        heading = source.read_text(encoding="utf-8").splitlines()[1]         # # # 00 · Start here
+        found[source.name[:2]] = heading.partition(" · ")[2], source
+    if not found:
+        raise InputError(f"there are no lessons in {folder}; install minattn again, or clone it.")
+    return found
+
+
+def solved(folder="."):
+    """{number: (exercises solved, exercises)}: right in the notebooks saved in folder, or just now
+    in this notebook.
+    """
+    counts = {}
+    for number, (_, source) in sources().items():
+        names = re.findall(r"grader_\d\d\.(check_\w+)\(", source.read_text(encoding="utf-8"))
+        right = grading.SOLVED | _saved(Path(folder) / source.with_suffix(".ipynb").name)
+        counts[number] = sum((number, name) in right for name in set(names)), len(set(names))
+    return counts
+
+
+def _saved(notebook):
+    """{(number, check)} of the exercises whose saved output begins with "right" """
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        said = [("".join(cell["source"]), "".join(cell["outputs"][0]["text"]))
+                for cell in cells if "exercise" in cell["metadata"].get("tags", ())
+                and cell["outputs"]]
+    except (OSError, ValueError, LookupError, TypeError):        # no copy, or another program's
+        return set()
+    calls = [re.search(r"grader_(\d\d)\.(check_\w+)\(", code)
+             for code, output in said if output.startswith("right")]
+    return {call.groups() for call in calls if call}
+
+
+def progress(folder="."):
+    """Print how many exercises of each lesson are solved; saved notebooks of the folder count."""
+    counts = solved(folder)
+    for number, (title, _) in sources().items():
+        print(f"{counts[number][0]} of {counts[number][1]}  {number} {title}")
+    done, count = (sum(column) for column in zip(*counts.values()))
+    print(f"{done} of {count} exercises are solved; save a notebook to count its latest ones.")
 
 
 def train(pool, config, ids, *, steps, batch, lr, seed=0, params=None, targets=None, each=None):
