@@ -61,16 +61,20 @@ def check_rms_norm_backward():
     inputs = [
         (*scale * rng.standard_normal((2, *shape)), *eps)
         for shape, scale, eps in (
+            ((13, 3), 1, (0.5,)),
+            ((5, 2), 1e-3, ()),
             ((7, 5), 1, ()),
             ((3, 11), 30, ()),
-            ((5, 2), 1e-3, ()),
-            ((13, 3), 1, (0.5,)),
         )
     ]
     scaled = lambda x, eps: np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
 
     def reference(dy, x, eps=1e-6):
         return ops.rms_norm_backward(dy, ops.rms_norm_forward(x, eps)[1])["x"]
+
+    def eps_outside(dy, x, eps=1e-6):
+        s = scaled(x, 0) + eps
+        return (dy - x / s * np.mean(dy * x / s, axis=1, keepdims=True)) / s
 
     def summed(dy, x, eps=1e-6):
         s = scaled(x, eps)
@@ -98,6 +102,12 @@ def check_rms_norm_backward():
                 lambda dy, x, eps=1e-6: reference(dy, x, eps) * scaled(x, eps),
                 "A factor 1/s is missing.",
             ),
+            (eps_outside, "eps is added to the mean of the squares, inside the root."),
+            (lambda dy, x, eps=1e-6: reference(dy, x, 0), "eps is missing under the root."),
+            (
+                lambda dy, x, eps=1e-6: reference(dy, x),
+                "That is the usual eps; use the one that is given.",
+            ),
         ],
     )
 
@@ -122,6 +132,10 @@ def check_sampling_probabilities():
         p = np.exp(z - z.max())  # some logits are in the thousands: nan without this
         return p / p.sum()
 
+    def without_maximum(z, temperature, k):
+        p = np.where(z >= np.sort(z)[-k], np.exp(z / temperature), 0)
+        return p / p.sum()
+
     def cut_after(z, temperature, k):
         p = reference(z, temperature, len(z))
         return np.where(z >= np.sort(z)[-k], p, 0)
@@ -140,6 +154,7 @@ def check_sampling_probabilities():
                 lambda z, t, k: reference(z, t, len(z)),
                 "All characters are allowed: only the k most likely may be.",
             ),
+            (without_maximum, "exp overflows above 709: subtract the largest logit first."),
             (cut_after, "They do not sum to 1: normalise after the others are ruled out."),
         ],
     )

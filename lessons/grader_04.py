@@ -46,6 +46,10 @@ def check_effective():
         omega, sigma, _ = morlet.effective(log_omega, log_sigma)
         return omega, sigma, omega * sigma
 
+    def raw_product(log_omega, log_sigma):
+        omega, sigma, _ = morlet.effective(log_omega, log_sigma)
+        return omega, sigma, np.exp(log_omega + log_sigma)
+
     return Exercise(
         morlet.effective,
         given,
@@ -58,6 +62,10 @@ def check_effective():
             (
                 product_after,
                 "That is the product after the projection; give the one before it.",
+            ),
+            (
+                raw_product,
+                "The product is that of the capped frequency and the floored width.",
             ),
             (lambda a, b: morlet.effective(a, b, admissible=False), "The projection is missing."),
         ],

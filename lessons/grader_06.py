@@ -78,9 +78,9 @@ def check_affine_from_kernel():
 def check_alpha_gradient():
     """dout, Pv, v (T, Dv), alpha_logits (T,), N (T,) -> dalpha_logits (T,)"""
 
-    def gradient(dout, Pv, v, logits, N, spread=np.cumsum, edge=5):
+    def gradient(dout, Pv, v, logits, N, spread=np.cumsum, inside=lambda u: u < 5):
         return (dout * (Pv - spread(v, axis=0) / N[:, None])).sum(axis=1) * np.where(
-            np.abs(logits) < edge, 0.1, 0
+            inside(np.abs(logits)), 0.1, 0
         )
 
     return Exercise(
@@ -95,8 +95,12 @@ def check_alpha_gradient():
                 "The slope of phi is missing.",
             ),
             (
-                lambda *given: gradient(*given, edge=np.inf),
+                lambda *given: gradient(*given, inside=lambda u: u < np.inf),
                 "Outside (-5, 5) phi is flat: nothing arrives there.",
+            ),
+            (
+                lambda *given: gradient(*given, inside=lambda u: u <= 5),
+                "At -5 and 5 themselves the slope counts as 0, by convention.",
             ),
             (
                 lambda dout, Pv, v, logits, N: gradient(dout, Pv, 0 * v, logits, N),

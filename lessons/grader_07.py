@@ -60,14 +60,15 @@ def check_normalise_causally():
     """e (T,) -> z (T,)"""
     rng = np.random.default_rng(0)
     inputs = [
-        (rng.standard_normal(T) + offset,) for T, offset in ((7, 0), (1, 0), (13, 3), (5, -2))
+        (spread * rng.standard_normal(T) + offset,)
+        for T, spread, offset in ((11, 1e-4, 0), (7, 1, 0), (1, 1, 0), (13, 1, 3), (5, 1, -2))
     ]
 
-    def normalised(e, own=1, ddof=0):
+    def normalised(e, own=1, ddof=0, deviation=lambda var: np.sqrt(var + energy.EPS)):
         z = [0.0]
         for j in range(1, len(e)):
             past = e[: j + own]
-            z.append((e[j] - past.mean()) / np.sqrt(past.var(ddof=ddof) + energy.EPS))
+            z.append((e[j] - past.mean()) / deviation(past.var(ddof=ddof)))
         return np.array(z)
 
     return Exercise(
@@ -94,6 +95,14 @@ def check_normalise_causally():
             (
                 lambda e: e - np.cumsum(e) / np.arange(1, len(e) + 1),
                 "Divide by the deviation as well.",
+            ),
+            (
+                lambda e: normalised(e, deviation=lambda var: np.sqrt(var) + energy.EPS),
+                "The small constant is added to the variance, inside the root.",
+            ),
+            (
+                lambda e: normalised(e, deviation=np.sqrt),
+                "The small constant under the root is missing.",
             ),
         ],
     )

@@ -108,10 +108,13 @@ def check_weights_in_float32():
                 "That is the identity as it stands: |x|^2 is some millions here, and the "
                 "distances drown.",
             ),
-            (
-                lambda x, sigma: by_differences(x - x.mean(axis=1, keepdims=True), sigma),
-                "That shifts every token by its own mean, so distances change: shift all by the "
-                "same vector.",
+            *(
+                (
+                    lambda x, sigma, f=f: f(x - x.mean(axis=1, keepdims=True), sigma),
+                    "That shifts every token by its own mean, so distances change: shift all by "
+                    "the same vector.",
+                )
+                for f in (by_differences, as_it_stands)
             ),
             (
                 lambda x, sigma: by_differences(

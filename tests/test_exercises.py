@@ -59,11 +59,59 @@ def test_a_known_mistake_is_told_its_hint(lesson, exercise, i, capsys):
     assert capsys.readouterr().out.endswith(f" {says}\n")
 
 
+def _single(function, inputs=False):
+    """The same function with results rounded to float32, and its arrays too if inputs."""
+
+    def rounded(x):
+        if isinstance(x, (tuple, list)):
+            return [rounded(one) for one in x]
+        x = np.asarray(x)
+        return x.astype(np.float32) if x.dtype.kind == "f" else x
+
+    def f(*given):
+        if inputs:
+            given = [
+                x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype == float else x
+                for x in given
+            ]
+        came = function(*given)
+        return came if came is None else rounded(came)
+
+    return f
+
+
+@pytest.mark.parametrize("lesson, exercise, i", answers("RIGHT"))
+def test_a_right_answer_passes_in_float32(lesson, exercise, i, capsys):
+    """Its results rounded to float32; computed in float32 it passes, or is told what it lacks."""
+    answer = ANSWERS[lesson].RIGHT[exercise][i]
+    assert CHECKS[lesson, exercise](_single(answer))
+    capsys.readouterr()
+    if not CHECKS[lesson, exercise](_single(answer, inputs=True)):
+        assert exercise in ("is_causal", "slope", "weights", "sampling_probabilities",
+                            "gated_weights", "add_sink")
+        assert "float32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lesson, exercise, i", answers("WRONG"))
+def test_a_wrong_answer_fails_in_float32_too(lesson, exercise, i):
+    answer, says = ANSWERS[lesson].WRONG[exercise][i]
+    if "raised" not in says:
+        assert not CHECKS[lesson, exercise](_single(answer))
+
+
 @pytest.mark.parametrize("lesson, exercise", CHECKS)
 def test_an_open_exercise_is_not_yet(lesson, exercise, capsys):
     for stub in (lambda *given, **named: None, lambda *given, **named: ..., None, ...):
         assert not CHECKS[lesson, exercise](stub)
         assert capsys.readouterr().out.startswith("not yet")
+
+
+def test_a_miss_that_is_not_seen_at_six_digits_is_explained(capsys):
+    almost = CHECKS["01", "softmax_backward"]
+    assert not almost(lambda dP, P: (P * (dP - (P * dP).sum(axis=1, keepdims=True))) * (1 + 1e-8))
+    said = capsys.readouterr().out
+    assert "(dP (5, 7), P (5, 7))" in said and "eps" in said
+    assert "off by " in said and "e-0" in said
 
 
 def test_every_exercise_has_answers():

@@ -35,7 +35,8 @@ def rows(x):
     (lambda x: 1 / 0, "raised ZeroDivisionError"),
     (lambda x: x.sum(axis=0), "should have shape (2,); got (3,)"),
     (lambda x: x.mean(axis=1),
-     "should be 3 at [0]; got 1 (2 of 2 entries differ). That is the mean"),
+     "(x (2, 3)): the result should be 12 at [1]; got 4, off by 8 (2 of 2 entries differ). "
+     "That is the mean."),
     (lambda x: x.sum(axis=1) * np.nan, "contains nan"),
     (lambda x: "six", "should be an array"),
     (lambda x: x.sum(axis=1) + 1e-6, "not right yet"),

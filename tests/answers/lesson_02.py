@@ -46,6 +46,11 @@ def rms_by_y(dy, x, eps=EPS):
     return (dy - y * np.mean(dy * y, axis=1, keepdims=True)) / s
 
 
+def rms_eps_outside(dy, x, eps=EPS):
+    s = np.sqrt(np.mean(x * x, axis=1, keepdims=True)) + eps
+    return (dy - x / s * np.mean(dy * x / s, axis=1, keepdims=True)) / s
+
+
 def rms_by_jacobian(dy, x, eps=EPS):
     rows = []
     for g, row in zip(dy, x):
@@ -125,14 +130,21 @@ WRONG = {
         (lambda dy, x, eps=EPS: rms_by_y(dy, x, eps) * rms(x, eps), "factor 1/s"),
         (lambda dy, x, eps=EPS: 2 * dy / rms(x, eps) - rms_by_y(dy, x, eps), "should be"),
         (lambda dy, x, eps=EPS: rms_by_y(dy.T, x.T, eps).T, "should be"),
-        (lambda dy, x, eps=EPS: rms_by_y(dy, x, 0), "should be"),
+        (lambda dy, x, eps=EPS: rms_by_y(dy, x, 0), "eps is missing"),
+        (lambda dy, x, eps=EPS: rms_by_y(dy, x), "is given"),
+        (rms_eps_outside, "inside the root"),
+        (lambda dy, x, eps=EPS: rms_by_y(dy, x, 1e-5), "should be"),
+        (lambda dy, x, eps=EPS: rms_by_y(x, dy, eps), "should be"),
     ],
     "sampling_probabilities": [
         (lambda z, t, k: shares_wrong(z, t, k, power=1, cut="before"), "multiplies"),
         (lambda z, t, k: shares(z, 1, k), "not used"),
         (lambda z, t, k: shares_wrong(z, t, k, cut=None), "All characters"),
         (shares_wrong, "sum to 1"),
-        (shares_overflowing, "nan"),
+        (shares_overflowing, "nan. exp overflows"),
+        (lambda z, t, k: np.log(shares(z, t, k)), "should be"),
+        (lambda z, t, k: shares(z, t, k)[np.argsort(z)], "should be"),
+        (lambda z, t, k: np.where(z >= np.sort(z)[-k], 1 / k, 0), "should be"),
         (lambda z, t, k: shares(z, t, min(k + 1, len(z))), "should be"),
         (lambda z, t, k: shares(-z, t, k), "should be"),
     ],

@@ -71,6 +71,7 @@ WRONG = {
         (lambda a, b: (np.exp(a), np.exp(b), np.exp(a + b)), ""),
         (lambda a, b: morlet.effective(a, b, admissible=False), "projection is missing"),
         (lambda a, b: morlet.effective(b, a), ""),
+        (lambda a, b: (*morlet.effective(a, b)[:2], np.exp(a) * np.exp(b)), "of the capped"),
         (lambda a, b: morlet.effective(a, b)[:2], "3 results"),
         (
             lambda a, b: (*morlet.effective(a, b)[:2], np.prod(morlet.effective(a, b)[:2], axis=0)),

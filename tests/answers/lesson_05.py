@@ -17,7 +17,11 @@ def switched_by_rows(out, lse, z):
 
 
 RIGHT = {
-    "add_sink": [lambda out, lse, z: out * sigmoid(lse - z)[:, None], switched_by_rows],
+    "add_sink": [
+        lambda out, lse, z: out * sigmoid(lse - z)[:, None],
+        switched_by_rows,
+        lambda out, lse, z: out * (0.5 * (1 + np.tanh((lse - z) / 2)))[:, None],
+    ],
     "sink_gradient": [
         lambda dout, out, lse, z: (
             -(sigmoid(lse - z) * sigmoid(z - lse) * (dout * out).sum(axis=1)).sum()
@@ -41,6 +45,8 @@ RIGHT = {
 WRONG = {
     "add_sink": [
         (lambda out, lse, z: out, ""),
+        (lambda out, lse, z: out * np.tanh(lse - z)[:, None], ""),
+        (lambda out, lse, z: out * (0.5 * (1 + np.tanh(lse - z)))[:, None], ""),
         (lambda out, lse, z: out * sigmoid(z - lse)[:, None], "the sign inside the sigmoid"),
         (lambda out, lse, z: out * sigmoid(lse)[:, None], "sink = 0"),
         (lambda out, lse, z: out * (lse - z)[:, None], ""),

@@ -109,7 +109,7 @@ WRONG = {
                 (d * (Pv - np.cumsum(v, axis=0) / N[:, None])).sum(axis=1)
                 * np.where(abs(u) <= 5, 0.1, 0)
             ),
-            "should be 0",
+            "At -5 and 5 themselves",
         ),
         (
             lambda d, Pv, v, u, N: (

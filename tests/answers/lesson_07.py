@@ -100,6 +100,22 @@ WRONG = {
             ),
             "population",
         ),
+        (
+            lambda e: np.array(
+                [0.0]
+                + [
+                    (e[j] - e[: j + 1].mean()) / (e[: j + 1].std() + 1e-8)
+                    for j in range(1, len(e))
+                ]
+            ),
+            "inside the root",
+        ),
+        (
+            lambda e: np.array(
+                [0.0] + [(e[j] - e[: j + 1].mean()) / e[: j + 1].std() for j in range(1, len(e))]
+            ),
+            "is missing",
+        ),
         (lambda e: e - np.cumsum(e) / np.arange(1, len(e) + 1), "deviation"),
         (lambda e: np.array(causal_z(e[::-1]))[::-1], ""),
     ],

@@ -23,6 +23,10 @@ def with_rows(x, sigma):
     return np.hstack([x, one, -half]) / sigma, np.hstack([x, -half, one]) / sigma
 
 
+def identity_in_float32(x, sigma):
+    return softmax((x @ x.T - (x**2).sum(axis=1) / 2) / np.float32(sigma**2))
+
+
 def scores_of(x, W, do, sigma):
     dW = do @ x.T
     return W * (dW - (W * dW).sum(axis=1, keepdims=True))
@@ -92,10 +96,7 @@ WRONG = {
         (lambda x, sigma: (x, x, x), "raised"),
     ],
     "weights_in_float32": [
-        (
-            lambda x, sigma: softmax((x @ x.T - (x**2).sum(axis=1) / 2) / np.float32(sigma**2)),
-            "drown",
-        ),
+        (identity_in_float32, "drown"),
         (lambda x, sigma: softmax((x @ x.T - (x**2).sum(axis=1) / 2) / sigma**2), "drown"),
         (
             lambda x, sigma: softmax(
@@ -104,6 +105,10 @@ WRONG = {
             "",
         ),
         (lambda x, sigma: softmax(scores(x - x.mean(axis=1, keepdims=True), sigma)), "own mean"),
+        (
+            lambda x, sigma: identity_in_float32(x - x.mean(axis=1, keepdims=True), sigma),
+            "own mean",
+        ),
         (
             lambda x, sigma: softmax(scores(x / np.linalg.norm(x, axis=1, keepdims=True), sigma)),
             "norm",

@@ -106,7 +106,7 @@ RIGHT = {
 WRONG = {
     "equal_keys": [
         (lambda rule, n, c: 1 / n, "sum to 1"),
-        (lambda rule, n, c: c / n, "(softmax, 5, 1.5)"),
+        (lambda rule, n, c: c / n, "(rule = softmax, n = 5, c = 1.5)"),
         (lambda rule, n, c: {}[rule], "raised KeyError"),
         (equal_but("off_by_one", lambda n, c: np.exp(c) / (1 + np.exp(c))), "all n keys"),
         (equal_but("off_by_one", lambda n, c: 1 / (n + 1)), "for c = 0 only"),
@@ -118,7 +118,7 @@ WRONG = {
         (equal_but("cog", lambda n, c: np.sign(c)), "a share"),
         (equal_but("cog", lambda n, c: 1 / n), "the sign of the score"),
         (equal_but("cog", lambda n, c: (2 * (c >= 0) - 1) / n), "The sign of 0 is 0"),
-        (equal_but("cog", lambda n, c: c / n), "(cog, 5, 1.5)"),
+        (equal_but("cog", lambda n, c: c / n), "= cog, n = 5, c = 1.5)"),
     ],
     "sparsemax_backward": [
         (lambda dP, P: P * (dP - (P * dP).sum()), "softmax's backward"),
