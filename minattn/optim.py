@@ -99,14 +99,28 @@ def clip_factor(norm, clip):
     return min(1.0, clip / (norm + 1e-6)) if clip else 1.0
 
 
-def learning_rate(step, *, lr, min_lr, warmup, steps):
-    """Linear warm-up, then half a cosine down to min_lr at the last step; step counts from 0."""
+SCHEDULES = "cosine", "linear"
+
+
+def learning_rate(step, *, lr, min_lr, warmup, steps, schedule="cosine", cooldown=1.0):
+    """A linear warm-up to lr, then down to min_lr at the last step; step counts from 0.
+
+    schedule="cosine": half a cosine. "linear": lr until the last `cooldown` (a share) of the steps,
+    then a straight line.
+    """
     step, warmup, steps = (checks.number(name, n, 0, integer=True) for name, n in (
         ("step", step), ("warmup", warmup), ("steps", steps)))
     lr, min_lr = checks.number("lr", lr, 0), checks.number("min_lr", min_lr, 0)
+    cooldown = checks.number("cooldown", cooldown, 0, high=1)
+    checks.choice("schedule", schedule, SCHEDULES)
     if step < warmup:
         return lr * (step + 1) / (warmup + 1)
     if step >= steps:
         return min_lr
-    done = (step - warmup) / max(1, steps - warmup)
-    return min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (lr - min_lr)
+    if schedule == "linear":
+        begin = max(warmup, steps * (1 - cooldown))
+        left = min(1, (steps - step) / max(1, steps - begin))
+    else:
+        done = (step - warmup) / max(1, steps - warmup)
+        left = 0.5 * (1 + math.cos(math.pi * done))
+    return min_lr + left * (lr - min_lr)

@@ -110,7 +110,8 @@ def _muon(pool, state, settings, lr):
 
     def one(name, columns):
         w, g, m = (arrays[name][:, columns] for arrays in (state.params, state.grads, momenta))
-        muon.step(w, g, m, lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        muon.step(w, g, m, lr, momentum=settings.momentum, weight_decay=settings.weight_decay,
+                  steps=settings.muon_steps)
 
     names, columns = zip(*state.muon)
     list((pool.map if pool else map)(one, names, columns))
@@ -119,7 +120,8 @@ def _muon(pool, state, settings, lr):
 def learning_rate(step, settings):
     """optim.learning_rate of a step (from 0) with these settings."""
     return optim.learning_rate(step, lr=settings.lr, min_lr=settings.min_lr,
-                               warmup=settings.warmup, steps=settings.steps)
+                               warmup=settings.warmup, steps=settings.steps,
+                               schedule=settings.schedule, cooldown=settings.cooldown)
 
 
 def _not_finite(arrays):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minattn import checks, data, files, generate, memory, model, parallel, plots, runs
+from minattn import checks, data, files, generate, memory, model, muon, optim, parallel, plots, runs
 from minattn.errors import InputError, NotFinite
 from minattn.layers import layers
 
@@ -46,15 +46,18 @@ class Settings:
     corpus: str = "tinyshakespeare"   # or "builtin", or the path of a UTF-8 text
     batch_size: int = 12
     steps: int = 2000
-    lr: float = 1e-3                  # after the warm-up; then half a cosine down to min_lr
+    lr: float = 1e-3                  # after the warm-up; then down to min_lr
     min_lr: float = 1e-4
     warmup: int = 100
+    schedule: str = "cosine"          # of the learning rate; or "linear": lr, then a straight line
+    cooldown: float = 0.7             # over the last share of the steps; for "linear"
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
     optimizer: str = "adamw"          # or "muon": for the matrices inside the layers
     muon_lr: float = 0.02             # Muon's learning rate, with the schedule of lr
     momentum: float = 0.95            # Muon's
+    muon_steps: int = 5               # of Newton-Schulz; or 3, at two thirds of the cost
     weight_decay: float = 0.1
     decay: str = "2d"                 # what decays: "2d" (matrices and embeddings) or "all"
     clip: float = 1.0                 # largest global gradient norm; 0: no clipping
@@ -75,6 +78,9 @@ class Settings:
         checks.choice("optimizer", self.optimizer, ("adamw", "muon"))
         checks.fields(self, "muon_lr", above=0)
         checks.fields(self, "momentum", low=0, high=0.9999)
+        checks.choice("muon_steps", self.muon_steps, muon.COEFFICIENTS)
+        checks.choice("schedule", self.schedule, optim.SCHEDULES)
+        checks.fields(self, "cooldown", low=0, high=1)
         checks.choice("decay", self.decay, ("2d", "all"))
         checks.choice("dtype", self.dtype, ("float32", "float64"))
 

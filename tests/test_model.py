@@ -396,6 +396,16 @@ def test_learning_rate(step, expected):
                                steps=100) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("step, cooldown, expected",
+                         [(4, 0.5, 5e-3 / 11), (10, 0.5, 1e-3), (50, 0.5, 1e-3), (75, 0.5, 5.5e-4),
+                          (90, 0.5, 2.8e-4), (100, 0.5, 1e-4), (10, 1, 1e-3), (55, 1, 5.5e-4),
+                          (99, 0, 1e-3), (100, 0, 1e-4)])
+def test_linear_learning_rate(step, cooldown, expected):
+    found = optim.learning_rate(step, lr=1e-3, min_lr=1e-4, warmup=10, steps=100,
+                                schedule="linear", cooldown=cooldown)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("warmup, steps", [(0, 1), (5, 3), (5, 5), (0, 50)])
 def test_learning_rate_never_rises_after_the_warm_up_or_leaves_its_bounds(warmup, steps):
     rates = [optim.learning_rate(s, lr=1e-3, min_lr=1e-4, warmup=warmup, steps=steps)

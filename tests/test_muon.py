@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.optimize import linprog
 
 from minattn import cli, model, muon, parallel, train
 from minattn.errors import InputError
@@ -10,28 +11,51 @@ from minattn.errors import InputError
 SHAPES = [(5, 5), (7, 3), (3, 7), (16, 64), (64, 16), (1, 4)]
 
 
-def literal(u, steps=5):
+def literal(u, coefficients=5 * ((3.4445, -4.7750, 2.0315),)):
     """Newton-Schulz as published: on the matrix itself, transposed if it is tall."""
-    a, b, c = 3.4445, -4.7750, 2.0315
     X = u / (np.sqrt((u * u).sum()) + 1e-7)
     X = X.T if len(u) > len(u.T) else X
-    for _ in range(steps):
+    for a, b, c in coefficients:
         A = X @ X.T
         X = a * X + (b * A + c * A @ A) @ X
     return X.T if len(u) > len(u.T) else X
 
 
+def nearest_to_1(low, high):
+    """(a, b, c) of the a s + b s^3 + c s^5 nearest to 1 on [low, high], and its largest error"""
+    s = np.geomspace(low, high, 2000)
+    powers, error = np.stack([s, s**3, s**5], axis=1), -np.ones((len(s), 1))
+    found = linprog([0, 0, 0, 1], np.block([[powers, error], [-powers, error]]),
+                    np.concatenate([np.ones(len(s)), -np.ones(len(s))]), bounds=(None, None))
+    return found.x[:3], found.x[3]
+
+
+@pytest.mark.parametrize("steps", muon.COEFFICIENTS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_orthogonalise_is_the_published_iteration(shape):
-    u = np.random.default_rng(0).standard_normal(shape)
-    np.testing.assert_allclose(muon.orthogonalise(u), literal(u), rtol=0, atol=1e-10)
-    np.testing.assert_allclose(muon.orthogonalise(u.astype(np.float32)), literal(u), atol=2e-4)
+def test_orthogonalise_is_the_published_iteration(shape, steps):
+    u, coefficients = np.random.default_rng(0).standard_normal(shape), muon.COEFFICIENTS[steps]
+    expected = literal(u, coefficients)
+    np.testing.assert_allclose(muon.orthogonalise(u, steps), expected, rtol=0, atol=1e-10)
+    single = muon.orthogonalise(u.astype(np.float32), steps)
+    # with three steps, terms of 25 cancel: they cost a digit
+    np.testing.assert_allclose(single, expected, rtol=0, atol=2e-4 if steps == 5 else 1e-3)
+    assert steps != 5 or np.array_equal(expected, literal(u))
+
+
+def test_three_steps_are_each_the_nearest_to_1():
+    low, high = 0.003, 1.0
+    for coefficients in muon.COEFFICIENTS[3]:
+        found, error = nearest_to_1(low, high)
+        np.testing.assert_allclose(coefficients, found, rtol=2e-3)
+        low, high = 1 - error, 1 + error
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 128), (128, 32)])
 def test_singular_values_end_near_1(shape):
     s = np.linalg.svd(muon.orthogonalise(np.random.default_rng(1).standard_normal(shape)))[1]
     assert 0.6 < s.min() and s.max() < 1.3
+    three = np.linalg.svd(muon.orthogonalise(np.diag([1.0, 0.03, 0.01]), 3))[1]
+    assert 0.35 < three.min() and three.max() < 1.65
 
 
 def test_zero_gradient_moves_nothing():
@@ -145,6 +169,9 @@ def test_trains_resumes_bit_for_bit(tmp_path):
     (["--momentum", "1"], "momentum must be at least 0 and at most 0.9999; got 1"),
     (["--momentum", "-0.1"], "momentum must be at least 0"),
     (["--muon-lr", "0"], "muon_lr must be above 0; got 0"),
+    (["--muon-steps", "4"], "muon_steps must be one of 5, 3; got 4"),
+    (["--schedule", "step"], "schedule must be one of cosine, linear; got 'step'"),
+    (["--cooldown", "2"], "cooldown must be at least 0 and at most 1; got 2"),
 ])
 def test_bad_settings(flags, said, tmp_path, capsys):
     assert cli.main(["train", *flags, "--out", str(tmp_path / "run")]) == 2
