@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minattn import bench, generate, model, train
-from minattn.bench import long, numpy_jobs, sample, sides, step
+from minattn.bench import long, numpy_jobs, sample, sides, speedrun, step
 from minattn.errors import InputError
 
 TINY = dict(n_layer=2, n_head=2, n_embd=12, block_size=8, batch_size=3, steps=5, chunks=2)
@@ -27,6 +27,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(train.PRESETS, "tiny", TINY)
     monkeypatch.setattr(step, "MATMUL", 64)
     monkeypatch.setattr(sample, "PRESET", "tiny")
+    monkeypatch.setattr(speedrun, "THEIRS", "tiny")
     monkeypatch.setattr(sample, "BATCHES", (1, 3))
 
 
@@ -255,6 +256,22 @@ def test_whole_runs_and_networks_beside_pytorch(suite, tables, tiny, capsys, tmp
         )
     else:
         assert set(row["ratios"]) == {"eager"}
+
+
+@pytest.mark.slow
+def test_time_to_a_loss_beside_pytorch(tiny, capsys, tmp_path):
+    pytest.importorskip("torch")
+    given = "--suite", "speedrun", "--preset", "tiny", "--seeds", "2", "--json", "it.json"
+    assert bench.run(arguments(*given[:-1], str(tmp_path / "it.json"))) == 0
+    rows = json.loads((tmp_path / "it.json").read_text())["speedrun"]
+    assert [row["seed"] for row in rows] == [0, 1]
+    for row in rows:                                       # here both sides train the same recipe
+        ours, theirs = row["minattn"], row["PyTorch"]
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
+        assert row["ratio"] == ours["seconds"] / theirs["seconds"] and ours["seconds"] > 0
+    losses = [row["minattn"]["val_loss"] for row in rows]
+    assert f"tiny: mean loss {np.mean(losses):.4f} (largest {max(losses):.4f})" in \
+        capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ costs it more than it costs a thread that has a chunk of its own, and the ratios
 import os
 
 SUITES = {"step": "bench.step", "long": "bench.long", "sample": "bench.sample",
-          "run": "bench.whole", "bias": "experiments.position_bias.benchmark"}
+          "run": "bench.whole", "speedrun": "bench.speedrun",
+          "bias": "experiments.position_bias.benchmark"}
 ALL = ("step", "long", "sample")
 TORCH = "pip install torch==2.13.0"
 
@@ -27,9 +28,11 @@ def add_arguments(parser):
     default = " (default %(default)s)"
     parser.add_argument("--suite", default="step", choices=[*SUITES, "all"],
                         help="training steps, long sequences, generation, whole runs, "
-                             "position-bias networks; all: the first three" + default)
-    parser.add_argument("--preset", default="nano,laptop,paper",
-                        help="sizes of the step and run suites" + default)
+                             "time to a loss, position-bias networks; all: the first three"
+                             + default)
+    parser.add_argument("--preset", help="sizes of the step and run suites (default "
+                                         "nano,laptop,paper), recipes of the speedrun (fast)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of the speedrun" + default)
     parser.add_argument("--attention", help="mechanisms, with options: softmax,energy[norm=prefix] "
                                             "(default all)")
     parser.add_argument("--position", help="positions: learned,rope (default learned; rope and "

@@ -97,7 +97,7 @@ def sample(spec, session):
 
 def whole(spec, session):
     """minattn's trainer as a user starts it -> seconds of its loop, with checkpoints, metrics and
-    evaluations; last loss"""
+    evaluations; last loss; seconds inside its steps"""
     _, threads = session
 
     def work():
@@ -105,7 +105,9 @@ def whole(spec, session):
               redirect_stderr(quiet), redirect_stdout(quiet)):
             run = train.start(train.Settings(**spec["settings"]), spec["shape"], Path(folder),
                               threads=threads, say=lambda text: None)
-            last = runs.read_metrics(run.folder)[-1]
-            return run.checkpoint.seconds, last["val_loss"]
+            rows = runs.read_metrics(run.folder)
+            tokens = spec["settings"]["batch_size"] * run.config.block_size
+            return (run.checkpoint.seconds, rows[-1]["val_loss"],
+                    sum(tokens / row["tokens_per_second"] for row in rows))
 
     return work, 0

@@ -31,8 +31,8 @@ def cells(args):
     return found
 
 
-def presets(args):
-    return list(dict.fromkeys(name.strip() for name in args.preset.split(",")))
+def presets(args, default="nano,laptop,paper"):
+    return list(dict.fromkeys(name.strip() for name in (args.preset or default).split(",")))
 
 
 def spec(preset, attention="softmax", position="learned"):

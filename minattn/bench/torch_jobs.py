@@ -115,7 +115,7 @@ def sample(spec, session):
 def whole(spec, session):
     """The run of whole.py: the same weights, batches and evaluations, a checkpoint as often.
 
-    -> seconds of its loop, last loss
+    -> seconds of its loop, last loss, seconds inside its steps
     """
     settings = train.Settings(**spec["settings"])
     corpus = data.load_corpus(settings.corpus, say=lambda text: None)
@@ -136,18 +136,21 @@ def whole(spec, session):
         return loss
 
     def work():
-        began, val_loss = time.perf_counter(), None
+        began, val_loss, steps = time.perf_counter(), None, 0.0
         with tempfile.TemporaryDirectory() as folder:
             for done in range(1, settings.steps + 1):
                 for group in training.optimiser.param_groups:
                     group["lr"] = parallel.learning_rate(done - 1, settings)
-                training.step(*map(torch.from_numpy, batches.training(done - 1)))
+                batch = [*map(torch.from_numpy, batches.training(done - 1))]
+                tick = time.perf_counter()
+                training.step(*batch)
+                steps += time.perf_counter() - tick
                 if windows := batches.validation(done):
                     val_loss = evaluate(*windows)
                 if done % settings.checkpoint_interval == 0 or done == settings.steps:
                     torch.save({"model": gpt.state_dict(),
                                 "optimiser": training.optimiser.state_dict()},
                                f"{folder}/checkpoint.pt")
-        return time.perf_counter() - began, val_loss
+        return time.perf_counter() - began, val_loss, steps
 
     return work, 0

@@ -22,7 +22,7 @@ def suite(args, problems):
             job = Job(module, "whole", spec, threads=args.threads)
             print(f"{preset}: the whole run, {label}", file=sys.stderr, flush=True)
             with sides({label: job}) as group:
-                (seconds, loss), = group[label]("job", job.name, job.spec, 1)["checks"]
+                (seconds, loss, _), = group[label]("job", job.name, job.spec, 1)["checks"]
                 row[label] = {"seconds": seconds, "val_loss": loss,
                               "peak_bytes": group[label]("memory")["peak"]}
         ours, theirs = row["minattn"], row.get("PyTorch", {"seconds": None, "val_loss": None})
