@@ -397,7 +397,8 @@ def read_checkpoint(path, config=None, shapes=None):
     expected = {f"{PARTS[part]}/{name}": tuple(shape) for part in PARTS
                 for name, shape in (buffers if part == "buffers" else shapes).items()}
     _check_tensors(path, tensors, expected)
-    parts = {part: {name.removeprefix(f"{there}/"): array for name, array in tensors.items()
+    # in the order of a fresh model: sums over all parameters round by their order
+    parts = {part: {name.removeprefix(f"{there}/"): tensors[name] for name in expected
                     if name.startswith(f"{there}/")} for part, there in PARTS.items()}
     return Checkpoint(**parts, step=int(header["step"]), seconds=float(header.get("seconds", 0)),
                       config=header.get("config"), metrics=_metrics_of(header))
