@@ -69,9 +69,12 @@ class Run(NamedTuple):
     def bound(self):
         return bound(self.config, self.train, self.vocabulary, self.corpus)
 
-    def other_setting(self, wanted):
-        """The first of these settings that the run has not: "lr = 0.01, not 0.5"; or None."""
-        known = {**model.to_dict(self.config), **self.train}
+    def other_setting(self, wanted, defaults):
+        """The first of these settings that the run has not: "lr = 0.01, not 0.5"; or None.
+
+        defaults: of settings that an older run does not know.
+        """
+        known = {**defaults, **model.to_dict(self.config), **self.train}
         for name, value in wanted.items():
             if known.get(name) != value:
                 return f"{name} = {files.short(known.get(name))}, not {value!r}"

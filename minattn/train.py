@@ -13,7 +13,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minattn import checks, data, files, generate, memory, model, muon, optim, parallel, plots, runs
+from minattn import (
+    checks,
+    data,
+    engines,
+    files,
+    generate,
+    memory,
+    model,
+    muon,
+    optim,
+    plots,
+    runs,
+)
 from minattn.errors import InputError, NotFinite
 from minattn.layers import layers
 
@@ -75,6 +87,10 @@ class Settings:
     checkpoint_interval: int = 100
     seed: int = 1337
     dtype: str = "float32"
+    engine: str = "numpy"             # or "torch": the same model in PyTorch
+    device: str = "cpu"               # PyTorch's: or "cuda"
+    autocast: str = "none"            # PyTorch's: or "bfloat16", which trains faster on a GPU
+    compile: bool = False             # PyTorch's
 
     def __post_init__(self):
         checks.fields(self, "batch_size", "steps", "chunks", "eval_interval", "eval_blocks",
@@ -91,6 +107,17 @@ class Settings:
         checks.fields(self, "cooldown", low=0, high=1)
         checks.choice("decay", self.decay, ("2d", "all"))
         checks.choice("dtype", self.dtype, ("float32", "float64"))
+        checks.choice("engine", self.engine, ("numpy", "torch"))
+        checks.choice("device", self.device, ("cpu", "cuda"))
+        checks.choice("autocast", self.autocast, ("none", "bfloat16"))
+        checks.choice("compile", self.compile, (False, True))
+        if self.engine == "numpy" and (self.device != "cpu" or self.autocast != "none"
+                                       or self.compile):
+            raise InputError("device, autocast and compile are PyTorch's: give engine = torch too, "
+                             "or leave them out.")
+
+
+DEFAULTS = dataclasses.asdict(Settings())
 
 
 def integer(text):
@@ -141,6 +168,7 @@ def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="d
     """Begin a run: load the corpus, make the model, and train to the end. -> runs.Run"""
     runs.vacant(folder, overwrite=overwrite)            # what cannot work fails before any download
     weigh(model.Config(**shape), settings)
+    engines.check(settings)
     corpus = data.load_corpus(settings.corpus, data_dir=data_dir, say=say)
     vocabulary = data.Vocabulary(corpus.text)
     config = model.Config(vocab_size=len(vocabulary), **shape)
@@ -202,7 +230,7 @@ def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
         train, shape = _divided(overrides or {})
         text = _text(run, where, train.pop("corpus", None), data_dir, say)
         config = model.Config(**{**model.to_dict(run.config), **shape})
-        if other := run.other_setting({**model.to_dict(config), **train}):
+        if other := run.other_setting({**model.to_dict(config), **train}, DEFAULTS):
             raise InputError(f"--resume {files.quoted(where)}: that run has {other}; leave the "
                              "flag out, or start a new run with another --out.")
         try:
@@ -216,6 +244,7 @@ def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
         if dtype != settings.dtype:
             raise InputError(f"--resume {where}: the checkpoint is from other settings: {dtype}, "
                              f"not {settings.dtype}.")
+        engines.check(settings)
         step, steps = run.checkpoint.step, settings.steps
         if step > steps:
             raise InputError(f"{folder / which} is of step {step}, beyond the {steps} of "
@@ -295,30 +324,26 @@ def _train(run, settings, batches, threads, say):
                 "leak.")
     say(f"{model.count_parameters(config):,} parameters, {settings.steps} steps of "
         f"{settings.batch_size} x {config.block_size} tokens, {threads} "
-        + ("thread" if threads == 1 else "threads"))
-    state = parallel.start(checkpoint.params, checkpoint.buffers, settings.decay,
-                           m=checkpoint.m, v=checkpoint.v, step=checkpoint.step,
-                           matrices=model.matrices(config) if settings.optimizer == "muon" else ())
+        + ("thread" if threads == 1 else "threads")
+        + (f", PyTorch on {settings.device}" if settings.engine == "torch" else ""))
     steps, began = settings.steps, time.perf_counter() - checkpoint.seconds
     bound = run.bound()
     go_on = f"python -m minattn train --resume {files.quoted(folder)}"
     try:
         with (closing(runs.Metrics(folder, checkpoint)) as metrics, stopping() as asked,
-              parallel.workers(threads) as pool, _Output(sys.stdout, asked) as out,
-              _Output(sys.stderr, asked) as err,
-              tqdm(total=steps, initial=state.step, unit="step", dynamic_ncols=True, file=err,
+              engines.start(checkpoint, config, settings, threads) as engine,
+              _Output(sys.stdout, asked) as out, _Output(sys.stderr, asked) as err,
+              tqdm(total=steps, initial=checkpoint.step, unit="step", dynamic_ncols=True, file=err,
                    mininterval=0.2 if err.isatty() else 5) as bar):
-            for step in range(state.step + 1, steps + 1):
-                row = _step(pool, state, batches, config, settings, folder / runs.CHECKPOINT)
+            for step in range(checkpoint.step + 1, steps + 1):
+                row = _step(engine, step, batches, folder / runs.CHECKPOINT)
                 seconds, stop = time.perf_counter() - began, bool(asked)
                 row["seconds"] = round(seconds, 3)
                 metrics.add(**row)
                 _show(row, bar, steps, out)
                 if step == steps or stop or step % settings.checkpoint_interval == 0:
-                    moments = state.named(state.m), state.named(state.v)
                     runs.save_checkpoint(folder, runs.Checkpoint(
-                        state.params, state.buffers, *moments, step, seconds, bound,
-                        metrics.sync()))
+                        *engine.arrays(), step, seconds, bound, metrics.sync()))
                 if stop and step < steps:
                     raise Interrupted(f"stopped after step {step} of {steps} and saved; continue "
                                       f"with: {go_on}", asked[0])
@@ -328,19 +353,19 @@ def _train(run, settings, batches, threads, say):
     return _finish(runs.load(folder), say)
 
 
-def _step(pool, state, batches, config, settings, good):
-    """One training step, and the validation loss if it is due -> the line of metrics.jsonl.
+def _step(engine, step, batches, good):
+    """Training step `step`, and the validation loss if it is due -> the line of metrics.jsonl.
 
     good: the last checkpoint, for the error where something is not finite.
     """
-    step, val_loss = state.step + 1, None
-    x, y = batches.training(state.step)
+    val_loss = None
+    x, y = batches.training(step - 1)
     tick = time.perf_counter()
     try:
-        loss, norm, lr = parallel.train_step(pool, state, x, y, config, settings)
+        loss, norm, lr = engine.train_step(x, y)
         speed = x.size / (time.perf_counter() - tick)
         if windows := batches.validation(step):
-            val_loss = parallel.mean_loss(pool, state.params, state.buffers, *windows, config)
+            val_loss = engine.mean_loss(*windows)
             if not math.isfinite(val_loss):
                 raise NotFinite("the validation loss")
     except NotFinite as error:

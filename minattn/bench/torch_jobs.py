@@ -11,6 +11,7 @@ from minattn import data, model, parallel, train
 from minattn.bench import torch_fast
 from minattn.bench.numpy_jobs import attention_inputs, step_inputs
 from minattn.bench.step import PLAIN_UP_TO
+from minattn.torch_engine import adamw
 
 
 @contextmanager
@@ -47,20 +48,6 @@ class Training:
             found.append(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip))
         self.optimiser.step()
         return [number.item() for number in found]
-
-
-def adamw(parameters, settings):
-    """PyTorch's AdamW with these train.Settings, fused where it runs."""
-    groups = [{"params": [], "weight_decay": decay} for decay in (settings.weight_decay, 0.0)]
-    for p in parameters:
-        group = 0 if settings.decay == "all" or p.dim() >= 2 else 1
-        groups[group]["params"].append(p)
-    groups = [group for group in groups if group["params"]]
-    options = {"lr": settings.lr, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
-    try:
-        return torch.optim.AdamW(groups, **options, fused=True)
-    except RuntimeError:                                       # before PyTorch 2.4 a CPU had none
-        return torch.optim.AdamW(groups, **options, foreach=True)
 
 
 def step(spec, session):

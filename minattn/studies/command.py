@@ -2,7 +2,7 @@
 import argparse
 import sys
 
-from minattn import checks, files, studies, train
+from minattn import checks, engines, files, studies, train
 from minattn.cli import DEFAULT, add_settings, given
 from minattn.errors import InputError
 from minattn.studies import executors, figures, plan, tables
@@ -66,6 +66,9 @@ def run(args):
                       prefix_positions=args.prefix_positions, lengths=args.lengths,
                       threads=args.threads,
                       data_dir=data_dir)
+    if args.scheduler is None:
+        for variant in study.variants:
+            engines.check(variant.settings)
     workers = args.workers or min(executors.cores(), len(study.jobs()))
     if args.threads is None:
         threads = 1 if args.scheduler else max(1, executors.cores() // workers)

@@ -187,7 +187,7 @@ def check_runs(plan, corpora):
         if (Path(job.folder) / runs.CONFIG).exists():
             run = runs.read_config(job.folder)
             folder = plan.folder / Path(job.folder).relative_to(plan.folder.resolve())
-            if other := run.other_setting(job.expected()):
+            if other := run.other_setting(job.expected(), train.DEFAULTS):
                 raise InputError(f"{folder} holds a run with {other}: give the "
                                  "settings it was made with, or choose another --out.")
             corpus = job.settings.corpus
