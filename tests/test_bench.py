@@ -259,19 +259,28 @@ def test_whole_runs_and_networks_beside_pytorch(suite, tables, tiny, capsys, tmp
 
 
 @pytest.mark.slow
-def test_time_to_a_loss_beside_pytorch(tiny, capsys, tmp_path):
+def test_time_to_a_loss_beside_pytorch(tiny, monkeypatch, capsys, tmp_path):
     pytest.importorskip("torch")
-    given = "--suite", "speedrun", "--preset", "tiny", "--seeds", "2", "--json", "it.json"
-    assert bench.run(arguments(*given[:-1], str(tmp_path / "it.json"))) == 0
+    monkeypatch.setitem(speedrun.RECORDS, "short", TINY | dict(attention="softmax"))
+    given = "--suite", "speedrun", "--preset", "tiny,short", "--seeds", "2", "--json"
+    assert bench.run(arguments(*given, str(tmp_path / "it.json"))) == 0
     rows = json.loads((tmp_path / "it.json").read_text())["speedrun"]
-    assert [row["seed"] for row in rows] == [0, 1]
-    for row in rows:                                       # here both sides train the same recipe
+    assert [(row["recipe"], row["seed"]) for row in rows] == [
+        ("tiny", 0), ("short", 0), ("tiny", 1), ("short", 1)]
+    for row in rows:
         ours, theirs = row["minattn"], row["PyTorch"]
-        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
+        if row["recipe"] == "tiny":                        # both sides train the same recipe
+            assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
         assert row["ratio"] == ours["seconds"] / theirs["seconds"] and ours["seconds"] > 0
-    losses = [row["minattn"]["val_loss"] for row in rows]
-    assert f"tiny: mean loss {np.mean(losses):.4f} (largest {max(losses):.4f})" in \
-        capsys.readouterr().out
+    losses = [row["minattn"]["val_loss"] for row in rows[::2]]
+    out = capsys.readouterr().out
+    assert f"tiny: mean loss {np.mean(losses):.4f} ({min(losses):.4f} to" in out
+    assert out.count("tiny, PyTorch") == 2
+
+
+def test_a_recipe_that_does_not_exist():
+    with pytest.raises(InputError, match="preset of the speedrun must be one of muon, .* fast"):
+        bench.run(arguments("--suite", "speedrun", "--preset", "fats"))
 
 
 @pytest.mark.slow

@@ -91,9 +91,9 @@ def run(args):
 
 def _check(args, suites):
     from minattn import checks
-    from minattn.bench import long, step
+    from minattn.bench import long, speedrun, step
     from minattn.errors import InputError
-    for name in ("threads", "repeat"):
+    for name in ("threads", "repeat", "seeds"):
         checks.number(f"--{name}", getattr(args, name), 1, integer=True)
     checks.number("--longest", args.longest, long.LENGTHS[0], integer=True)
     if args.picture and "long" not in suites:
@@ -101,7 +101,7 @@ def _check(args, suites):
     for file in filter(None, (args.json, args.picture)):
         if not os.path.isdir(os.path.dirname(os.path.abspath(file))) or os.path.isdir(file):
             raise InputError(f"cannot write {file!r}: not a file in a folder that exists.")
-    step.cells(args)
+    speedrun.recipes(args) if "speedrun" in suites else step.cells(args)
 
 
 def machine(threads):

@@ -1,4 +1,4 @@
-"""Time to a loss: a preset of ours beside nanoGPT's CPU recipe (`nano`) in PyTorch, seed by seed.
+"""Time to a loss: recipes of ours beside nanoGPT's CPU recipe (`nano`) in PyTorch, seed by seed.
 
 Counted is the time inside training steps. Drawing batches, checkpoints and the evaluation at the
 end, which is on the whole validation split, are left out on both sides.
@@ -12,49 +12,70 @@ from minattn.bench.sides import Job, number, sides
 from minattn.bench.step import presets
 
 THEIRS = "nano"
+# earlier records, as changes of the preset `fast`: see docs/speedrun.md
+NANO = dict(n_layer=4, n_embd=128, warmup=15)
+RECORDS = {
+    "muon": dict(attention="softmax", muon_steps=5, steps=200, **NANO),
+    "three-steps": dict(attention="softmax", steps=200, **NANO),
+    "forget": dict(steps=150, **NANO),
+}
+
+
+def recipes(args):
+    """The names that --preset lists; InputError for one that does not exist."""
+    names = presets(args, "fast")
+    for name in names:
+        checks.choice("--preset of the speedrun", name, [*RECORDS, *train.PRESETS])
+    return names
 
 
 def suite(args, problems):
-    """Each preset and seed on both sides in turn -> a list of rows; prints a table."""
-    seeds = range(checks.number("--seeds", args.seeds, 1, integer=True))
-    rows = [{"preset": preset, "seed": seed, **_row(preset, seed, args)}
-            for preset in presets(args, "fast") for seed in seeds]
+    """For each seed PyTorch's side, then each recipe of ours -> a list of rows; prints a table."""
+    rows = []
+    for seed in range(args.seeds):
+        theirs = _run("PyTorch", "bench.torch_jobs", THEIRS, seed, args) if args.torch else None
+        for name in recipes(args):
+            ours = _run("minattn", "bench.numpy_jobs", name, seed, args)
+            ratio = ours["seconds"] / theirs["seconds"] if theirs else None
+            rows.append({"recipe": name, "seed": seed, "minattn": ours, "PyTorch": theirs,
+                         "ratio": ratio})
     _print(rows)
     return rows
 
 
-def _row(preset, seed, args):
-    recipes = {"minattn": (preset, "bench.numpy_jobs")}
-    if args.torch:
-        recipes["PyTorch"] = (THEIRS, "bench.torch_jobs")
-    row = {}
-    for label, (name, module) in recipes.items():
-        settings, shape = train.settings_for(name, {"seed": seed, "dropout": 0.0}
-                                             if label == "PyTorch" else {"seed": seed})
-        settings = dataclasses.replace(settings, eval_interval=settings.steps)
-        spec = {"settings": dataclasses.asdict(settings), "shape": shape}
-        print(f"seed {seed}: {name}, {label}", file=sys.stderr, flush=True)
-        with sides({label: Job(module, "whole", spec, threads=args.threads)}) as group:
-            (_, loss, seconds), = group[label]("job", "whole", spec, 1)["checks"]
-            row[label] = {"steps": settings.steps, "seconds": seconds, "val_loss": loss,
-                          "peak_bytes": group[label]("memory")["peak"]}
-    row["ratio"] = row["minattn"]["seconds"] / row["PyTorch"]["seconds"] if args.torch else None
-    return row
+def _run(side, module, name, seed, args):
+    """One training run in a process of its own."""
+    preset, changes = ("fast", RECORDS[name]) if name in RECORDS else (name, {})
+    settings, shape = train.settings_for(preset, {**changes, "seed": seed})
+    settings = dataclasses.replace(settings, eval_interval=settings.steps)
+    spec = {"settings": dataclasses.asdict(settings), "shape": shape}
+    print(f"seed {seed}: {name}, {side}", file=sys.stderr, flush=True)
+    with sides({side: Job(module, "whole", spec, threads=args.threads)}) as group:
+        (_, loss, seconds), = group[side]("job", "whole", spec, 1)["checks"]
+        return {"steps": settings.steps, "seconds": seconds, "val_loss": loss,
+                "peak_bytes": group[side]("memory")["peak"]}
 
 
 def _print(rows):
-    lines = [("preset", "seed", "steps", "seconds", "val loss", "peak MB", f"PyTorch {THEIRS}: s",
-              "val loss", "ratio")]
+    """Each run, and the mean and spread of each recipe."""
+    lines = [("recipe", "seed", "steps", "seconds", "val loss", "peak MB", "ratio")]
+
+    def line(name, seed, run, ratio):
+        lines.append((name, str(seed), str(run["steps"]), number(run["seconds"], 1),
+                      number(run["val_loss"], 4), f"{run['peak_bytes'] / 1e6:.0f}",
+                      number(ratio, 3)))
+
     for row in rows:
-        ours, theirs = row["minattn"], row.get("PyTorch", {"seconds": None, "val_loss": None})
-        lines.append((row["preset"], str(row["seed"]), str(ours["steps"]),
-                      number(ours["seconds"], 1), number(ours["val_loss"], 4),
-                      f"{ours['peak_bytes'] / 1e6:.0f}", number(theirs["seconds"], 1),
-                      number(theirs["val_loss"], 4), number(row["ratio"], 3)))
-    print("\nspeedrun: seconds inside training steps; losses on the whole validation split")
+        if row["PyTorch"] and row["recipe"] == rows[0]["recipe"]:
+            line(f"{THEIRS}, PyTorch", row["seed"], row["PyTorch"], 1.0)
+        line(row["recipe"], row["seed"], row["minattn"], row["ratio"])
+    print("\nspeedrun: seconds inside training steps; losses on the whole validation split; "
+          f"ratio: our seconds relative to PyTorch's for {THEIRS}")
     print(report_table.text(lines, right=range(1, len(lines[0]))))
-    for preset in dict.fromkeys(row["preset"] for row in rows):
-        ours = [row["minattn"] for row in rows if row["preset"] == preset]
-        losses = [run["val_loss"] for run in ours]
-        print(f"{preset}: mean loss {statistics.mean(losses):.4f} (largest {max(losses):.4f}), "
-              f"mean {statistics.mean(run['seconds'] for run in ours):.1f} s")
+    for name in dict.fromkeys(row["recipe"] for row in rows):
+        part = [row for row in rows if row["recipe"] == name]
+        losses = [row["minattn"]["val_loss"] for row in part]
+        ratios = [row["ratio"] for row in part if row["ratio"]]
+        print(f"{name}: mean loss {statistics.mean(losses):.4f} ({min(losses):.4f} to "
+              f"{max(losses):.4f}), {statistics.mean(r['minattn']['seconds'] for r in part):.1f} s"
+              + (f", ratio {statistics.mean(ratios):.3f}" if ratios else ""))
