@@ -13,7 +13,7 @@ from minattn.bench.step import presets
 
 THEIRS = "nano"
 # earlier records, as changes of the preset `fast`: see docs/speedrun.md
-NANO = dict(n_layer=4, n_embd=128, warmup=15)
+NANO = dict(n_layer=4, n_embd=128, warmup=15, lr=6e-3, momentum=0.9)
 RECORDS = {
     "muon": dict(attention="softmax", muon_steps=5, steps=200, **NANO),
     "three-steps": dict(attention="softmax", steps=200, **NANO),
