@@ -1,4 +1,5 @@
 """The validation kit: cases, yardstick, findings, reports, and no false alarm."""
+import itertools
 import json
 import os
 import re
@@ -17,7 +18,17 @@ import run_cases
 from minattn import cli, masks
 from minattn.attention import MECHANISMS, naive, register, softmax
 from minattn.errors import InputError
-from minattn.validate import arithmetic, check, golden, isolate, precision, report, results, vectors
+from minattn.validate import (
+    arithmetic,
+    check,
+    covering,
+    golden,
+    isolate,
+    precision,
+    report,
+    results,
+    vectors,
+)
 from minattn.validate import cases as kit
 from minattn.validate.causality import causality
 from minattn.validate.check import check_case, prepare, read_skips
@@ -48,7 +59,8 @@ def test_cases_are_the_families_of_the_specification(mechanism):
                "fully_masked_row", "tq_ne_tk",
                "long", "odd_head_dim", "score_shift", "tiny_values", "large_values",
                "repeated_tokens",
-               "identical_tokens", "one_token", "batch_independence", "non_contiguous", "bias"}
+               "identical_tokens", "one_token", "batch_independence", "non_contiguous", "bias",
+               "combinations"}
     own = {"sink": {"sink_far_above", "sink_far_below"}, "gated": {"gate_saturated"},
            "energy": {"gate_all_closed"}, "affine": {"alpha_at_kinks", "alpha_ma"},
            "gaussian": {"sigma_tiny", "sigma_huge"}, "cog": {"scores_at_zero"},
@@ -73,6 +85,8 @@ def test_inputs_are_exact_in_bfloat16_and_float16(mechanism):
     beyond = {"tiny_values", "score_shift", "dominant_score",
               "large_values"}        # of float16's range
     for case in kit.cases(mechanism, seed=3):
+        if case.family == "combinations" and not case.quick:
+            continue
         numbers = [*case.arrays.values(), case.cotangent, *case.options.values()]
         numbers = [x for x in numbers if isinstance(x, np.ndarray) and x.dtype == np.float64]
         assert arithmetic.fits(numbers, "bfloat16") and arithmetic.fits(numbers, "float32"), case.id
@@ -170,7 +184,7 @@ def test_random_rounding_takes_both_neighbours_and_leaves_exact_numbers(dtype):
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_plain_arithmetic_computes_the_same_thing_in_both_forms(mechanism):
     for case in kit.cases(mechanism):
-        if case.id.startswith("long/T=1025"):
+        if case.id.startswith("long/T=1025") or case.family == "combinations":
             continue
         truth = precision.truth(case)
         exact = arithmetic.Arithmetic("float64")
@@ -182,6 +196,55 @@ def test_plain_arithmetic_computes_the_same_thing_in_both_forms(mechanism):
             bound = slack * (1e-11 * np.abs(x).max() + 1e-13)
             assert np.abs(plain[name] - x).max() <= bound, (case.id, name)
             assert np.abs(early[name] - x).max() <= 10 * bound, (case.id, name)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_plain_formulas_give_the_truth_of_the_combinations(mechanism):
+    row = MECHANISMS[mechanism]
+    for case in [c for c in kit.cases(mechanism, quick=True) if c.family == "combinations"][::3]:
+        truth = precision.truth(case)
+        out, cache = row.naive_forward(**case.arrays, **case.options)
+        grads = row.naive_backward(case.cotangent, cache)
+        found = {"out": out, **{"d" + name: x for name, x in grads.items()}}
+        for name, x in truth.items():
+            bound = 1e-10 * np.abs(x).max() + 1e-12
+            assert np.abs(found[name] - x).max() <= bound, (case.id, name)
+
+
+@pytest.mark.parametrize("strength", [2, 3])
+def test_every_combination_of_settings_is_covered_and_the_usual_ones_most(strength):
+    sizes = (5, 4, 3, 2, 2)
+    rows = covering.covering(sizes, strength)
+    for some in itertools.combinations(range(len(sizes)), strength):
+        met = {tuple(row[i] for i in some) for row in rows}
+        assert len(met) == np.prod([sizes[i] for i in some])
+    assert len(rows) < {2: 26, 3: 80}[strength] and rows == covering.covering(sizes, strength)
+
+
+def test_the_combinations_leave_out_what_is_excluded_and_keep_to_sizes():
+    without = ("bias", "window", "grouped", "strided", "Tq!=Tk")
+    found = [c for c in kit.cases("softmax", without=without, sizes={"D": 64, "Dv": 64})
+             if c.family == "combinations"]
+    assert len(found) > 30 and not any(c.flags & {*without} for c in found)
+    assert {c.arrays["q"].shape[3] for c in found[::9]} == {64}
+    assert {"causal", "prefix", "allowed", "scale", "softcap"} <= set().union(
+        *(c.flags for c in found))
+    grouped = kit.cases("softmax", sizes={"H": 6, "Hkv": 2}, only=["causal", "combinations"])
+    assert {c.arrays["k"].shape[1] for c in grouped[:5]} == {2}
+
+
+@pytest.mark.parametrize("layout", covering.LAYOUTS)
+def test_inputs_stand_between_numbers_that_nobody_may_read(layout):
+    x = np.arange(2.0 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    x[:] = x[:, :1] if layout == "expanded" else x
+    buffer, strides, offset = covering.place(x, layout)
+    np.testing.assert_array_equal(covering.view(buffer, x.shape, strides, offset), x)
+    held = x.size // (3 if layout == "expanded" else 1)
+    assert np.isnan(buffer).sum() == buffer.size - held >= 2 * covering.GUARD
+    assert strides == {"contiguous": [60, 20, 5, 1], "BTHD": [60, 5, 15, 1],
+                       "packed": [180, 5, 45, 1], "expanded": [60, 0, 5, 1],
+                       "transposed": [60, 20, 1, 4], "gaps": [120, 10, 30, 2]
+                       }.get(layout, [60, 20, 5, 1])
 
 
 def test_the_yardstick_refuses_what_a_precision_cannot_hold():
@@ -466,6 +529,27 @@ def test_a_refused_option_is_said_by_name_and_can_be_excluded():
     found = check("softmax", lambda q: q, cases=["causal"], show=False)
     message = found.results[0].findings[0].message
     assert "does not take the mechanism's arguments (3 arrays)" in message
+
+
+def test_a_workspace_shared_between_layers_is_found():
+    last = []
+
+    def forward(q, k, v, **options):
+        out, cache = softmax.forward(q, k, v, **options)
+        last[:] = [cache]
+        return out, cache
+    how = {"cases": ["causal", "noncausal"], "show": False}
+    assert check("softmax", (forward, softmax.backward), **how).ok
+    found = check("softmax", (forward, lambda dout, _: softmax.backward(dout, last[0])), **how)
+    assert all(kinds(r) == {"not repeatable"} for r in found.results)
+    assert "another one runs before its backward" in str(found)
+    runs = []
+
+    def again(dout, cache):
+        runs.append(id(cache))
+        return {n: x * runs.count(id(cache)) for n, x in softmax.backward(dout, cache).items()}
+    found = check("softmax", (forward, again), **how)
+    assert kinds(found.results[0]) == {"not repeatable"}
 
 
 def test_samples_that_talk_to_each_other_are_found():

@@ -68,6 +68,20 @@ def _noise(bits, n, rng):
     return _pool[bits][start:start + n]
 
 
+def blur(x, fmt, count, rng):
+    """x as `count` random roundings would leave it: off by up to half a unit times sqrt(count)"""
+    x = np.asarray(x)
+    if "uniform" not in _pool or len(_pool["uniform"]) < x.size + WINDOWS:
+        _pool["uniform"] = np.random.default_rng(0).uniform(-0.5, 0.5, x.size + WINDOWS)
+    start = int(rng.integers(WINDOWS))
+    noise = _pool["uniform"][start:start + x.size].reshape(x.shape) * (fmt.eps * math.sqrt(count))
+    noise += 1
+    y = x * noise
+    if not np.abs(y).max(initial=0) <= fmt.largest:
+        y = np.where(np.abs(y) > fmt.largest, np.copysign(np.inf, y), y)
+    return y
+
+
 _pool: dict = {}
 WINDOWS = 1 << 16
 
@@ -87,10 +101,13 @@ class Arithmetic:
     """What an operation on `Rounded` arrays does: compute in float64, then round to the format.
 
     portable: exp and log from IEEE operations alone, for the same bits on every machine.
+    block: so many terms of a matrix product are added up exactly, and what rounding each of them
+    would have done is drawn as one random number, as for all other roundings: cheap for large
+    arrays, but no result stays exact. It needs a generator.
     """
 
-    def __init__(self, dtype, rng=None, portable=False):
-        self.dtype, self.rng = dtype, rng
+    def __init__(self, dtype, rng=None, portable=False, block=1):
+        self.dtype, self.rng, self.block = dtype, rng, block
         self.functions = PORTABLE if portable else {}
 
     def array(self, x):
@@ -102,6 +119,8 @@ class Arithmetic:
         return y
 
     def round(self, x):
+        if self.block > 1:
+            return blur(x, FORMATS[self.dtype], 1, self.rng)
         return round_to(x, self.dtype, self.rng)
 
     def operate(self, ufunc, method, *inputs, axis=0, keepdims=False, **kwargs):
@@ -125,6 +144,12 @@ class Arithmetic:
     def _matmul(self, a, b):
         """(..., n, k), (..., k, m) -> (..., n, m), one k after another"""
         total = 0.0
+        if self.block > 1:
+            wide = FORMATS[FORMATS[self.dtype].wide]
+            for i in range(0, a.shape[-1], self.block):
+                part = slice(i, i + self.block)
+                total = blur(total + a[..., part] @ b[..., part, :], wide, self.block, self.rng)
+            return total
         for i in range(a.shape[-1]):
             total = self._add(total, a[..., :, i, None] * b[..., None, i, :])
         return total
@@ -133,6 +158,12 @@ class Arithmetic:
         """One term after another, over all these axes in one row."""
         axes = range(x.ndim) if axis is None else np.atleast_1d(axis)
         axes = sorted(int(a) % x.ndim for a in axes)
+        if self.block > 1:
+            total = x.sum(axis=tuple(axes), keepdims=keepdims)
+            apart = np.sqrt((x * x).sum(axis=tuple(axes), keepdims=keepdims))
+            size = np.maximum(np.abs(total), apart)          # of the partial sums, about
+            wide, count = FORMATS[FORMATS[self.dtype].wide], x.size // max(1, total.size) // 2
+            return total + (blur(size, wide, count + 1, self.rng) - size)
         terms = np.moveaxis(x, axes, range(len(axes)))
         total = 0.0
         for term in terms.reshape(-1, *terms.shape[len(axes):]):

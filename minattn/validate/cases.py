@@ -15,7 +15,7 @@ import numpy as np
 
 from minattn import attention, checks, masks, memory, spec
 from minattn.errors import InputError
-from minattn.validate import families
+from minattn.validate import covering, families
 
 SIZES = {"B": 2, "H": 3, "Tq": 7, "Tk": 7, "D": 11, "Dv": 13}
 BITS = 8  # significant bits of every number: what bfloat16 holds
@@ -31,9 +31,74 @@ class Case(NamedTuple):
     flags: frozenset = frozenset()      # what it asks for: "window", "window=2", "Tq!=Tk", ...
     quick: bool = False         # part of the quick selection
     seed: int = 0
-    layout: str = "contiguous"  # or "strided": hand the arrays over as views with gaps
+    layout: str = "contiguous"  # in memory, of its arrays: one of covering.LAYOUTS
+    aside: str = "contiguous"   # of its mask and bias
+    dout: str = "contiguous"    # of the gradient that comes in
     twin: dict | None = None    # arrays that differ in sample 0 only: the others must not change
     unmet: str = ""             # why the sizes asked for rule this case out
+
+
+class Combination:
+    """A case of the covering array: a row of settings, whose numbers are drawn when needed."""
+    family, twin, unmet = "combinations", None, ""
+
+    def __init__(self, mechanism, row, usual, fixed, seed, quick=False):
+        self.mechanism, self.row, self.usual, self.fixed = mechanism, row, usual, fixed
+        self.seed, self.quick = seed, quick
+        self.layout, self.aside, self.dout = (row[n] for n in ("layout", "aside", "dout"))
+        self.id = f"combinations/{covering.named(row, usual)}"
+        row_of_mechanism = attention.mechanism(mechanism)
+        options = {**covering.rules(row), **fixed}
+        self.flags = frozenset().union(
+            *(covering.asks(n, x, row_of_mechanism) for n, x in row.items()),
+            fixed, (f"{n}={x}" for n, x in options.items()))
+
+    arrays = property(lambda self: _drawn(self)[0])
+    options = property(lambda self: _drawn(self)[1])
+    cotangent = property(lambda self: _drawn(self)[2])
+
+    def simpler(self):
+        """The same case but for one setting, which is the usual one"""
+        for name, value in self.usual.items():
+            if self.row[name] != value:
+                yield Combination(self.mechanism, {**self.row, name: value}, self.usual, self.fixed,
+                                  self.seed)
+
+
+@lru_cache(maxsize=2)
+def _drawn(case):
+    """arrays, options, cotangent"""
+    mechanism, row = attention.mechanism(case.mechanism), case.row
+    rng = np.random.default_rng([case.seed, zlib.crc32(f"{case.mechanism}/{case.id}".encode())])
+    size, extra = covering.size_of(row), row.get("extra", ())
+    shapes = {**mechanism.arguments, **{n: mechanism.optional[n] for n in extra}}
+    if extra:
+        shapes = {n: s.replace(" T ", " Tq ") for n, s in shapes.items()}
+    arrays = draw_arguments(mechanism, shapes, size, rng)
+    families.suit(arrays, size, row.get("sign", 1))
+    options = {**covering.rules(row), **{n: row[n] for n in mechanism.options if n in row},
+               **case.fixed}
+    for name, make in (("allowed", covering.mask), ("bias", covering.bias)):
+        if row[name]:
+            x = make(row[name], size, rng)
+            if case.aside == "expanded":
+                x = np.broadcast_to(x, [size[s] for s in ("B", "H", "Tq", "Tk")])
+            options[name] = x if name == "allowed" else exact(np.where(np.abs(x) < 2**-10, 0, x))
+    if row.get("log_length"):
+        options["log_length"] = exact(0.25 + rng.random(size["H"]) / 2)
+    queries = arrays.get("q", arrays.get("x"))
+    values = next(arrays[n] for n in ("values", "v", "keys", "x") if n in arrays)
+    cotangent = draw((size["B"], size["H"], queries.shape[2], values.shape[3]), rng)
+    if case.layout == "expanded":
+        for name in arrays.keys() & {"k", "v", "keys", "values"}:
+            arrays[name][:] = arrays[name][:, :1]
+    if case.dout == "expanded":
+        cotangent[:] = cotangent[:, :, :1]
+    arrays = {n: exact(x) for n, x in arrays.items()}
+    for x in (*arrays.values(), *options.values(), cotangent):
+        if isinstance(x, np.ndarray):
+            x.flags.writeable = False
+    return arrays, options, cotangent
 
 
 def named(text):
@@ -45,7 +110,7 @@ def named(text):
     return attention.versioned(name, options)
 
 
-def cases(mechanism, *, seed=0, quick=False, only=None, sizes=None):
+def cases(mechanism, *, seed=0, quick=False, only=None, sizes=None, without=(), strength=2):
     """The cases of one mechanism, in a fixed order: a tuple of Case.
 
     mechanism: a name, with options in brackets ("energy[norm=prefix]") to keep these fixed in every
@@ -56,11 +121,11 @@ def cases(mechanism, *, seed=0, quick=False, only=None, sizes=None):
     mechanism, fixed = named(mechanism)
     checks.options("mechanism option", mechanism.name, fixed, mechanism.options)
     for symbol, n in (sizes or {}).items():
-        checks.choice("a size", symbol, (*SIZES, "T"))
+        checks.choice("a size", symbol, (*SIZES, "T", "Hkv"))
         checks.number(symbol, n, 1, integer=True)
     seed = checks.number("seed", seed, 0, integer=True)
     found = _all(mechanism.name, id(mechanism.module), seed, tuple(sorted((sizes or {}).items())),
-                 tuple(sorted(fixed.items())))
+                 tuple(sorted(fixed.items())), frozenset(without), strength)
     for glob in only or ():
         if not any(_matches(c, glob) for c in found):
             near = checks.nearest(glob, [name for c in found for name in (c.family, c.id)])
@@ -111,8 +176,11 @@ def transforms(mechanism):
 
 
 @lru_cache(maxsize=32)
-def _all(name, module_id, seed, sizes, fixed):
+def _all(name, module_id, seed, sizes, fixed, without, strength):
     mechanism, sizes, fixed = attention.mechanism(name), dict(sizes), dict(fixed)
+    if "Hkv" in sizes:
+        sizes["G"] = sizes.pop("Hkv")
+        sizes = {"H": 3 * sizes["G"], **sizes}
     T = sizes.pop("T", None)
     if T:
         sizes = {"Tq": T, "Tk": T, **sizes}
@@ -125,7 +193,10 @@ def _all(name, module_id, seed, sizes, fixed):
         if all(plan.options.get(option, value) == value for option, value in fixed.items()):
             plan = plan._replace(options={**plan.options, **fixed})
             made.append(_make(mechanism, plan, seed, sizes))
-    return tuple(case for case in made if case is not None)
+    rows = covering.rows(mechanism, sizes, fixed, without, strength)
+    usual = {n: x[0] for n, x in covering.factors(mechanism, sizes, fixed, without).items()}
+    combinations = [Combination(name, row, usual, fixed, seed, quick) for row, quick in rows]
+    return tuple(case for case in (*made, *combinations) if case is not None)
 
 
 def _weigh(sizes, count):
@@ -143,6 +214,8 @@ def _make(mechanism, plan, seed, sizes):
     unmet = [f"it needs {s} = {n}, but you fixed {s} at {sizes[s]}"
              for s, n in plan.sizes.items() if sizes.get(s, n) != n]
     size = all_sizes({**SIZES, **sizes, **plan.sizes})
+    if size["H"] % size["G"]:
+        size["G"] = size["H"]                                # unmet, or no size of this mechanism
     if plan.twin and size["B"] < 2:
         unmet.append("it needs at least two samples")
     shapes = {**mechanism.arguments, **{extra: mechanism.optional[extra] for extra in plan.extra}}
@@ -171,23 +244,29 @@ def _make(mechanism, plan, seed, sizes):
             x.flags.writeable = False
     flags = _flags(arrays, options, plan)
     return Case(f"{plan.family}/{plan.name}", plan.family, mechanism.name, arrays, options,
-                cotangent, flags, plan.quick, seed, plan.layout, twin if plan.twin else None,
-                "".join(unmet[:1]))
+                cotangent, flags, plan.quick, seed, plan.layout,
+                twin=twin if plan.twin else None, unmet="".join(unmet[:1]))
 
 
 def _flags(arrays, options, plan):
     """What a case asks for, in the words by which it can be excluded."""
     named = (f"{n}={x}" for n, x in options.items() if not isinstance(x, np.ndarray))
     flags = {*options, *named, *plan.extra}
-    if plan.layout == "strided":
+    if plan.layout != "contiguous":
         flags.add("strided")
     queries = arrays.get("q", arrays.get("x"))
     if queries is not None:
-        Tq, Tk = queries.shape[2], arrays.get("k", arrays.get("keys", queries)).shape[2]
-        rules = {n: x for n, x in options.items() if n in ("causal", "window", "prefix", "align")}
-        see = masks.visible(Tq, Tk, **rules) & options.get("allowed", True)
-        if Tq != Tk:
+        if queries.shape[2] != arrays.get("k", arrays.get("keys", queries)).shape[2]:
             flags.add("Tq!=Tk")
-        if not see.any(axis=-1).all():
+        if not seen(arrays, options).any(axis=-1).all():
             flags.add("empty_rows")
     return frozenset(flags)
+
+
+def seen(arrays, options):
+    """Which key does each query see? -> bool, broadcasts to (B, H, Tq, Tk)"""
+    queries = arrays.get("q", arrays.get("x"))
+    Tq, Tk = queries.shape[2], arrays.get("k", arrays.get("keys", queries)).shape[2]
+    rules = {n: x for n, x in options.items() if n in ("causal", "window", "prefix", "align")}
+    see = masks.visible(Tq, Tk, **rules) & options.get("allowed", True)
+    return see & (options["bias"] > -np.inf) if "bias" in options else see

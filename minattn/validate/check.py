@@ -8,6 +8,7 @@ is compared afterwards. The kit's own arithmetic does not depend on np.seterr.
 """
 import ctypes
 import fnmatch
+import inspect
 import threading
 import time
 from functools import partial
@@ -36,6 +37,12 @@ class Setup(NamedTuple):
     adapter: frameworks.NumpyAdapter
     exclude: frozenset = frozenset()
     time_limit: float = 30.0
+    unasked: tuple = ()       # what the function does not take and need not: see `unasked`
+
+    @property
+    def without(self):
+        """What the combinations of settings leave out."""
+        return tuple(sorted({*self.exclude, *self.unasked}))
 
     @property
     def no_gradients(self):
@@ -75,13 +82,13 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     """
     start = time.perf_counter()
     setup = prepare(mechanism, fn, framework=framework, dtype=dtype, device=device,
-                    backward=backward, exclude=exclude, time_limit=time_limit)
-    chosen = select(mechanism, cases, quick=quick, seed=seed, sizes=sizes)
+                    backward=backward, exclude=exclude, time_limit=time_limit, sizes=sizes)
+    chosen = select(mechanism, cases, quick=quick, seed=seed, sizes=sizes, without=setup.without)
     rules = read_skips(skip_file, chosen) if skip_file is not None else []
     results = until_too_many_hang((with_rule(case, setup, rules) for case in chosen), chosen,
                                   progress)
     found = Report(mechanism, setup.target.name, framework, dtype, device, seed, results,
-                   setup.no_gradients, time.perf_counter() - start)
+                   setup.no_gradients, time.perf_counter() - start, setup.unasked)
     if show:
         print(found)
     return found
@@ -104,36 +111,52 @@ def until_too_many_hang(results, chosen, progress=False):
 
 @np.errstate(all="ignore")
 def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", backward=None,
-            exclude=(), time_limit=30.0):
+            exclude=(), time_limit=30.0, sizes=None):
     """Check the question -> Setup, with which check_case answers it for one case."""
     target = frameworks.resolve(fn, backward)
     adapter = frameworks.adapter(framework, dtype, device)
     checks.number("time_limit", time_limit, above=0, high=MOST_SECONDS)
     known = set(SPECIAL)
+    row = case_module.named(mechanism)[0]
+    known |= {"d" + n for n in (*row.arguments, *row.optional, "bias", "log_length")}
     for case in case_module.cases(mechanism):
-        known |= {case.family, *case.flags, *("d" + n for n in (*case.arrays, "bias"))}
+        known |= {case.family, *case.flags}
     for name in exclude:
         if name not in known:
             near = checks.nearest(name, known)
             raise InputError(f"no option, family or gradient of {mechanism} is called "
                              f"{name!r}.{near}")
-    return Setup(target, adapter, frozenset(exclude), time_limit)
+    return Setup(target, adapter, frozenset(exclude), time_limit,
+                 unasked(target.forward, sizes or {}))
+
+
+def unasked(forward, sizes):
+    """What newer kernels do and others need not: asked for where the function takes it by name, or
+    takes any name, or the sizes name Hkv."""
+    names = {"softcap", "log_length", "grouped"} - ({"grouped"} if "Hkv" in sizes else set())
+    try:
+        parameters = inspect.signature(forward).parameters.values()
+    except (ValueError, TypeError):
+        return tuple(sorted(names))
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        return ()
+    return tuple(sorted(names - {p.name for p in parameters}))
 
 
 @np.errstate(all="ignore")
-def select(mechanism, cases=None, *, quick=False, seed=0, sizes=None):
+def select(mechanism, cases=None, *, quick=False, seed=0, sizes=None, without=()):
     """The cases to run: a tuple of Case."""
     if cases is not None and not isinstance(cases, str):
         cases = tuple(cases)
         if not cases:
             raise InputError("no cases were chosen; leave `cases` out for all of them.")
-        if all(isinstance(c, case_module.Case) for c in cases):
+        if all(isinstance(c, (case_module.Case, case_module.Combination)) for c in cases):
             name = case_module.named(mechanism)[0].name
             checks.choice("the mechanism of these cases", cases[0].mechanism, (name,))
             return cases
     only = (cases,) if isinstance(cases, str) else cases
     return case_module.cases(mechanism, seed=seed, quick=quick and only is None, only=only,
-                             sizes=sizes)
+                             sizes=sizes, without=without)
 
 
 @np.errstate(all="ignore")
@@ -151,14 +174,15 @@ def check_case(case, setup):
         wanted = ()
         if not setup.no_gradients:
             wanted = [n[1:] for n in right.truth if n != "out" and n not in setup.exclude]
-        calls = [case.arrays]
-        if "repeat" not in setup.exclude:
-            calls.append(case.arrays)
-        if case.twin is not None:
-            calls.append(case.twin)
         one = partial(frameworks.run, setup.target, setup.adapter, case,
                       out_shape=right.truth["out"].shape, wanted=wanted)
-        first, *rest = limited(lambda: [one(arrays=x) for x in calls], setup.time_limit)
+        other = {n: x / 2 for n, x in case.arrays.items()}
+        calls = [partial(one, arrays=case.arrays)]
+        if "repeat" not in setup.exclude:                    # a layer in which another one stands
+            calls.append(partial(calls[0], between=lambda: one(arrays=other)))
+        if case.twin is not None:
+            calls.append(partial(one, arrays=case.twin))
+        first, *rest = limited(lambda: [call() for call in calls], setup.time_limit)
         tensors = [compare(n, x, right.truth[n], right.bounds[n]) for n, x in first.tensors.items()]
         findings += [*first.findings, *modified(case, first)]
         findings += [Finding("values" if np.isfinite(t.error) else "not finite", str(t))
@@ -185,8 +209,11 @@ def _not_covered(case, setup):
     excluded = sorted(setup.exclude & (case.flags | {case.family}))
     if excluded:
         return f"you excluded {', '.join(excluded)}"
-    if case.layout == "strided" and not setup.adapter.strided:
+    if case.family == "non_contiguous" and not setup.adapter.strided:
         return f"arrays of {setup.adapter.name} have no strides"
+    if case.family == "combinations" and "empty_rows" in setup.exclude:
+        if not case_module.seen(case.arrays, case.options).any(axis=-1).all():
+            return "you excluded empty_rows"
     return case.unmet
 
 
@@ -215,8 +242,9 @@ def repeated(first, second):
         y = second.tensors.get(name)
         if y is None or not np.array_equal(x, y, equal_nan=True):
             by = "" if y is None else f", by up to {np.nanmax(np.abs(x - y)):.2g}"
+            among = "" if name == "out" else " and another one runs before its backward"
             yield Finding("not repeatable",
-                          f"{name} is different when the same call is made again{by}.")
+                          f"{name} is different when the same call is made again{among}{by}.")
 
 
 def shared(first, second, adapter):

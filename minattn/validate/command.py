@@ -87,5 +87,5 @@ def _list(chosen):
     """Each case with what it asks for: the words that --exclude knows."""
     for case in chosen:
         asks = ", ".join(sorted(f for f in case.flags if f.split("=")[0] not in case.flags - {f}))
-        print(f"{case.id:<44}{'quick' if case.quick else '':<7}{asks}".rstrip())
+        print(f"{case.id:<43} {'quick' if case.quick else '':<7}{asks}".rstrip())
     return 0

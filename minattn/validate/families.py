@@ -110,7 +110,7 @@ def generic(mechanism, T, fixed=()):
     yield Plan("one_token", "T=1", {}, {"Tq": 1, "Tk": 1})
     yield Plan("one_token", "T=1,causal", causal, {"Tq": 1, "Tk": 1}, quick=True)
     yield Plan("batch_independence", "sample_0_changed", causal, twin=True, quick=True)
-    yield Plan("non_contiguous", "strided", causal, layout="strided", quick=True)
+    yield Plan("non_contiguous", "strided", causal, layout="gaps", quick=True)
     yield Plan("bias", "full", {**causal, "bias": bias("B", "H", "Tq", "Tk")}, quick=True)
     yield Plan("bias", "per_key", {"bias": bias("H", "1", "Tk")}, quick=True)
     if "scale" not in mechanism.refuses:
@@ -452,6 +452,18 @@ def keys_of_levels(x, rng):
     again = np.maximum(np.arange(x.shape[-2]) - 1, 0) // 6
     x[..., 0] = 6 - np.abs(steps % 12 - 6) + again / 8
     return x
+
+
+def suit(arrays, size, sign):
+    """In place: long sequences are not all forgotten, wide tokens not all far apart; the sign of
+    what is learned per head may alternate"""
+    for name, shift in (("forget_logits", math.log(size["Tk"])),
+                        ("log_sigma", math.log(size["D"] / 11) / 2)):
+        if name in arrays:
+            arrays[name] += shift
+    for x in arrays.values():
+        if x.ndim == 1 and sign < 0:
+            x[1::2] *= -1
 
 
 # mechanism -> {argument: (standard normal numbers, rng) -> its numbers}; others stay as they are

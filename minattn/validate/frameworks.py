@@ -15,6 +15,7 @@ import numpy as np
 from minattn import attention, checks
 from minattn.errors import InputError
 from minattn.files import one_line
+from minattn.validate import covering
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
@@ -134,16 +135,11 @@ class TorchAdapter(NumpyAdapter):
         self.type = getattr(torch, dtype)
 
     def array(self, x, layout="contiguous", leaf=False):
-        t = self.torch.from_numpy(stride(x, x.dtype, layout))
-        t = t.to(self.device) if x.dtype == bool else self._convert(t, layout)
+        buffer, strides, offset = covering.place(x, layout)
+        flat = self.torch.from_numpy(buffer).to(self.device)
+        t = flat if x.dtype == bool else flat.to(self.type)
+        t = self.torch.as_strided(t, x.shape, strides, offset)
         return t.requires_grad_() if leaf and x.dtype != bool else t
-
-    def _convert(self, t, layout):
-        if layout == "contiguous":
-            return t.to(self.type).to(self.device)
-        shape = (*t.shape[:-1], 2 * t.shape[-1])
-        wide = self.torch.empty(shape, dtype=self.type, device=self.device)
-        return wide[..., ::2].copy_(t)
 
     def numbers(self, x):
         return x.detach().to("cpu", self.torch.float64).numpy().copy()
@@ -220,43 +216,47 @@ ADAPTERS = {"numpy": NumpyAdapter, "torch": TorchAdapter, "jax": JaxAdapter}
 
 
 def stride(x, dtype, layout):
-    """A fresh copy of x; "strided": gaps between numbers, heads and tokens swapped in memory."""
-    if x.dtype == bool:
-        dtype = bool
-    if layout == "contiguous":
-        return x.astype(dtype, order="C", copy=True)
-    shape = (x.shape[0], x.shape[2], x.shape[1], *x.shape[3:]) if x.ndim > 2 else x.shape
-    y = np.full((*shape[:-1], 2 * shape[-1]), 0, dtype)[..., ::2]
-    y = y.swapaxes(1, 2) if x.ndim > 2 else y
-    y[...] = x
-    return y
+    """A fresh copy of x in a layout of covering.LAYOUTS, with NaN around it."""
+    buffer, strides, offset = covering.place(x, layout)
+    if x.dtype != bool:
+        buffer = buffer.astype(dtype)
+    return covering.view(buffer, x.shape, strides, offset)
 
 
-def run(target, adapter, case, arrays, out_shape, wanted):
-    """One forward and, for `wanted` gradients, one backward; Problem if nothing can be compared."""
+def run(target, adapter, case, arrays, out_shape, wanted, between=None):
+    """One forward and, for `wanted` gradients, one backward; Problem if nothing can be compared.
+
+    between: called after the forward, as another layer would be. Then a backward that came with the
+    function runs twice, which may not change its result.
+    """
     row, findings = attention.MECHANISMS[case.mechanism], []
     by_hand = target.backward is not None
     leaf = lambda name: name in wanted and not by_hand
-    inputs = {n: adapter.array(x, case.layout, leaf(n)) for n, x in arrays.items()}
-    options = {n: adapter.array(x, leaf=leaf(n)) if isinstance(x, np.ndarray) else x
+    inputs = {n: adapter.array(x, covering.of_input(case.layout, i + 1), leaf(n))
+              for i, (n, x) in enumerate(arrays.items())}
+    options = {n: adapter.array(x, case.aside, leaf(n)) if isinstance(x, np.ndarray) else x
                for n, x in case.options.items()}
     args = [inputs[n] for n in row.arguments]
     kwargs = {**{n: x for n, x in inputs.items() if n not in row.arguments}, **options}
     fits_signature(target.forward, args, kwargs)
     given = {**inputs, **options}
-    cotangent = adapter.array(case.cotangent)
+    cotangent = adapter.array(case.cotangent, case.dout)
     leaves = {} if by_hand else {n: given[n] for n in wanted}
     result, differentiate = adapter.call(target.forward, args, kwargs, leaves, cotangent)
     out, further = result, 0
     if isinstance(result, (tuple, list)) and len(result):
         out, further = result[0], len(result) - 1 - by_hand  # the cache of a backward is none
     _looks_right(adapter, "the output", out, out_shape)
-    grads = {}
+    tensors, returned, grads = {"out": adapter.numbers(out)}, {"out": out}, {}
+    if between is not None:
+        between()
     if by_hand and wanted:
         if not isinstance(result, (tuple, list)) or len(result) < 2:
             raise Problem("gradient", "with a backward of its own, forward must return "
                                       "(out, cache); it returned one thing.")
         with np.errstate(all="ignore"):
+            if between is not None:
+                target.backward(adapter.array(case.cotangent, case.dout), result[1])
             grads = target.backward(cotangent, result[1])
         if not isinstance(grads, dict):
             kind = type(grads).__name__
@@ -268,7 +268,6 @@ def run(target, adapter, case, arrays, out_shape, wanted):
                 findings.append(Finding("gradient", says))
     elif wanted and differentiate is not None:
         grads = differentiate(out)
-    tensors, returned = {"out": adapter.numbers(out)}, {"out": out}
     for name in wanted if by_hand or differentiate is not None else ():
         if grads.get(name) is None:
             findings.append(Finding("gradient", f"the gradient of {name} is missing."))

@@ -86,17 +86,22 @@ def check(question, *, progress=False):
     """question: check's arguments by name, "target" and "backward" as text for `load` -> Report"""
     from minattn.validate.check import until_too_many_hang
     start = time.perf_counter()
-    chosen = _cases(question)
+    chosen = []
+    _cases(question)                                         # refused before a child starts?
+
+    def begin(name, gradients, without, unasked):
+        chosen.extend(_cases(question, without))
+        return len(chosen)
 
     def lost(n, *finding):
         return Result(chosen[n].id, chosen[n].family, FAILED, (Finding(*finding),))
-    answers = _answers("check", question, len(chosen), _result, lost)
+    answers = _answers("check", question, begin, _result, lost)
     with contextlib.closing(answers):
-        name, gradients = next(answers)
+        name, gradients, _, unasked = next(answers)
         results = until_too_many_hang(answers, chosen, progress)
     about = [question[n] for n in ("framework", "dtype", "device", "seed")]
     seconds = time.perf_counter() - start
-    return Report(question["mechanism"], name, *about, results, gradients, seconds)
+    return Report(question["mechanism"], name, *about, results, gradients, seconds, unasked)
 
 
 def causality(**question):
@@ -105,15 +110,16 @@ def causality(**question):
 
     def lost(n, kind, why):
         return "fail", [why]
-    (name,), *found = _answers("causality", question, len(FORMS), tuple, lost)
+    (name,), *found = _answers("causality", question, lambda *_: len(FORMS), tuple,
+                               lost)
     return Certificate(name, *({form: answer[n] for form, answer in zip(FORMS, found)}
                                for n in (0, 1)))
 
 
-def _cases(question):
+def _cases(question, without=()):
     from minattn.validate.check import select
     chosen = {name: question[name] for name in ("quick", "seed", "sizes")}
-    return select(question["mechanism"], question["cases"], **chosen)
+    return select(question["mechanism"], question["cases"], without=without, **chosen)
 
 
 def _result(row):
@@ -124,20 +130,20 @@ def _result(row):
                            tensors=tuple(tensors))
 
 
-def _answers(job, question, count, read, lost):
-    """What the child says when it is ready, then `count` answers: read(answer) or lost(n, ...).
+def _answers(job, question, begin, read, lost):
+    """What the child says when it is ready, then begin(what) answers: read(answer) or lost(n, ...).
 
     InputError if the question cannot be put at all.
     """
-    n, ready = 0, False
-    while n < count:
+    n, count = 0, None
+    while count is None or n < count:
         for kind, *news in _child(job, question, n, read):
             if kind == "refused":
                 raise InputError(news[0])
             if kind == "ready":
-                if not ready:
+                if count is None:
+                    count = begin(*news)
                     yield news
-                ready = True
                 continue
             yield lost(n, *news) if kind == "lost" else news[0]
             n += 1
@@ -265,12 +271,12 @@ def _check(question, first, say):
     from minattn.validate.precision import yardstick
     target = load(question["target"])
     backward = question["backward"] and load(question["backward"])
-    keep = ("framework", "dtype", "device", "exclude", "time_limit")
+    keep = ("framework", "dtype", "device", "exclude", "time_limit", "sizes")
     setup = prepare(question["mechanism"], target, backward=backward,
                     **{name: question[name] for name in keep})
-    chosen = _cases(question)
+    chosen = _cases(question, setup.without)
     rules = read_skips(question["skip_file"], chosen) if question["skip_file"] else []
-    say("ready", setup.target.name, setup.no_gradients)
+    say("ready", setup.target.name, setup.no_gradients, setup.without, setup.unasked)
     for case in chosen[first:]:
         yardstick(case, setup.adapter.dtype)                 # before the clock runs
         say("start", case.id)

@@ -21,9 +21,10 @@ def suite(mechanism, fn, *, cases=None, quick=False, seed=0, sizes=None, skip_fi
     Arguments as for minattn.validate.check: framework, dtype, device, backward, exclude, time_limit
     go into `how`. A wrong argument is an InputError while pytest collects.
     """
-    setup = prepare(mechanism, fn, **how)
+    setup = prepare(mechanism, fn, sizes=sizes, **how)
     rules = read_skips(skip_file) if skip_file is not None else []
-    chosen = select(mechanism, cases, quick=quick, seed=seed, sizes=sizes)
+    chosen = select(mechanism, cases, quick=quick, seed=seed, sizes=sizes,
+                    without=setup.without)
 
     class Suite:
         @pytest.mark.parametrize("case", chosen, ids=[case.id for case in chosen])

@@ -60,10 +60,11 @@ class Report:
     """The results of one check. `.ok` is True if something was checked and nothing was found."""
 
     def __init__(self, mechanism, target, framework, dtype, device, seed, results, gradients="",
-                 seconds=0.0):
+                 seconds=0.0, unasked=()):
         self.mechanism, self.target, self.framework = mechanism, target, framework
         self.dtype, self.device, self.seed = dtype, device, seed
         self.results, self.seconds = tuple(results), seconds
+        self.unasked = tuple(unasked)       # what the function does not take and need not
         self.gradients = gradients          # why no gradient was checked; empty if they were
 
     @property
@@ -95,6 +96,9 @@ class Report:
         lines += ["", *self._findings(), *self._not_covered()]
         if self.gradients:
             lines.append(f"gradients not covered: {self.gradients}")
+        if self.unasked:
+            names = {"grouped": "grouped key heads (--sizes Hkv=2 asks for them)"}
+            lines.append(f"not asked for: {', '.join(names.get(n, n) for n in self.unasked)}")
         if any(r.further for r in self.results):
             lines.append("further outputs not covered: only the first is compared; an lse, say, "
                          "is not looked at")
