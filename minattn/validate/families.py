@@ -461,8 +461,8 @@ def suit(arrays, size, sign):
                         ("log_sigma", math.log(size["D"] / 11) / 2)):
         if name in arrays:
             arrays[name] += shift
-    for x in arrays.values():
-        if x.ndim == 1 and sign < 0:
+    for name, x in arrays.items():
+        if x.ndim == 1 and name != "log_sigma" and sign < 0:
             x[1::2] *= -1
 
 
