@@ -326,12 +326,15 @@ ax.legend(frameon=False);
 # the same way, so the axes no longer matter.
 
 # %%
-G = seen[-1].astype(float)
-U, s, Vt = np.linalg.svd(G, full_matrices=False)
-print("first-order decrease for a spectral norm of 1, relative to the largest possible")
-for name, X in (("G", G), ("sign(G)", np.sign(G)), ("U V^T", U @ Vt)):
-    share = np.sum(G * X) / np.linalg.norm(X, 2) / s.sum()
-    print(f"{name:8s} {share:.2f}")
+shares = {"G": [], "sign(G)": [], "U V^T": []}
+for G in np.array(seen, float):
+    U, s, Vt = np.linalg.svd(G, full_matrices=False)
+    for name, X in zip(shares, (G, np.sign(G), U @ Vt)):
+        shares[name].append(np.sum(G * X) / np.linalg.norm(X, 2) / s.sum())
+print("first-order decrease for a spectral norm of 1, as a share of the largest")
+print("(mean over the fifty gradients)")
+for name, values in shares.items():
+    print(f"{name:8s} {np.mean(values):.2f}")
 
 # %% [markdown]
 # **Without singular values.** Computing them for every matrix at every step would be
