@@ -84,11 +84,14 @@ def cluster(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_is_killed_in_the_middle(cluster, tmp_path):
+@pytest.mark.parametrize("engine", ["numpy", "torch"])
+def test_a_worker_is_killed_in_the_middle(engine, cluster, tmp_path):
     """Every run still finishes, each counts once, and all is as it would have been in one
     process."""
     address, workers = cluster
-    settings = flags(**TINY | dict(steps=400, corpus=write_corpus(tmp_path)))
+    if engine == "torch":
+        pytest.importorskip("torch")
+    settings = flags(**TINY | dict(steps=400, corpus=write_corpus(tmp_path), engine=engine))
     out = tmp_path / "out"
     study = subprocess.Popen(
         command(*WORDS, *settings, "--scheduler", address, "--out", out),
@@ -105,7 +108,8 @@ def test_a_worker_is_killed_in_the_middle(cluster, tmp_path):
     said = study.communicate(timeout=90)
     assert study.returncode == 0, said
     assert len(begun) == 2 and "100%" in said[1]
-    assert cli.main([*WORDS, *settings, "--out", str(tmp_path / "here"), "--workers", "1"]) == 0
+    assert cli.main([*WORDS, *settings, "--out", str(tmp_path / "here"), "--workers", "1",
+                     "--threads", "1"]) == 0
     there, here = (tables.read_csv(folder / tables.RESULTS) for folder in (out, tmp_path / "here"))
     assert len(there) == 4
     assert [{**row, "seconds": 0} for row in there] == [{**row, "seconds": 0} for row in here]

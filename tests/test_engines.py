@@ -1,10 +1,13 @@
 """The PyTorch engine takes the steps that NumPy takes, and leaves the same run folder."""
+import json
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from gpt_cases import CASES, config_of, inputs
-from run_cases import contents, outcome, process, train, write_corpus
+from run_cases import contents, environment, outcome, process, train, write_corpus
 
 from minattn import cli, engines, runs
 from minattn import train as trainer
@@ -223,3 +226,21 @@ def test_compare(tmp_path):
         ours, theirs = (float(rows[engine, seed]["val_loss_prefix_only"])
                         for engine in ("numpy", "torch"))
         assert theirs == pytest.approx(ours, rel=1e-9)
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu(tmp_path):
+    """The whole of it, on a CPU at less than a hundredth of the size"""
+    script = Path(__file__).parents[1] / "docs" / "gpu.sh"
+    smaller = ["--steps", 20, "--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--block-size", 16,
+               "--batch-size", 4, "--prefix-positions", 60, "--corpus", write_corpus(tmp_path)]
+    how = {**environment(), "PYTHON": sys.executable, "KERNELS": "flash flex"}
+    done = subprocess.run(["bash", script, tmp_path / "out", "cpu", *map(str, smaller)], env=how,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = tables.read_csv(tmp_path / "out" / "gate" / tables.RESULTS)
+    assert [row["status"] for row in rows] == ["done"] * 6
+    reports = {path.stem: json.loads(path.read_text())["ok"] for path in
+               (tmp_path / "out").glob("*.json")}
+    assert reports == {"flash-float16": True, "flash-bfloat16": False,     # its log-sum-exp
+                       "flex-float16": True, "flex-bfloat16": True, "flex-float32": True}
