@@ -250,6 +250,7 @@ def gradients(params, seed, step):
     return {name: factor * g for name, g in grads.items()}
 
 
+# %%
 params, _ = model.init(config, seed=0)
 updates = {name: adam(p) for name, p in params.items()}
 seen = []                              # 50 gradients (128, 32)
@@ -285,6 +286,7 @@ def last_update(rule):
     return w - before
 
 
+# %%
 fig, ax = plots.figure(6.6, 3.8)
 for name, rule in (("gradient", gradient_descent), ("momentum", momentum),
                    ("Adam", adam), ("Muon", muon_rule)):
@@ -436,6 +438,7 @@ def noisy_losses(rates, copies=2000, seed=0):
     return losses
 
 
+# %%
 high, low = np.full(200, 0.2), np.full(200, 0.02)
 falling = [optim.learning_rate(t, lr=0.2, min_lr=0, warmup=0, steps=200,
                                schedule="linear", cooldown=0.6) for t in range(200)]
