@@ -2,13 +2,15 @@
 # # 00 · Start here: what does attention do?
 #
 # **The question.** A model reads a text character by character. To guess what comes
-# next it must look back: how does it decide *where* to look? **Time:** ten minutes.
-# **You need:** Python, a little NumPy, what a matrix product is.
+# next it must look back: how does it decide *where* to look?
+# **Time:** 10 minutes to read, 25 with the exercises. **You need:** Python, a little
+# NumPy, what a matrix product is.
 #
 # Every lesson takes one idea from a picture to a formula, to a few lines of NumPy, to
 # its gradient by hand, to an experiment on real text. Run the cells in order. An
 # exercise is a function with dots in it: replace the dots, run the cell, and it says
-# whether you are right. A solution is folded below it.
+# whether you are right. A solution is folded below it. `lessons.progress()` counts the
+# exercises that you have solved, in all lessons.
 
 # %%
 import numpy as np
@@ -47,20 +49,22 @@ s[~visible] = -np.inf
 P = np.exp(s - s.max(axis=1, keepdims=True))
 P /= P.sum(axis=1, keepdims=True)  # every row now sums to 1
 
+# %% tags=["plot"]
 fig, ax = plots.figure(6.4, 5.6)
-image = ax.imshow(P, cmap="cividis", vmin=0, vmax=1)
+seen = np.where(visible, P, np.nan)  # what may not be seen stays white
+image = ax.imshow(seen, cmap="cividis", vmin=0, vmax=1)
 ax.grid(False)
 letters = [c if c != " " else "␣" for c in word]
 ax.set_xticks(range(len(word)), letters)
 ax.set_yticks(range(len(word)), letters)
 ax.set(xlabel="key: the token that is looked at", ylabel="query: the token that looks",
-       title="Who looks at whom")
+       title="Each character finds the ones equal to it")
 fig.colorbar(image, label="weight $P_{ij}$", shrink=0.8);
 
 # %% [markdown]
 # Read the last row: the final `e` gives its attention to the two `e`s, itself and the
 # one in the first `be`. The first token can only look at itself: its row is a single 1.
-# The dark half above the diagonal is the future, which a model that writes text must
+# The white half above the diagonal is the future, which a model that writes text must
 # not see.
 
 # %% [markdown]
@@ -71,9 +75,9 @@ fig.colorbar(image, label="weight $P_{ij}$", shrink=0.8);
 # \qquad o_i = \sum_{j \le i} P_{ij}\, v_j $$
 #
 # (arXiv 1706.03762, eq. 1, with a causal mask: the future is hidden). The sums run over
-# the visible keys only. This is all of attention: the four papers of this project
-# change *which* scores are taken, *what* is added to them, or what happens to the
-# weights afterwards.
+# the visible keys only. This is all of attention. The papers in the later lessons
+# change one part of it: what the tokens know of their place, how scores are made, how
+# scores become weights, or what happens to the result.
 
 
 # %%
@@ -93,8 +97,10 @@ out = attention(q, k, v)
 print("out", out.shape)
 
 # %% [markdown]
-# The package computes the same for $B$ texts and $H$ *heads* (independent attentions
-# side by side) at once: arrays are $(B, H, T, D)$.
+# The package computes the same for $B$ texts and $H$ *heads* at once: arrays are
+# $(B, H, T, D)$. Heads are independent attentions side by side. Each has its own
+# queries, keys and values, so each can look for something else; their outputs are put
+# next to each other.
 
 # %%
 one = (q[None, None], k[None, None], v[None, None])                  # (1, 1, T, D)
@@ -199,6 +205,8 @@ for factor in factors:
     P = softmax.forward(x, x, x, causal=True, return_weights=True)[-1]
     P = P[0, 0, -1]                # (T,)  the last row
     used.append(np.exp(-np.sum(P * np.log(np.maximum(P, 1e-300)))))
+
+# %% tags=["plot"]
 fig, ax = plots.figure(6.4, 3.6)
 ax.plot(factors, used, "o-", ms=4)
 ax.axhline(len(line), color="gray", ls="--", lw=1)
@@ -207,7 +215,7 @@ equal = (codes == codes[-1]).all(axis=1).sum()
 ax.axhline(equal, color=plots.COLOURS[1], ls="--", lw=1)
 ax.text(factors[0], equal, " tokens equal to the last one", va="bottom",
         color=plots.COLOURS[1])
-ax.set(xscale="log", yscale="log", xlabel="scores multiplied by",
+ax.set(xscale="log", yscale="log", xlabel="scores multiplied by", xlim=(0.025, 36),
        ylabel="effective number of keys", title="From a mean to a choice")
 ax.set_yticks([1, 3, 10, 30, 60], ["1", "3", "10", "30", "60"])
 ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"]);
@@ -215,8 +223,13 @@ ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"]);
 # %% [markdown]
 # ## The map
 #
-# [The list of lessons](README.md) names the files of the package that each lesson is
-# about.
+# - **The basis**: the gradient (lesson 01), a whole model (02), positions (03).
+# - **One paper each**: fading position waves, arXiv 2606.01258 (04); sinks and affine
+#   weights, 2602.23057 (05, 06); the energy gate, 2605.21842 (07); a Gaussian kernel in
+#   place of queries and keys, 2605.02144 (08); what a mask alone does, 2502.01951 (09).
+# - **Beyond**: checking a fast implementation (10), other rules for the weights (11).
+#
+# [The list of lessons](README.md) also names the files of the package for each.
 #
 # Every mechanism of the package is two functions that face each other:
 # `forward(arrays, options) -> out, cache` and `backward(dout, cache) -> gradients`.

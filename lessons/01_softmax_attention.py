@@ -4,8 +4,8 @@
 # **The question.** Attention becomes useful when its queries, keys and values are
 # *learned*. Learning means: change every number a little, in the direction that makes a
 # loss smaller. Which direction is that, and how do we know that we computed the right
-# one? **Time:** forty minutes. **You need:** lesson 00, matrix products, the derivative
-# of $e^x$ and the chain rule.
+# one? **Time:** 40 minutes to read, 80 with the exercises. **You need:** lesson 00,
+# matrix products, the derivative of $e^x$ and the chain rule.
 #
 # ## The picture: raise one score
 #
@@ -36,6 +36,7 @@ raised = s + np.eye(len(word))[9]              # (1, T)  the score of the only n
 before, after = weights(s)[0], weights(raised)[0]    # (T,), (T,)
 slopes = np.diag(before) - np.outer(before, before)  # (T, T)  explained below
 
+# %% tags=["plot"]
 fig, (left, right) = plots.figure(11, 4.0, ncols=2, width_ratios=(1.35, 1))
 place = np.arange(len(word))
 left.bar(place - 0.2, before, 0.4, label="before", color=plots.COLOURS[5])
@@ -46,19 +47,20 @@ left.set_xticks(place, letters)
 left.set(xlabel="key", ylabel="weight", title="One weight grows, the others pay",
          ylim=(0, 0.16))
 left.legend(frameon=False, loc="upper center")
-image = right.imshow(slopes, cmap="RdBu_r", vmin=-slopes.max(), vmax=slopes.max())
+most = -2 * slopes.min()             # a scale for what shrinks; the diagonal exceeds it
+image = right.imshow(slopes, cmap="RdBu_r", vmin=-most, vmax=most)
 right.grid(False)
 right.set_xticks(place, letters)
 right.set_yticks(place, letters)
 right.set(xlabel="score that is raised", ylabel="weight that answers",
           title="How fast: slope of every weight")
-fig.colorbar(image, label="slope: weight per unit of score", shrink=0.85);
+fig.colorbar(image, label="slope: weight per unit of score", shrink=0.85, extend="max");
 
 # %% [markdown]
 # The right picture shows every such response at once: $\partial P_j / \partial s_k$, in
-# red what grows and in blue what shrinks. Its columns sum to 0, because the weights
-# still sum to 1. The whole gradient of attention is this picture between two pairs of
-# matrix products.
+# red what grows and in blue what shrinks (the red diagonal goes beyond the scale). Its
+# columns sum to 0, because the weights still sum to 1. The whole gradient of attention
+# is this picture between two pairs of matrix products.
 #
 # ## The formula, forward
 #
@@ -161,7 +163,9 @@ grader_01.check_attention_backward(attention_backward);
 
 # %% tags=["solution"]
 def attention_backward(dout, q, k, v, P):
-    ds = softmax_backward(dout @ v.T, P) / np.sqrt(q.shape[1])  # divided once, for both
+    dP = dout @ v.T
+    ds = P * (dP - (P * dP).sum(axis=1, keepdims=True))  # exercise 1
+    ds = ds / np.sqrt(q.shape[1])                        # divided once, for both
     return ds @ k, ds.T @ q, P.T @ dout
 
 grader_01.check_attention_backward(attention_backward);
@@ -194,6 +198,8 @@ out, P = attention(q, k, v, visible)
 ours = backward(dout, q, k, v, P)
 one = (q[None, None], k[None, None], v[None, None])         # the package: (B, H, T, D)
 _, cache = softmax.forward(*one, causal=True)
+
+# %%
 grads = softmax.backward(dout[None, None], cache)
 for name, mine in zip("qkv", ours):
     far = np.abs(grads[name][0, 0] - mine).max()
@@ -252,6 +258,7 @@ delta = lambda h: L(k + h * u) - L(k - h * u)
 two = np.array([delta(h) / (2 * h) for h in steps])
 four = np.array([(8 * delta(h) - delta(2 * h)) / (12 * h) for h in steps])
 
+# %% tags=["plot"]
 fig, ax = plots.figure(6.4, 3.8)
 for measured, label, colour in ((two, "two values, error $h^2$", plots.COLOURS[0]),
                                 (four, "four values, error $h^4$", plots.COLOURS[1])):
@@ -310,6 +317,7 @@ def broken(bug):
         return ds @ k / root, dk, dv
     return f
 
+# %%
 bugs = ["none: right", "dout's rows in the wrong order", "dout's channels reversed",
         "dv = column sums of P", "rowsum(out) for rowsum(dout out)",
         "mean dropped from ds", "dk without the transpose"]
@@ -323,6 +331,7 @@ for kind, cotangent in (("ones", np.ones_like(dout)), ("random", dout)):
         lines = directional(f, arrays, gradients, cotangent)
         found[kind].append(max(line.error for line in lines))
 
+# %% tags=["plot"]
 fig, ax = plots.figure(8.6, 3.6)
 for n, (kind, marker) in enumerate((("ones", "s"), ("random", "o"))):
     ax.semilogx(found[kind], np.arange(len(bugs)) + 0.12 - 0.24 * n, marker,
@@ -367,6 +376,7 @@ for D in sizes:
         assert (np.abs(ds).max(axis=1) <= bound + 1e-12).all()
         answer[how].append(np.percentile(np.abs(ds).max(axis=1), (25, 50, 75)))
 
+# %% tags=["plot"]
 fig, ax = plots.figure(6.4, 3.6)
 for (how, rows), colour in zip(answer.items(), (plots.COLOURS[1], plots.COLOURS[0])):
     low, middle, high = np.transpose(rows)
@@ -424,9 +434,9 @@ grader_01.check_weights(safe_weights);
 # output $o_i$, $V$ numbers, as one score for each possible *next* character, and turn
 # it into probabilities $p$ by one more softmax. The loss is the mean of $-\ln p_y$,
 # where $y$ is the character that really came (in *nats*; guessing evenly costs
-# $\ln V$). Its gradient is exercise 1 again: $dp$ is $-1/p_y$ at $y$ and 0 elsewhere,
-# so $do = p \cdot (dp + 1) = p - [\,\cdot = y]$, the probabilities with 1 taken off the
-# right one.
+# $\ln V$). Its gradient is exercise 1 again: $dp_c$ is $-1/p_y$ at $c = y$ and 0
+# elsewhere, so $do_c = p_c\,(dp_c + 1) = p_c - [c = y]$: the probabilities, with 1
+# subtracted at the right one.
 #
 # Learning means: subtract `rate` times the gradient from each table. We do it with our
 # backward, with two wrong ones, and with one that never moves queries and keys.
@@ -436,6 +446,7 @@ text, T = lessons.text().text, 32
 vocabulary = data.Vocabulary(text)
 ids, V = vocabulary.encode(text), len(vocabulary)  # every character as a number below V
 
+# %%
 def train(backward, steps=300, rate=30.0):
     """-> the loss of every step, and the tables of queries, keys and values"""
     rng, losses = np.random.default_rng(0), []
@@ -457,38 +468,55 @@ def train(backward, steps=300, rate=30.0):
         losses.append(loss / texts.size)
     return np.array(losses), tables
 
-results = {"right": train(backward)}
-for bug in ("dk without the transpose", "mean dropped from ds"):
-    results[bug] = train(broken(bug))
-results["values only"] = train(lambda dout, q, k, v, P: (0 * q, 0 * k, P.T @ dout))
+# %%
+def without_dq(dout, q, k, v, P):
+    dq, dk, dv = backward(dout, q, k, v, P)
+    return 0 * dq, dk, dv
+
+results = {"right": train(backward),
+           "dq forgotten": train(without_dq),
+           "mean dropped from ds": train(broken("mean dropped from ds")),
+           "values only": train(lambda dout, q, k, v, P: (0 * q, 0 * k, P.T @ dout))}
 _, (wq, wk, _) = results["right"]
 line = "to be, or not to be: that is"
 x = vocabulary.encode("".join(c for c in line if c in vocabulary.characters))
 _, P = attention(wq[x], wk[x], np.zeros((len(x), 1)), np.tri(len(x), dtype=bool))
 
+# %% tags=["plot"]
 fig, (left, right) = plots.figure(11.4, 5.2, ncols=2)
 for (name, (losses, _)), n in zip(results.items(), (0, 1, 3, 6)):
     smooth = np.convolve(losses, np.ones(25) / 25, "valid")
     left.plot(np.arange(25, len(losses) + 1), smooth, color=plots.COLOURS[n],
-              label=f"{name}: {smooth[-1]:.2f} at last")
+              label=f"{name}: {smooth[-1]:.2f} at the end")
 left.axhline(np.log(V), color="gray", ls="--", lw=1, label=f"guessing evenly: ln {V}")
 left.set(xlabel="step", ylabel="loss (nats per character), mean of 25 steps",
          title="All of them learn something")
 left.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.95))
 letters = list(vocabulary.decode(x).replace(" ", "␣"))
+P[~np.tri(len(x), dtype=bool)] = np.nan              # the future stays white
 image = right.imshow(P, cmap="cividis", vmin=0, vmax=1)
 right.grid(False)
 right.set_xticks(range(len(x)), letters, fontsize=8)
 right.set_yticks(range(len(x)), letters, fontsize=8)
 right.set(xlabel="key: looked at", ylabel="query: looks",
-          title="Whom the right one looks at")
+          title="Learned: look for your own character")
 fig.colorbar(image, label="weight", shrink=0.85);
 
 # %% [markdown]
-# Every curve falls, if only at first. Had you seen just one of them, would you have
-# suspected it? A falling loss proves that *something* is learned, by the values at
-# least, and not that the gradient is right; a wrong one may fall as fast as the right
-# one, or faster. Only a measurement tells.
+# Every curve falls, if only at first. With `dq` forgotten, the keys alone learn to meet
+# queries that stay random, and the loss ends within 0.1 of the right one's. Had you
+# seen just that curve, would you have suspected it? A falling loss proves that
+# *something* is learned, not that the gradient is right.
+#
+# A wrong gradient can even end lower. Forget the division by $\sqrt D = 4$ in the
+# backward: queries and keys then move four times as far in each step, and this run ends
+# about 0.05 lower. That is no better gradient. It is a larger rate for two of the three
+# tables, and the right gradient with that rate does the same. Only a measurement tells
+# a right gradient from a lucky one.
+#
+# On the right, most queries have learned to look at their own character: what comes
+# next depends on it most. Where it occurs several times, all its places get the same
+# weight, because nothing tells the query which of them is nearer.
 #
 # **What we now know.** The gradient of attention is two matrix products, a softmax that
 # subtracts the weighted mean, and two more products: `dv = P.T @ dout`,

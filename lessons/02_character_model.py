@@ -3,8 +3,8 @@
 #
 # **The question.** How does a pile of random numbers learn to write? We build a whole
 # language model, every layer with its gradient, and train it on real text while you
-# wait. **Time:** forty-five minutes. **You need:** lesson 01 (attention and its
-# gradient), the chain rule.
+# wait. **Time:** 45 minutes to read, 120 with the exercises. **You need:** lesson 01
+# (attention and its gradient), the chain rule.
 #
 # We keep one convention from lesson 01: $L$ is the *loss*, and `dx` is the array of its
 # derivatives $\partial L / \partial x$, with the same shape as `x`. A layer is a
@@ -68,6 +68,8 @@ shown = [i for i, c in enumerate(vocabulary.characters)
          if c in "\n abcdefghijklmnopqrstuvwxyz"]
 letters = [vocabulary.characters[i] for i in shown]
 letters = [{"\n": "⏎", " ": "␣"}.get(c, c) for c in letters]
+
+# %% tags=["plot"]
 fig, ax = plots.figure(6.4, 5.4)
 image = ax.imshow(bigram[np.ix_(shown, shown)], cmap="cividis", vmax=0.5)
 ax.grid(False)
@@ -80,7 +82,8 @@ fig.colorbar(image, label="probability (yellow: 0.5 and more)", shrink=0.8);
 # %% [markdown]
 # Find the bright square that says "after q comes u". The numbers are the bars to clear:
 # a model above the bigram's loss has not even learned to use the last character; one
-# that goes clearly below it must look further back. That is what attention is for.
+# below the last number, the best that any table of pairs can do, must look further
+# back. That is what attention is for.
 #
 # ## The layers
 #
@@ -222,9 +225,10 @@ grader_02.check_rms_norm_backward(rms_norm_backward);
 #
 # - `x = wte[tokens] + position`: `wte` is $(V, C)$, and `position` $(T, C)$ a second
 #   table, for the *place*: see lesson 03.
-# - `x += attention(norm(x)) @ c_proj`: `norm(x) @ c_attn` $(C, 3C)$ gives q, k, v; $H$
-#   heads of $D = C/H$ channels, as in lesson 01.
-# - `x += gelu(norm(x) @ c_fc) @ c_proj`: $(C, 4C)$ and $(4C, C)$.
+# - `x += attention(norm(x)) @ attn.c_proj`: `norm(x) @ attn.c_attn`, $(C, 3C)$, gives
+#   q, k, v. They are cut into $H$ heads of $D = C/H$ channels; each head attends as in
+#   lesson 01, and `attn.c_proj`, $(C, C)$, mixes what the heads found.
+# - `x += gelu(norm(x) @ mlp.c_fc) @ mlp.c_proj`: $(C, 4C)$ and $(4C, C)$.
 # - `logits = norm(x) @ wte.T`: $(N, V)$.
 #
 # In the backward a sum `x + f(x)` hands `dx` on as it is and adds what comes back
@@ -306,6 +310,7 @@ def loss_at(h, r):
     moved = {name: p + h * r[name] for name, p in params.items()}
     return forward_backward(moved, tokens, targets, 2, 3)[0]
 
+# %%
 for seed in range(3):
     r = {name: np.random.default_rng(seed).standard_normal(p.shape)
          for name, p in params.items()}
@@ -352,6 +357,8 @@ def write(n, temperature=0.8, seed=0):
 print(f"{model.count_parameters(config):,} parameters, "
       f"{STEPS} steps of {BATCH} x {config.block_size} characters")
 losses, checked = [], []
+
+# %%
 for step in range(STEPS + 1):
     if step % 150 == 0 or step == 50:
         checked.append((step, model.forward(params, val_x, config, targets=val_y)[1]))
@@ -365,6 +372,7 @@ for step in range(STEPS + 1):
     for name, p in params.items() if step < STEPS else ():
         adam(p, grads[name], *moments[name], step + 1, rate)
 
+# %% tags=["plot"]
 fig, ax = plots.figure(6.8, 4.2)
 ax.plot(losses, color=plots.COLOURS[5], lw=0.7, alpha=0.7, label="train, each batch")
 ax.plot(*zip(*checked), "o-", color=plots.COLOURS[0], ms=4,
@@ -397,10 +405,21 @@ for i in range(0, len(everything[0]), 200):
 surprise = -np.concatenate(p_right)                    # (windows, T)
 line_ends = np.sum(everything[1] == vocabulary.encode("\n"), axis=1)
 line = np.argmin(line_ends)                                       # a window with few
+letter = np.array([c.isalpha() for c in vocabulary.characters])
+now, before = letter[everything[1]], letter[everything[0]]
+space = everything[1] == vocabulary.encode(" ")
+means = {"first letter of a word": surprise[now & ~before].mean(),
+         "letter inside a word": surprise[now & before].mean(),
+         "space after a word": surprise[space & before].mean(),
+         "other character after a word": surprise[~now & ~space & before].mean()}
+for what, mean in means.items():
+    print(f"mean surprise, {what:29s}{mean:.2f}")
+
+# %% tags=["plot"]
 fig, (left, right) = plots.figure(11, 3.8, ncols=2, width_ratios=(1, 1.9))
 left.plot(np.arange(1, config.block_size + 1), surprise.mean(axis=0), "o-", ms=3)
-left.axhline(baselines["bigram"], color=plots.COLOURS[1], ls="--", lw=1)
-left.text(config.block_size, baselines["bigram"], "bigram", ha="right", va="bottom",
+left.axhline(best, color=plots.COLOURS[1], ls="--", lw=1)
+left.text(config.block_size, best, "the best table of pairs", ha="right", va="bottom",
           color=plots.COLOURS[1])
 left.set(xlabel="characters in view", ylabel="loss (nats per character)",
          title=f"More context, less surprise (mean {surprise.mean():.3f})")
@@ -414,8 +433,10 @@ right.set(xlabel="the character that came (␣ space, ⏎ line end)",
 # %% [markdown]
 # With one character in view it can be no better than the best bigram table. The next
 # few characters help most; beyond them the curve is flat apart from noise. After
-# seconds of training, a small model uses little of what it can see. On the right it is
-# often surprised where a word begins, less where it ends.
+# seconds of training, a small model uses little of what it can see. On the right is one
+# line; the means above are over all of the validation text. The model is surprised most
+# where it must guess a new word or a punctuation mark, less inside a word, and least by
+# the space that ends one.
 #
 # ## Exercise 3: from scores to a choice
 #
@@ -462,6 +483,7 @@ heads = rows(3, BATCH, H, T, C // H)
 shapes = [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)] * L + [(C, V)]
 products = [(rows(N, a), rows(a, b), rows(N, b)) for a, b in shapes]
 
+# %%
 def run(kind):
     """All layers of a kind, forward and backward, as often as a step uses them"""
     if kind == "linear":
@@ -486,6 +508,7 @@ def run(kind):
         for name, p in params.items():
             adam(p, grads[name], *moments[name], 9, 0.0)
 
+# %%
 operations = {"linear": 6 * N * sum(a * b for a, b in shapes),
               "attention": 12 * L * N * T * C,
               "layer norm": 20 * (2 * L + 1) * N * C,
@@ -499,6 +522,7 @@ for kind in operations:
     seconds = timeit.repeat(lambda kind=kind: run(kind), number=1, repeat=15)
     milliseconds[kind] = 1e3 * np.median(seconds)
 
+# %% tags=["plot"]
 fig, ax = plots.figure(6.8, 4.0)
 for y, label, what, n in ((-0.2, "operations", operations, 5),
                           (0.2, "time", milliseconds, 0)):

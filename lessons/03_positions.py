@@ -3,8 +3,8 @@
 #
 # **The question.** Attention is a weighted mean, and a mean does not depend on the
 # order of its terms. How is a model told where a character stands, and what does it
-# lose if it is not? **Time:** forty minutes. **You need:** lessons 01 and 02, sine and
-# cosine, a little of complex numbers.
+# lose if it is not? **Time:** 40 minutes to read, 65 with the exercises. **You need:**
+# lessons 01 and 02, sine and cosine, a little of complex numbers.
 
 # %%
 import numpy as np
@@ -84,6 +84,8 @@ def waves(T, C, base=10000.0):
 pe = waves(128, 64)
 difference = pe - sinusoidal.forward(128, 64)[0]
 print(f"largest difference from minattn: {np.abs(difference).max():.0e}")
+
+# %% tags=["plot"]
 fig, (left, right) = plots.figure(10.5, 3.8, ncols=2, width_ratios=(1.5, 1))
 image = left.imshow(pe.T, cmap="cividis", aspect="auto", vmin=-1, vmax=1)
 left.grid(False)
@@ -278,7 +280,8 @@ grader_03.check_slope_gradient(slope_gradient);
 # The third panel puts the waves through random projections $W_Q, W_K$, as a model does:
 # $K = (\mathrm{pe}\,W_Q)(\mathrm{pe}\,W_K)^\top$. For RoPE we take one random query and
 # one random key, the same at every place. Each picture has its own colours: bright is
-# large. (Above the diagonal lies the future, which a causal model never sees.)
+# large. (The white half above the diagonal is the future, which a causal model never
+# sees.)
 
 
 # %%
@@ -302,11 +305,14 @@ kernels = {"learned table, untrained": table @ table.T,
            "sinusoidal, projected": (pe[:T] @ WQ) @ (pe[:T] @ WK).T,
            "RoPE": rope(q) @ rope(k).T,
            "decay": decay_bias(T, 4)[1]}
+
+# %% tags=["plot"]
 fig, axes = plots.figure(11, 2.9, ncols=5)
 for ax, (name, K) in zip(axes, kernels.items()):
-    ax.imshow(K, cmap="cividis")
+    ax.imshow(np.where(np.tri(T, dtype=bool), K, np.nan), cmap="cividis")
     ax.grid(False)
-    ax.set(title=f"{name}\nrelative: {100 * relative_share(K):.0f} %", xlabel="key $j$")
+    share = 100 * relative_share(K)
+    ax.set(title=f"{name}\n{share:.0f} % depends on $i - j$ alone", xlabel="key $j$")
     ax.title.set_size(9)
 axes[0].set_ylabel("query $i$");
 
@@ -330,7 +336,7 @@ SETTINGS = Settings(steps=STEPS, lr=4e-3, min_lr=2e-4, warmup=50, beta2=0.99,
                     weight_decay=0.0, clip=0.0, chunks=1)
 long_x, long_y = (a[:160] for a in data.blocks(val, LONG))           # (160, 128) each
 
-
+# %%
 def trained(position, seed, layers=1, table=None):
     """-> parameters, config, surprise at each place of a long window (LONG,)"""
     config = model.Config(vocab_size=len(vocabulary), block_size=LONG, n_layer=layers,
@@ -349,7 +355,7 @@ def trained(position, seed, layers=1, table=None):
     surprise = -np.take_along_axis(z, long_y[:, :, None], axis=2)    # (160, 128, 1)
     return params, config, surprise.mean(axis=(0, 2))
 
-
+# %%
 runs = {"none": dict(position="none"),
         "none, 2 layers": dict(position="none", layers=2),
         "learned": dict(position="learned"),
@@ -373,14 +379,18 @@ counts = np.ones((len(vocabulary),) * 2)
 np.add.at(counts, (train[:-1], train[1:]), 1)
 share = counts / counts.sum(axis=1, keepdims=True)
 bigram = -np.mean(np.log(share[val[:-1], val[1:]]))
-fig, (left, right) = plots.figure(11, 4.0, ncols=2, width_ratios=(1, 1.5))
+
+# %% tags=["plot"]
+fig, (left, right) = plots.figure(11, 4.2, ncols=2, width_ratios=(1, 1.5))
+ends = []
 for n, (name, both) in enumerate(results.items()):
     colour = plots.COLOURS[n % len(plots.COLOURS)]
     left.plot([s[:SHORT].mean() for _, _, s in both], [n, n], "o", color=colour)
     if name != "sinusoidal":
         s = np.mean([s for _, _, s in both], axis=0)
-        right.plot(np.arange(4.5, LONG - 3), np.convolve(s, np.ones(8) / 8, "valid"),
-                   color=colour, label=name)
+        smooth = np.convolve(s, np.ones(8) / 8, "valid")             # (LONG - 7,)
+        right.plot(np.arange(4.5, LONG - 3), smooth, color=colour)
+        ends.append((smooth[-1], name, colour))
 left.axvline(bigram, color="gray", ls="--", lw=1)
 left.text(bigram, 5.5, " the bigram table\n of lesson 02", color="gray", va="center",
           fontsize=9)
@@ -391,7 +401,11 @@ left.set(xlabel=f"loss on places 1 to {SHORT} (nats per character)",
 right.axvline(SHORT, color="gray", ls="--", lw=1)
 right.set(xlabel="place in the window (mean of 8)", ylabel="loss (nats per character)",
           title="Longer than in training: right of the line")
-right.legend(frameon=False, fontsize=8, loc="upper left");
+lowest = -np.inf
+for end, name, colour in sorted(ends):  # a name at the end of each line, not overlaid
+    lowest = max(end, lowest + 0.035)
+    right.text(LONG - 2, lowest, name, color=colour, va="center", fontsize=9)
+right.set_xlim(0, LONG + 26);
 
 # %% [markdown]
 # What we see, on the left:

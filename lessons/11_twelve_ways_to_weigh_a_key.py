@@ -2,10 +2,10 @@
 # # 11 · Twelve ways to weigh a key
 #
 # **The question.** Softmax is one way to turn a row of scores into a row of weights.
-# What are the others, and what does each of them change? **Time:** forty minutes.
-# **You need:** softmax attention and its gradient
-# ([lesson 01](01_softmax_attention.ipynb)). Lessons 05 and 06 explain two of the rules
-# at length, but are not needed here.
+# What are the others, and what does each of them change? **Time:** 40 minutes to read,
+# 60 with the exercises. **You need:** softmax attention and its gradient ([lesson
+# 01](01_softmax_attention.ipynb)). Lessons 05 and 06 explain two of the rules at
+# length, but are not needed here.
 
 # %%
 import math
@@ -25,6 +25,8 @@ from minattn.lessons import grader_11
 s = np.array([2.4, 1.9, 1.2, 0.6, 0.2, -0.3, -0.8, -1.2, -1.8, -2.8])  # (n,)
 n = len(s)
 keys = np.arange(1, len(s) + 1)
+
+# %% tags=["plot"]
 fig, ax = plots.figure(6.0, 3.0)
 ax.bar(keys, s, 0.6, color=plots.COLOURS[0])
 ax.axhline(0, color="black", lw=0.8)
@@ -61,7 +63,7 @@ RULES = {  # name: (mechanism of the package, options)
 }
 THEMES = ("sum to 1", "exact zeros", "any sum", "below zero")  # three rules each
 
-
+# %%
 def attend(name, q, k, v):
     """q (T, D), k (n, D), v (n, Dv), causal -> weights (T, n), the module, its cache"""
     mechanism, options = RULES[name]
@@ -106,7 +108,7 @@ def weigh(name, s):
     q, k = vectors(name, s)
     return attend(name, q, k, k)[0][0]             # the values do not matter here
 
-
+# %%
 def panels(height, xlabel, ylabel):
     """A panel for each rule, four rows by theme -> figure, {name: axes}"""
     fig, axes = plots.figure(9.6, height, nrows=4, ncols=3, sharex=True, sharey=True)

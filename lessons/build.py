@@ -1,14 +1,19 @@
-"""Make the notebooks from their sources: python lessons/build.py [NN ...] [--check]
+"""Make the notebooks from their sources: python lessons/build.py [NN ...] [--check | --text]
 
 A lesson's source is lessons/NN_name.py in jupytext's percent format; the notebook beside it has the
 same cells, executed. A code cell tagged "exercise" ends in its check. The cell after it, tagged
-"solution", is run here and must pass; in the notebook it is a folded text.
+"solution", is run here and must pass; in the notebook it is a folded text. A cell tagged "plot" is
+folded too, and its figure is not.
 
 --check executes every source and fails if a cell raises or prints to stderr, a solution is not
 right, the committed notebook was made from another source, or a limit of time, length or size is
 broken. It writes nothing.
+
+--text runs nothing: where only text has changed, the outputs of the notebook stay as they are. It
+refuses a lesson whose code has changed.
 """
 import argparse
+import ast
 import os
 import re
 import sys
@@ -26,6 +31,8 @@ def main():
     parser.add_argument("lessons", nargs="*", metavar="NN", help="numbers of lessons (default all)")
     parser.add_argument("--check", action="store_true",
                         help="write nothing; fail if a notebook differs from its source")
+    parser.add_argument("--text", action="store_true",
+                        help="run nothing: keep the outputs of a notebook with the same code")
     args = parser.parse_args()
     sources = sorted(HERE.glob("[0-9][0-9]_*.py"))
     if args.lessons:
@@ -35,7 +42,7 @@ def main():
     failed = 0
     for source in sources:
         start, before = time.perf_counter(), processor_time()
-        notebook, problems = execute(source)
+        notebook, problems = unchanged(source) if args.text else execute(source)
         seconds = time.perf_counter() - start
         target = source.with_suffix(".ipynb")
         content = written(notebook)
@@ -93,6 +100,22 @@ def execute(source):
     return published(notebook), problems
 
 
+def unchanged(source):
+    """The notebook with the text of its source and its own outputs, and a problem if it cannot."""
+    import jupytext
+    import nbformat
+    notebook, target = jupytext.read(source), source.with_suffix(".ipynb")
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"
+             and "solution" not in tags(cell)]
+    committed = nbformat.read(target, as_version=4) if target.exists() else notebook
+    before = [cell for cell in committed.cells if cell.cell_type == "code"]
+    if [cell.source for cell in cells] != [cell.source for cell in before]:
+        return notebook, ["its code has changed: run it, without --text"]
+    for cell, old in zip(cells, before):
+        cell.outputs, cell.execution_count = old.outputs, old.execution_count
+    return published(notebook), []
+
+
 def tags(cell):
     return cell.metadata.get("tags", [])
 
@@ -107,17 +130,31 @@ def published(notebook):
                                      f"```python\n{cell.source}\n```\n\n</details>")
         cell.id = f"cell-{n}"
         cell.metadata = {"tags": tags(cell)} if tags(cell) else {}
+        if "plot" in tags(cell):
+            cell.metadata["jupyter"] = {"source_hidden": True}
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
             for output in cell.outputs:
                 output.pop("metadata", None)
                 if output.output_type != "stream":
-                    output.metadata = {}
+                    output.metadata = described(output, cell.source)
         cells.append(cell)
     notebook.cells = cells
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     return notebook
+
+
+def described(output, code):
+    """The metadata of an output: for a figure, its titles and axes as alternative text."""
+    if "image/png" not in output.get("data", {}):
+        return {}
+    named = [keyword for call in ast.walk(ast.parse(code)) if isinstance(call, ast.Call)
+             for keyword in call.keywords if isinstance(keyword.value, ast.Constant)]
+    titles = {str(one.value.value) for one in named if one.arg == "title"}
+    axes = {str(one.value.value) for one in named if one.arg in ("xlabel", "ylabel")}
+    text = f"{'; '.join(sorted(titles)) or 'Figure'}. Axes: {'; '.join(sorted(axes)) or 'none'}."
+    return {"alt": " ".join(text.replace("$", "").split())}
 
 
 def written(notebook):

@@ -3,6 +3,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -128,6 +129,34 @@ def test_a_solution_is_folded_and_nothing_changes_from_run_to_run():
     assert "<details>" in notebook.cells[1].source and "f = 2" in notebook.cells[1].source
     assert notebook.cells[0].metadata == {"tags": ["exercise"]} and "3.11" not in str(notebook)
     assert [c.id for c in notebook.cells] == ["cell-0", "cell-1"]
+    plot = v4.new_code_cell("ax.set(title='Loss', xlabel='$t$')", metadata={"tags": ["plot"]},
+                            outputs=[v4.new_output("display_data", {"image/png": "abc="})])
+    plot = build().published(v4.new_notebook(cells=[plot])).cells[0]
+    assert plot.metadata == {"tags": ["plot"], "jupyter": {"source_hidden": True}}
+    assert plot.outputs[0].metadata == {"alt": "Loss. Axes: t."}
+
+
+def test_text_alone_is_rewritten_without_running_it(tmp_path, monkeypatch, capsys):
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("jupytext")
+    module, source = build(), tmp_path / "00_x.py"
+    source.write_text("# %% [markdown]\n# Better words.\n\n# %%\nprint(6 * 7)\n")
+    v4 = nbformat.v4
+    cell = v4.new_code_cell("print(6 * 7)", outputs=[v4.new_output("stream", text="42\n")])
+    cell.execution_count = 3
+    target = tmp_path / "00_x.ipynb"
+    target.write_text(module.written(module.published(
+        v4.new_notebook(cells=[v4.new_markdown_cell("Words."), cell]))))
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["build.py", "--text"])
+    assert module.main() == 0
+    cells = nbformat.read(target, as_version=4).cells
+    assert cells[0].source == "Better words." and cells[1].outputs[0].text == "42\n"
+    assert cells[1].execution_count == 3
+    kept = target.read_bytes()
+    source.write_text("# %% [markdown]\n# Other words.\n\n# %%\nprint(6 * 8)\n")
+    assert module.main() == 1 and "its code has changed" in capsys.readouterr().out
+    assert target.read_bytes() == kept
 
 
 def test_limits(tmp_path):
@@ -165,6 +194,20 @@ def test_every_notebook_has_the_cells_of_its_source():
         committed = nbformat.read(notebook, as_version=4)
         assert [(c.cell_type, c.source) for c in source.cells] == [
             (c.cell_type, c.source) for c in committed.cells], notebook.name
+
+
+def test_cells_are_short():
+    """At most 20 lines, figures apart. These are longer; there may only be fewer of them."""
+    known = {"01": 1, "02": 2, "04": 2, "05": 2, "08": 2, "10": 1, "12": 2}
+    for number, (_, source) in lessons.sources().items():
+        cells = re.split(r"^# %%", source.read_text(encoding="utf-8"), flags=re.M)[1:]
+        sizes = {}
+        for cell in cells:
+            kind, _, code = cell.partition("\n")
+            if "[markdown]" not in kind and '"plot"' not in kind:
+                sizes[code] = sum(bool(line.strip()) for line in code.splitlines())
+        assert sum(size > 20 for size in sizes.values()) <= known.get(number, 0), number
+        assert max(sizes.values()) <= 44
 
 
 def test_an_open_exercise_stops_nothing():
@@ -311,7 +354,7 @@ def test_progress(tmp_path, monkeypatch, capsys):
     assert not any(done for done, _ in lessons.solved(tmp_path).values())
     name = "00_start_here.ipynb"
     notebook = json.loads((ROOT / "lessons" / name).read_text(encoding="utf-8"))
-    exercises = [cell for cell in notebook["cells"] if cell["metadata"].get("tags")]
+    exercises = [cell for cell in notebook["cells"] if cell["metadata"].get("tags") == ["exercise"]]
     exercises[0]["outputs"][0]["text"] = ["right: 3 inputs agree.\n"]
     exercises[1]["outputs"] = []
     (tmp_path / name).write_text(json.dumps(notebook))
