@@ -227,7 +227,8 @@ ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"]);
 # - **One paper each**: fading position waves, arXiv 2606.01258 (04); sinks and affine
 #   weights, 2602.23057 (05, 06); the energy gate, 2605.21842 (07); a Gaussian kernel in
 #   place of queries and keys, 2605.02144 (08); what a mask alone does, 2502.01951 (09).
-# - **Beyond**: checking a fast implementation (10), other rules for the weights (11).
+# - **Beyond**: checking a fast implementation (10), other rules for the weights (11),
+#   how a model learns (12).
 #
 # [The list of lessons](README.md) also names the files of the package for each.
 #
