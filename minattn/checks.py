@@ -2,6 +2,7 @@
 import difflib
 import functools
 import sys
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -91,6 +92,25 @@ def flag(what, value):
     if not isinstance(value, (bool, np.bool_)):
         raise InputError(f"{what} must be True or False; got {shown(value)}.")
     return bool(value)
+
+
+def several(what, values):
+    """A sequence of things, not one text -> tuple; InputError for anything else."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise InputError(f"{what} must be several, as a tuple or list; got {shown(values)}.")
+    return tuple(values)
+
+
+def mapping(what, value):
+    """Raise InputError unless this is a dict, or None for an empty one."""
+    if not isinstance(value, dict | None):
+        raise InputError(f"{what} must be a dict; got {shown(value)}.")
+
+
+def text(what, value):
+    """Raise InputError unless this is a str."""
+    if not isinstance(value, str):
+        raise InputError(f"{what} must be a string; got {shown(value)}.")
 
 
 def _finite(value):

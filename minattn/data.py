@@ -175,6 +175,7 @@ class Vocabulary:
     """
 
     def __init__(self, text):
+        checks.text("a vocabulary's text", text)
         self.characters = "".join(sorted(set(text)))
         if not 0 < len(self.characters) <= 1 << 16:
             raise InputError("a vocabulary has 1 to 65,536 distinct characters; "
@@ -185,6 +186,7 @@ class Vocabulary:
 
     def encode(self, text):
         """text (str of N characters) -> ids (N,) uint16; InputError for characters it lacks."""
+        checks.text("the text", text)
         known, codes = _code_points(self.characters), _code_points(text)
         above = int(known[-1]) + 1                               # stands for all above the highest
         id_of = np.full(above + 1, -1, np.int32)

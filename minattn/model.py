@@ -75,15 +75,15 @@ class Config:
                                  f"{self.n_head}.")
         if self.softcap is not None:
             checks.fields(self, "softcap", above=0)
-        checks.choice("qk_norm", self.qk_norm, (False, True))
-        checks.choice("log_length", self.log_length, (False, True))
+        for name in ("bias", "qkv_bias", "scaled_init", "qk_norm", "log_length"):
+            object.__setattr__(self, name, checks.flag(name, getattr(self, name)))
         checks.choice("gelu", self.gelu, ("tanh", "exact"))
+        checks.text("window_pattern", self.window_pattern)
         layers(self)                 # raises for unknown mechanisms, positions and options
 
     def _spell(self, what, options, known):
         """Bring a text into its canonical spelling, with options that were given apart."""
-        if not isinstance(options, dict | None):
-            raise InputError(f"{what}_options must be a dict; got {options!r}.")
+        checks.mapping(f"{what}_options", options)
         parsed = spec.parse(what, getattr(self, what))
         parsed = spec.with_options(what, parsed, options or {}, known)
         object.__setattr__(self, what, spec.show(parsed))

@@ -291,10 +291,10 @@ def dropout_forward(x, p, rng):
     (arXiv 1207.0580)  rng: numpy.random.Generator, or None to drop nothing, as in evaluation. p is
     rounded to a multiple of 1/65536.  x (N, C) -> y (N, C)
     """
+    p = checks.number("p", p, 0, high=0.999)
     if rng is None or p == 0:
         return x, DropoutCache(None)
     _check_rows(x)
-    p = checks.number("p", p, 0, high=0.999)
     checks.generator(rng)
     keep = keep_mask(x.shape, p, rng, x.dtype)
     return x * keep, DropoutCache(keep)

@@ -93,6 +93,7 @@ class Settings:
     compile: bool = False             # PyTorch's
 
     def __post_init__(self):
+        checks.text("corpus", self.corpus)
         checks.fields(self, "batch_size", "steps", "chunks", "eval_interval", "eval_blocks",
                       "checkpoint_interval", low=1, integer=True)
         checks.fields(self, "warmup", "seed", low=0, integer=True)

@@ -531,6 +531,13 @@ def test_empty_vocabulary():
         Vocabulary("")
 
 
+@pytest.mark.parametrize("text", [None, b"abc", ["a"], 3])
+def test_what_is_no_text_has_no_vocabulary_and_no_ids(text):
+    for call in (Vocabulary, Vocabulary("abc").encode):
+        with pytest.raises(InputError, match="text must be a string"):
+            call(text)
+
+
 def test_too_large_vocabulary():
     with pytest.raises(InputError, match="has 65537"):
         Vocabulary("".join(map(chr, range(0x10000, 0x10000 + 65_537))))

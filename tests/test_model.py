@@ -364,6 +364,9 @@ def test_initial_parameters():
     (dict(softcap=1, attention="gaussian"), "softcap means nothing for gaussian: leave it out"),
     (dict(log_length=True, attention="gaussian"), "log_length means nothing for gaussian"),
     (dict(window_pattern="SX"), "window_pattern must be one of S, L; got 'X'"),
+    (dict(window_pattern=False), "window_pattern must be a string; got False"),
+    (dict(bias=[]), "bias must be True or False"),
+    (dict(qkv_bias=int), "qkv_bias must be True or False"),
 ])
 def test_config_that_cannot_be(fields, message):
     with pytest.raises(InputError, match=message):

@@ -282,6 +282,12 @@ def test_dropout_statistics(p):
     )  # no stripes
 
 
+@pytest.mark.parametrize("p", [np.zeros(2), "0", None, 1.0])
+def test_dropout_refuses_what_is_no_probability_in_evaluation_too(p):
+    with pytest.raises(InputError, match="p must be"):
+        ops.dropout_forward(np.ones((2, 3)), p, None)
+
+
 def test_dropout_is_the_generators():
     x = draw(CASES["dropout"])["x"]
     same, again, other = (

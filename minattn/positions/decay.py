@@ -34,6 +34,7 @@ def alibi_slopes(n_head):
 
 def bias(n_head, dtype):
     """What the model adds to its scores: ALiBi's slopes, constant."""
+    dtype = checks.floating("dtype", dtype)
     return DecayBias(alibi_slopes(n_head).astype(dtype), learned=False)
 
 

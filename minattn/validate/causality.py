@@ -82,6 +82,9 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
                 which keeps a function in a process of its own
     Raises InputError if the target cannot be run at all.
     """
+    checks.mapping("options", options)
+    checks.mapping("sizes", sizes)
+    forms = checks.several("forms", forms)
     for form in forms:
         checks.choice("form", form, FORMS)
     checks.number("length", length, 2, integer=True)

@@ -116,13 +116,15 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
     target = frameworks.resolve(fn, backward)
     adapter = frameworks.adapter(framework, dtype, device)
     checks.number("time_limit", time_limit, above=0, high=MOST_SECONDS)
+    checks.mapping("sizes", sizes)
     known = set(SPECIAL)
     row = case_module.named(mechanism)[0]
     known |= {"d" + n for n in (*row.arguments, *row.optional, "bias", "log_length")}
     for case in case_module.cases(mechanism):
         known |= {case.family, *case.flags}
+    exclude = checks.several("exclude", exclude)
     for name in exclude:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             near = checks.nearest(name, known)
             raise InputError(f"no option, family or gradient of {mechanism} is called "
                              f"{name!r}.{near}")
@@ -147,13 +149,15 @@ def unasked(forward, sizes):
 def select(mechanism, cases=None, *, quick=False, seed=0, sizes=None, without=()):
     """The cases to run: a tuple of Case."""
     if cases is not None and not isinstance(cases, str):
-        cases = tuple(cases)
+        cases = checks.several("cases", cases)
         if not cases:
             raise InputError("no cases were chosen; leave `cases` out for all of them.")
         if all(isinstance(c, (case_module.Case, case_module.Combination)) for c in cases):
             name = case_module.named(mechanism)[0].name
             checks.choice("the mechanism of these cases", cases[0].mechanism, (name,))
             return cases
+        for glob in cases:
+            checks.text("each of cases", glob)
     only = (cases,) if isinstance(cases, str) else cases
     return case_module.cases(mechanism, seed=seed, quick=quick and only is None, only=only,
                              sizes=sizes, without=without)
