@@ -171,12 +171,7 @@ def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="d
     weigh(model.Config(**shape), settings)
     engines.check(settings)
     corpus = data.load_corpus(settings.corpus, data_dir=data_dir, say=say)
-    vocabulary = data.Vocabulary(corpus.text)
-    config = model.Config(vocab_size=len(vocabulary), **shape)
-    ids = vocabulary.encode(corpus.text)
-    batches = Batches(ids, config, settings)
-    checkpoint = fresh(config, settings)
-    model.forward(checkpoint.params, ids[None, :1], config, buffers=checkpoint.buffers)  # options
+    vocabulary, config, batches, checkpoint = beginning(settings, shape, corpus)
     say(f"{corpus.name}: {len(corpus.text):,} characters, {len(vocabulary)} distinct "
         f"({corpus.where})")
     about, train = data.about(corpus), dataclasses.asdict(settings)
@@ -185,6 +180,20 @@ def start(settings, shape, folder, *, overwrite=False, threads=None, data_dir="d
     with runs.create(folder, *parts, overwrite=overwrite, keep=text) as folder:
         run = runs.Run(folder, *parts, checkpoint)
         return _train(run, settings, batches, threads, say)
+
+
+def beginning(settings, shape, corpus):
+    """What a run begins with -> vocabulary, config, batches, checkpoint of step 0.
+
+    InputError for whatever a run cannot be made of: a text too short, an option too small, ...
+    """
+    vocabulary = data.Vocabulary(corpus.text)
+    config = model.Config(vocab_size=len(vocabulary), **shape)
+    ids = vocabulary.encode(corpus.text)
+    batches = Batches(ids, config, settings)
+    checkpoint = fresh(config, settings)
+    model.forward(checkpoint.params, ids[None, :1], config, buffers=checkpoint.buffers)  # options
+    return vocabulary, config, batches, checkpoint
 
 
 def weigh(config, settings):
@@ -286,14 +295,14 @@ class Batches:
 
     def __init__(self, ids, config, settings):
         self.settings, self.block_size = settings, config.block_size
-        self.train_ids, val_ids = data.split(ids)
-        if min(len(self.train_ids), len(val_ids)) <= config.block_size:
+        self.train_ids, self.val_ids = data.split(ids)
+        if min(len(self.train_ids), len(self.val_ids)) <= config.block_size:
             raise InputError(f"corpus {settings.corpus!r} is too short for block_size "
                              f"{config.block_size}: its {len(ids):,} characters are split "
-                             f"{len(self.train_ids):,} / {len(val_ids):,}, and each part needs at "
-                             f"least {config.block_size + 1:,}. Use a longer text or a smaller "
-                             "--block-size.")
-        self.val = data.blocks(val_ids, config.block_size)
+                             f"{len(self.train_ids):,} / {len(self.val_ids):,}, and each part "
+                             f"needs at least {config.block_size + 1:,}. Use a longer text or a "
+                             "smaller --block-size.")
+        self.val = data.blocks(self.val_ids, config.block_size)
         self.some = evenly(len(self.val[0]), settings.eval_blocks)
 
     def training(self, step):

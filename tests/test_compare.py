@@ -97,6 +97,7 @@ def test_settings_reach_the_runs(tmp_path):
     assert (b.shape["n_layer"], b.settings.lr, b.settings.steps, b.settings.seed) == (6, 0.5, 9, 4)
 
 
+LITTLE = ["--corpus", "builtin", "--n-embd", "8", "--n-head", "2", "--batch-size", "2"]
 BAD = {
     "attention": (["--attention", "softmax,enrgy"], "attention must be one of softmax, off_by_one"),
     "nearest": (["--attention", "softmax,enrgy"], "got 'enrgy'. Did you mean 'energy'?"),
@@ -136,6 +137,16 @@ BAD = {
     "out": (["--attention", "softmax", "--out", ""], "--out must name a folder."),
     "corpus": (["--attention", "softmax", "--corpus", "nothing.txt"],
                "there is no corpus or file called 'nothing.txt'"),
+    # what only a run itself could notice is noticed before any of them
+    "base": (["--variant", "waves: position=sinusoidal[base=1e-320]", *LITTLE],
+             "variant 'waves': base must be at least 1e-200"),
+    "softcap": (["--attention", "softmax", "--softcap", "1e-60", *LITTLE],
+                "softcap must be a number that float32 can hold"),
+    "block": (["--variant", "long: block_size=200000", *LITTLE],
+              "variant 'long': corpus 'builtin' is too short for block_size 200000"),
+    "lengths": (["--attention", "softmax", "--position", "rope", "--lengths", "500000", *LITTLE],
+                "--lengths must be below 100,000, the characters of the text; got 500000."),
+    "long-name": (["--variant", 300 * "x" + ": n_head=2"], "must have at most 200 bytes"),
     "both": (["--attention", "softmax", "--scheduler", "tcp://127.0.0.1:1", "--workers", "2"],
              "leave one of the two out"),
 }

@@ -642,7 +642,8 @@ def test_jax_functions_are_differentiated_by_jax():
     ({"cases": []}, "no cases"), ({"cases": kit.cases("sink")}, "must be one of softmax"),
     ({"framework": "nunpy"}, "numpy"), ({"dtype": "float8"}, "float"), ({"device": "cuda"}, "cpu"),
     ({"exclude": ["windw"]}, "Did you mean 'window'"), ({"time_limit": 0}, "time_limit"),
-    ({"cases": 3}, "cases must be several"), ({"sizes": 3}, "sizes must be a dict"), ({"cases": [3]}, "each of cases must be a string"),
+    ({"cases": 3}, "cases must be several"),
+    ({"sizes": 3}, "sizes must be a dict"), ({"cases": [3]}, "each of cases must be a string"),
     ({"exclude": "bias"}, "exclude must be several"), ({"exclude": [3]}, "is called 3")])
 def test_questions_without_an_answer(kwargs, words):
     with pytest.raises(InputError, match=words):

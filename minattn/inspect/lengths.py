@@ -29,6 +29,13 @@ def reading(config, length):
     return longer
 
 
+def check_text(lengths, ids):
+    """InputError unless a text is longer than every one of these windows."""
+    if max(lengths) >= len(ids):
+        raise InputError(f"--lengths must be below {len(ids):,}, the characters of the text; "
+                         f"got {max(lengths)}.")
+
+
 def losses(params, buffers, config, ids, lengths, n, *, over=map):
     """Nats per character of the last block_size predictions of windows, for each length.
 
@@ -38,9 +45,7 @@ def losses(params, buffers, config, ids, lengths, n, *, over=map):
     Evaluation mode, in the precision of params. over: a map, which may use threads.
     """
     T = config.block_size
-    if max(lengths) >= len(ids):
-        raise InputError(f"--lengths must be below {len(ids):,}, the characters of the text; "
-                         f"got {max(lengths)}.")
+    check_text(lengths, ids)
     ends = np.linspace(max(lengths), len(ids) - 1, n).astype(int)
 
     def loss(length):

@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 from minattn import checks, data, model, runs, spec, train
 from minattn.errors import InputError
-from minattn.inspect.lengths import reading
+from minattn.inspect.lengths import check_text, reading
 
 FIELDS = {name: kind for name, kind in train.FIELDS.items() if name != "seed"}
+
+
+LONGEST = 200            # bytes of a folder's name: file systems end at 255 or earlier
 
 
 class Variant(NamedTuple):
@@ -136,6 +139,9 @@ def folder_name(name):
     folder = re.sub(r"[^\w.=+,-]+", "_", folder)
     if not folder[0].isalnum():
         raise InputError(f"a variant's name must begin with a letter or a digit; got {name!r}.")
+    if len(folder.encode()) > LONGEST:
+        raise InputError(f"a variant's name must have at most {LONGEST} bytes, as it names a "
+                         f"folder; {checks.shown(name)} has {len(folder.encode())}.")
     return folder
 
 
@@ -201,11 +207,20 @@ def check_runs(plan, corpora):
 def with_corpus(plan, say):
     """Fetch the corpora, once and before any worker starts -> plan, {name: data.about it}
 
-    Where another corpus came instead, all runs take that one.
+    Where another corpus came instead, all runs take that one. InputError for a variant that cannot
+    begin on its text.
     """
     came = {name: data.load_corpus(name, data_dir=plan.data_dir, say=say)
             for name in dict.fromkeys(v.settings.corpus for v in plan.variants)}
     variants = tuple(
         v._replace(settings=dataclasses.replace(v.settings, corpus=came[v.settings.corpus].name))
         for v in plan.variants)
+    for variant, before in zip(variants, plan.variants):
+        corpus = came[before.settings.corpus]
+        try:
+            _, _, batches, _ = train.beginning(variant.settings, variant.shape, corpus)
+            if plan.lengths:
+                check_text(plan.lengths, batches.val_ids)
+        except InputError as error:
+            raise InputError(f"variant {variant.name!r}: {error}") from None
     return plan._replace(variants=variants), {x.name: data.about(x) for x in came.values()}
