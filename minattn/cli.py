@@ -162,15 +162,66 @@ def _train_arguments(parser):
                              help=f"older form of an option in the brackets of --{what}")
 
 
+# the help of each flag that sets a field of train.Settings or model.Config
+SETTINGS = {
+    "corpus": "tinyshakespeare, builtin, or the path of a UTF-8 text",
+    "batch_size": "windows of text in each step",
+    "steps": "training steps",
+    "lr": "learning rate after the warm-up",
+    "min_lr": "learning rate at the end",
+    "warmup": "steps in which the learning rate rises to --lr",
+    "schedule": "of the learning rate: cosine or linear",
+    "cooldown": "share of the steps in which the linear schedule falls to --min-lr",
+    "beta1": "AdamW: decay of the running mean of gradients",
+    "beta2": "AdamW: decay of the running mean of their squares",
+    "eps": "AdamW: added to the denominator",
+    "optimizer": "adamw, or muon for the matrices inside the layers",
+    "muon_lr": "Muon: learning rate",
+    "momentum": "Muon: momentum",
+    "muon_steps": "Muon: Newton-Schulz steps, 3 or 5",
+    "weight_decay": "decoupled weight decay",
+    "decay": "what decays: 2d (matrices and embeddings) or all",
+    "clip": "largest global gradient norm; 0: no clipping",
+    "chunks": "parts of a batch that can run at once; changes the rounding",
+    "eval_interval": "steps between validation losses",
+    "eval_blocks": "windows in each validation; the last one takes all",
+    "checkpoint_interval": "steps between checkpoints",
+    "seed": "of weights, batches and dropout",
+    "dtype": "float32 or float64",
+    "engine": "numpy, or torch: the same model in PyTorch",
+    "device": "PyTorch: cpu, cuda, cuda:1, ...",
+    "autocast": "PyTorch: dtype of matrix products, bfloat16 or none",
+    "compile": "PyTorch: compile the training step",
+    "block_size": "tokens of context",
+    "n_layer": "layers",
+    "n_head": "attention heads in each layer",
+    "n_embd": "channels; each head has n_embd / n_head",
+    "dropout": "on embeddings, attention weights and both branches of a layer",
+    "bias": "biases in linear layers and layer norms",
+    "qkv_bias": "biases of queries, keys and values",
+    "gelu": "tanh or exact",
+    "scaled_init": "smaller initial weights for projections back into the residual stream",
+    "n_kv_head": "heads of keys and values, a divisor of n_head; none: n_head",
+    "qk_norm": "normalise the queries and keys of each head",
+    "softcap": "c: scores become c tanh(score / c); none: off",
+    "log_length": "multiply scores by a log n, with n visible keys and a learned per head",
+    "attention": "mechanism, as in energy[norm=prefix]+gated or energy/softmax; see minattn list",
+    "position": "position encoding, as in learned+rope[base=100]; see minattn list",
+    "window": "keys that a query sees, itself included; none: all before it",
+    "window_pattern": "by layer, S (window of block_size / 2) or L (all): SSSL",
+}
+
+
 def add_settings(section, names):
     """A flag for each of these fields of train.Settings and model.Config."""
     from minattn import train
     for name in names:
-        flag, kind = "--" + name.replace("_", "-"), train.FIELDS[name]
+        flag, kind, text = "--" + name.replace("_", "-"), train.FIELDS[name], SETTINGS.get(name)
         if kind is bool:
-            section.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+            section.add_argument(flag, action=argparse.BooleanOptionalAction, default=None,
+                                 help=text)
         else:
-            section.add_argument(flag, type=kind, metavar=name.upper())
+            section.add_argument(flag, type=kind, metavar=name.upper(), help=text)
 
 
 def given(args, names):

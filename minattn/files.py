@@ -14,6 +14,7 @@ import secrets
 import shlex
 import shutil
 import stat
+import tempfile
 import time
 from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC, ENXIO
@@ -119,6 +120,13 @@ def _sentence(path, content):
         yield
     except OSError as error:
         raise CannotWrite(path, error, len(content)) from None
+
+
+def check_writable(folder):
+    """CannotWrite unless files can be made in this folder, which is made if it is missing."""
+    with _sentence(folder, b""):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def open_to_append(path):

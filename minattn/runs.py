@@ -16,7 +16,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,8 +116,7 @@ def make_folder(folder, *, below=None):
                                  "remove it, or name a folder with --out.")
             place = place.parent
     with _writable(folder):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        files.check_writable(folder)
 
 
 def vacant(folder, *, overwrite=False):
@@ -302,7 +300,8 @@ def load(folder, which=CHECKPOINT):
     try:
         checkpoint = read_checkpoint(run.folder / which, run.config)
     except InputError as error:
-        if which != CHECKPOINT:
+        if which != CHECKPOINT and not (isinstance(error, files.Missing)
+                                        and killed_early(run.folder)):
             raise
         raise InputError(f"{error}{_previous_good(run)}") from None
     check_bound(run.folder / which, checkpoint.config, run.bound())

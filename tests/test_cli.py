@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from run_cases import TINY, command, contents, environment, flags, process, train, write_corpus
 
-from minattn import cli, data, generate, model, runs, spec
+from minattn import cli, data, files, generate, model, runs, spec
 from minattn import train as trainer
 from minattn.attention import MECHANISMS
 from minattn.positions import POSITIONS
@@ -171,7 +171,7 @@ def test_read_only_folder(place, capsys, monkeypatch):
     root.)"""
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
-    monkeypatch.setattr(runs.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     before = contents(place)
     assert train(place / "run", place / "corpus.txt", overwrite=True) == 2
     assert f"cannot write to {place / 'run'}: Permission denied" in capsys.readouterr().err
@@ -340,6 +340,10 @@ def test_list(capsys):
     for name in [*MECHANISMS, *POSITIONS, *trainer.PRESETS]:
         assert f"\n{name} " in said
     assert "2602.23057" in said and "momentum=0.9" in said
+
+
+def test_every_setting_has_its_text_in_the_help():
+    assert list(cli.SETTINGS) == list(trainer.FIELDS)
 
 
 @pytest.mark.parametrize("words",

@@ -443,8 +443,11 @@ def test_killed_before_the_first_checkpoint(corpus, finished, tmp_path, capsys):
     process("batch", 3, "train", *flags(**TINY, preset="nano", corpus=corpus, out=folder),
             code=KILLED)
     assert cli.main(["sample", str(folder)]) == 2
+    assert cli.main(["train", "--resume", str(folder / runs.CHECKPOINT)]) == 2
+    assert cli.main(["train", "--resume", str(folder / runs.PREVIOUS)]) == 2
     said = capsys.readouterr().err
-    assert f"stopped before its first checkpoint: begin it again with --resume {folder}" in said
+    words = f"stopped before its first checkpoint: begin it again with --resume {folder}"
+    assert said.count(words) == 3
     assert cli.main(["train", "--resume", str(folder)]) == 0
     assert "beginning again" in capsys.readouterr().out
     assert outcome(folder) == outcome(finished())

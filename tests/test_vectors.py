@@ -378,6 +378,14 @@ def test_bad_results_are_one_clear_sentence(folder, tmp_path, name, content, mes
         vectors.check(folder, tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(golden, "cases", lambda: pytest.fail("it came to the cases"))
+    (tmp_path / "file").touch()
+    for where in ("file", "file/below"):
+        with pytest.raises(InputError, match=f"cannot write .*{where}: .*; name another folder"):
+            vectors.write(tmp_path / where)
+
+
 def test_other_bad_input(folder, tmp_path):
     with pytest.raises(InputError, match="cannot read results from"):
         vectors.check(folder, tmp_path / "nowhere")

@@ -523,9 +523,23 @@ def test_other_settings_than_what_is_there(study, tmp_path, capsys):
         )
 
 
-def test_a_learning_rate_that_is_too_large(tmp_path, capsys):
-    assert command(tmp_path, "--lr", "1e30", attention=f"softmax{TINY}") == 2
+@pytest.mark.parametrize("steps", [1, 3])                     # 1: only the test can notice it
+def test_a_learning_rate_that_is_too_large(steps, tmp_path, capsys):
+    assert command(tmp_path, "--lr", "1e30", attention=f"softmax{TINY}", steps=steps) == 2
     assert "is not finite at step" in capsys.readouterr().err and not timeless(tmp_path)
+
+
+def test_the_table_of_another_command_is_not_replaced(study, tmp_path, capsys):
+    """compare's folders and this command's have files of the same names."""
+    out = tmp_path / "of compare"
+    (out / "softmax_learned" / "seed-0").mkdir(parents=True)
+    (out / "table.md").write_text("a table of compare")
+    assert command(out) == 2 and "it may be yours" in capsys.readouterr().err
+    out = shutil.copytree(study, tmp_path / "of vision")
+    before = contents(out)
+    assert cli.main(["compare", "--attention", "softmax", "--corpus", "builtin",
+                     "--out", str(out)]) == 2
+    assert "it may be yours" in capsys.readouterr().err and contents(out) == before
 
 
 def test_one_seed_has_no_interval(tmp_path):

@@ -23,7 +23,8 @@ def run(plan, executor, *, report=None):
     folder cannot be written or holds runs with other settings or of another text.
     """
     runs.make_folder(plan.folder)
-    files.check_ours(plan.folder, (tables.RESULTS, tables.TABLE, *figures.PICTURES), "*/seed-*")
+    files.check_ours(plan.folder, (tables.RESULTS, tables.TABLE, *figures.PICTURES),
+                     "*/seed-*[0-9]")
     plan, corpora = plans.with_corpus(plan, say=lambda line: print(line, file=sys.stderr))
     plans.check_runs(plan, corpora)
     jobs = plan.jobs()

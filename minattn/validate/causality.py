@@ -34,6 +34,7 @@ FORMS = {"suffix": "change what follows: does what came before stay?",
          "loss": "is the loss the same without what comes after?"}
 PREFIXES = (1, 3, 7, 15, 31, 32, 63)          # and a random one; as many as fit
 LENGTH = 67
+LONGEST = 1 << 17                              # time grows with the square of the length
 
 
 class Certificate(NamedTuple):
@@ -87,7 +88,7 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
     forms = checks.several("forms", forms)
     for form in forms:
         checks.choice("form", form, FORMS)
-    checks.number("length", length, 2, integer=True)
+    checks.number("length", length, 2, integer=True, high=LONGEST)
     checks.number("time_limit", time_limit, above=0)
     rng, parts, name = checks.random(seed), None, str(target)
     if isinstance(target, str) and target.partition("[")[0] in attention.MECHANISMS:

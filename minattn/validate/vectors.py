@@ -29,6 +29,10 @@ AXES = {"bias": "B H Tq Tk", "allowed": "B H Tq Tk", "out": "B H Tq Dv", **INTER
 
 def write(folder):
     """Write the standard set into a folder -> its index. The same bytes every time."""
+    try:
+        files.check_writable(folder)                         # before the work, not after it
+    except files.CannotWrite as error:
+        raise InputError(str(error)) from None
     files.check_ours(folder, (INDEX, SCHEMA), PAYLOAD)       # the payload is written first
     files.sweep(folder, (PAYLOAD, INDEX, SCHEMA), older=files.OLD)
     entries, tensors = [], {}

@@ -51,7 +51,7 @@ def run(args):
     seeds = plan.numbers(args.seeds)
     runs.make_folder(folder)
     with runs.lock(folder), parallel.workers(1), np.errstate(all="ignore"):
-        files.check_ours(folder, (tables.RESULTS, tables.TABLE, PICTURE), "*/seed-*")
+        files.check_ours(folder, (tables.RESULTS, tables.TABLE, PICTURE), "*/seed-*.json")
         rows = {}
         for name, seed in ((name, seed) for seed in seeds for name in configs):
             settings = {**dataclasses.asdict(configs[name]), **RECIPE, "steps": args.steps,
@@ -138,6 +138,11 @@ def finish(path, name, config, settings, seed, bar):
     state = parallel.start(vit.init(config, [seed, 2]))
     test = shapes.draw(settings["test"], np.random.default_rng([seed, 1]), size=config.size)
     looks = {math.ceil(steps * k / LOOKS) for k in range(1, LOOKS + 1)}
+
+    def diverged(what, step):
+        return NotFinite(f"{name}, seed {seed}: {what}",
+                         f"is not finite at step {step}; try a smaller --lr.")
+
     for step in range(1, steps + 1):
         rng = np.random.default_rng([seed, 0, step])
         x, y = shapes.draw(settings["batch"], rng, size=config.size)
@@ -145,10 +150,11 @@ def finish(path, name, config, settings, seed, bar):
             losses.append(loss_and_gradients(state.params, x, y, config, state.grads))
             parallel.update(state, recipe)
         except NotFinite as error:
-            raise NotFinite(f"{name}, seed {seed}: {error.name}",
-                            f"is not finite at step {step}; try a smaller --lr.") from None
+            raise diverged(error.name, step) from None
         if step in looks:
             test_loss, accuracy = evaluate(state.params, *test, config)
+            if not math.isfinite(test_loss):             # the last update is in no training loss
+                raise diverged("the test loss", step)
             curve.append([step, accuracy])
         bar.update()
     sigma = [np.exp(a).tolist() for key, a in state.params.items() if key.endswith("log_sigma")]
