@@ -83,7 +83,8 @@ def run(args):
     try:
         page = tables.write(study, rows)
     except files.CannotWrite as error:
-        error.way_out = "make room; every run is kept, and the same command writes the tables"
+        error.way_out = (f"{'make room' if error.need else 'move it away'}; every run is kept, and "
+                         "the same command writes the tables")
         raise
     pictures = figures.draw(study, rows)
     print(page)
