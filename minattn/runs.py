@@ -438,7 +438,7 @@ def _previous_good(run):
     """A sentence on what to go on from, after one on what is wrong with the checkpoint."""
     previous = run.folder / PREVIOUS
     if killed_early(run.folder):
-        return (" The run stopped before its first checkpoint: begin it again with --resume "
+        return (" The run has no checkpoint: begin it again with --resume "
                 f"{files.quoted(run.folder)}")
     try:
         step = read_checkpoint(previous, run.config).step

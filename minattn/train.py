@@ -266,7 +266,7 @@ def resume(where, *, overrides=None, threads=None, data_dir="data", say=print):
         if which != runs.CHECKPOINT:             # a damaged one must not become the previous one
             files.write(folder / runs.CHECKPOINT, (folder / which).read_bytes())
         say(f"{folder}: continuing after step {step} of {steps}" if step else
-            f"{folder}: beginning again, since it stopped before its first checkpoint")
+            f"{folder}: beginning again, since it has no checkpoint")
         if step and not (folder / runs.METRICS).exists():
             say(f"{folder / runs.METRICS} is gone: it will lack steps 1 to {step}.")
         batches = Batches(data.Vocabulary(run.vocabulary).encode(text), run.config, settings)

@@ -446,7 +446,7 @@ def test_killed_before_the_first_checkpoint(corpus, finished, tmp_path, capsys):
     assert cli.main(["train", "--resume", str(folder / runs.CHECKPOINT)]) == 2
     assert cli.main(["train", "--resume", str(folder / runs.PREVIOUS)]) == 2
     said = capsys.readouterr().err
-    words = f"stopped before its first checkpoint: begin it again with --resume {folder}"
+    words = f"The run has no checkpoint: begin it again with --resume {folder}"
     assert said.count(words) == 3
     assert cli.main(["train", "--resume", str(folder)]) == 0
     assert "beginning again" in capsys.readouterr().out
