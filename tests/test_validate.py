@@ -61,7 +61,8 @@ def test_cases_are_the_families_of_the_specification(mechanism):
                "repeated_tokens",
                "identical_tokens", "one_token", "batch_independence", "non_contiguous", "bias",
                "combinations"}
-    own = {"sink": {"sink_far_above", "sink_far_below"}, "gated": {"gate_saturated"},
+    own = {"softmax": {"many_small_terms"}, "off_by_one": {"many_small_terms"},
+           "sink": {"sink_far_above", "sink_far_below"}, "gated": {"gate_saturated"},
            "energy": {"gate_all_closed"}, "affine": {"alpha_at_kinks", "alpha_ma"},
            "gaussian": {"sigma_tiny", "sigma_huge"}, "cog": {"scores_at_zero"},
            "linear": {"features", "later_large_key"},
@@ -586,6 +587,60 @@ def test_without_a_backward_gradients_are_not_covered_and_never_passed():
 def test_nothing_checked_is_not_all_good():
     found = check("softmax", softmax, cases=["window"], exclude=["window"], show=False)
     assert not found.ok and "nothing was checked" in str(found)
+
+
+def tiled(half=(), tile=64):
+    """FlashAttention-2 in PyTorch without masks: sums in float32, but those named in `half`."""
+    import torch
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, k, v):
+            narrow = q.dtype
+            kept = lambda x, name: x.to(narrow).float() if name in half else x
+            scale, (q, k, v) = q.shape[3]**-0.5, (x.float() for x in (q, k, v))
+            m = q.new_full((*q.shape[:3], 1), -1e30)
+            total, out = torch.zeros_like(m), q.new_zeros(*q.shape[:3], v.shape[3])
+            for keys in torch.arange(k.shape[2]).split(tile):
+                s = scale * q @ k[:, :, keys].transpose(2, 3)
+                new = torch.maximum(m, s.amax(3, keepdim=True))
+                p, rescale = torch.exp(s - new), torch.exp(m - new)
+                total = kept(total * rescale + p.sum(3, keepdim=True), "row sums")
+                out = kept(out * rescale + p.to(narrow).float() @ v[:, :, keys], "out")
+                m = new
+            out = (out / total).to(narrow)
+            ctx.save_for_backward(q, k, v, out, m + torch.log(total))
+            return out
+
+        @staticmethod
+        def backward(ctx, dout):
+            q, k, v, out, lse = ctx.saved_tensors
+            narrow, scale, dout = dout.dtype, q.shape[3]**-0.5, dout.float()
+            kept = lambda x, name: x.to(narrow).float() if name in half else x
+            delta = (dout * out.float()).sum(3, keepdim=True)
+            dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+            for j in torch.arange(k.shape[2]).split(tile):
+                for i in torch.arange(q.shape[2]).split(tile):
+                    p = torch.exp(scale * q[:, :, i] @ k[:, :, j].transpose(2, 3) - lse[:, :, i])
+                    dp = dout[:, :, i] @ v[:, :, j].transpose(2, 3)
+                    ds = scale * (p * (dp - delta[:, :, i])).to(narrow).float()
+                    p = p.to(narrow).float().transpose(2, 3)
+                    dv[:, :, j] = kept(dv[:, :, j] + p @ dout[:, :, i], "dv")
+                    dk[:, :, j] = kept(dk[:, :, j] + ds.transpose(2, 3) @ q[:, :, i], "dk")
+                    dq[:, :, i] = kept(dq[:, :, i] + ds @ k[:, :, j], "dq")
+            return dq.to(narrow), dk.to(narrow), dv.to(narrow)
+    return lambda q, k, v: Attention.apply(q, k, v)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sums_in_half_precision_from_tile_to_tile_are_found(dtype):
+    pytest.importorskip("torch")
+    how = {"framework": "torch", "dtype": dtype, "cases": ["many_small_terms"], "show": False}
+    found = check("softmax", tiled(), **how)
+    assert found.ok and max(t.ratio for r in found.results for t in r.tensors) < 0.3
+    for name in ("row sums", "out", "dq", "dk", "dv"):
+        found = check("softmax", tiled(half=(name,)), **how)
+        assert found.failed, name
 
 
 def test_torch_gradients_cut_off_or_missing():

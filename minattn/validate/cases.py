@@ -239,6 +239,8 @@ def _make(mechanism, plan, seed, sizes):
             other = 8 * draw((1, *x.shape[1:]), rng, transforms(mechanism).get(n))
             twin[n] = np.concatenate([other, x[1:]])
     cotangent = draw(mechanism.module.forward(**arrays, **options)[0].shape, rng)
+    if plan.dout is not None:
+        cotangent = exact(plan.dout(cotangent))
     for x in (*arrays.values(), *twin.values(), *options.values(), cotangent):
         if isinstance(x, np.ndarray):
             x.flags.writeable = False

@@ -37,6 +37,8 @@ KEPT = {
     "all_scores_negative": "the state in which a row of ReLU weights is dead: to look at when a "
                            "layer does not learn",
     "support_of_one": "a gradient that is exactly 0 everywhere: sorting and division at their edge",
+    "many_small_terms": "for half precision: sums that are rounded from tile to tile; the mutants "
+                        "run in float32",
     "causality/suffix": "needs no right answer to compare with: serves whole models, to which no "
                         "family applies",
     "causality/gradient": "as causality/suffix, for a leak through the backward alone",
