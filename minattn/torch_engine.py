@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from minattn import model, muon, optim, parallel
+from minattn import files, model, muon, optim, parallel
 from minattn.errors import InputError, NotFinite
 from minattn.torch_refs import muon as torch_muon
 from minattn.torch_refs.gpt import GPT
@@ -28,6 +28,11 @@ def start(checkpoint, config, settings, threads):
             yield Torch(checkpoint, config, settings)
     except torch.cuda.OutOfMemoryError as error:
         raise MemoryError(f"(The GPU's: {error})") from None
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise InputError("--compile: PyTorch cannot compile this model on this machine, leave it "
+                         f"out ({files.one_line(error)}).") from None
     finally:
         torch.set_num_threads(before)
 

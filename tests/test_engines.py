@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpt_cases import CASES, config_of, inputs
-from run_cases import contents, environment, outcome, process, train, write_corpus
+from run_cases import command, contents, environment, outcome, process, train, write_corpus
 
 from minattn import cli, engines, runs
 from minattn import train as trainer
@@ -203,20 +203,38 @@ def test_no_room_on_the_gpu(corpus, tmp_path, capsys, monkeypatch):
     assert "there is not enough memory for these sizes" in capsys.readouterr().err
 
 
+TINY_MODEL = ["--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--block-size", 8, "--batch-size", 5]
+
+
 @pytest.mark.slow
-def test_compiled(corpus, tmp_path):
-    for name, how in (("plain", {}), ("compiled", {"compile": True})):
-        assert train(tmp_path / name, corpus, engine="torch", attention="energy", **how) == 0
+def test_compiled(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    words = ["train", *TINY_MODEL, "--steps", 10, "--corpus", corpus, "--engine", "torch",
+             "--attention", "energy", "--chunks", 1]
+    for name, how in (("plain", []), ("compiled", ["--compile"])):
+        done = subprocess.run(command(*words, *how, "--out", tmp_path / name), env=environment(),
+                              capture_output=True, text=True)              # it may take minutes
+        assert done.returncode == 0, done.stderr
     plain, compiled = (runs.read_metrics(tmp_path / name) for name in ("plain", "compiled"))
     for a, b in zip(plain, compiled, strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
 
 
 @pytest.mark.slow
+def test_without_a_compiler(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "/nonexistent")
+    done = process("train", *TINY_MODEL, "--steps", 10, "--corpus", corpus, "--engine", "torch",
+                   "--compile", "--out", tmp_path / "run")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: --compile: PyTorch cannot compile this")
+
+
+@pytest.mark.slow
 def test_compare(tmp_path):
     """Both engines as variants, each run in a process of its own"""
-    words = ["--n-layer", 1, "--n-head", 2, "--n-embd", 16, "--block-size", 8, "--batch-size", 5,
-             "--steps", 30, "--corpus", write_corpus(tmp_path), "--dtype", "float64",
+    words = [*TINY_MODEL, "--steps", 30, "--corpus", write_corpus(tmp_path), "--dtype", "float64",
              "--variant", "numpy: engine=numpy", "--variant", "torch: engine=torch"]
     done = process("compare", *words, "--seeds", "0-1", "--workers", 2, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
