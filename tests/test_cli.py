@@ -35,7 +35,7 @@ NEW = ["train", "--corpus", "{home}/corpus.txt", "--out", "{home}/new", "--steps
 RUN = "{home}/run"
 BAD = {
     "preset": (["train", "--preset", "nanno"],
-               "one of demo, fast, nano, laptop, paper; got 'nanno'. Did you mean 'nano'?"),
+               "one of demo, fast, best, nano, laptop, paper; got 'nanno'. Did you mean 'nano'?"),
     "attention": ([*NEW, "--attention", "enrgy"],
                   "attention must be one of {mechanisms}; got 'enrgy'. Did you mean 'energy'?"),
     "attention-twice": ([*NEW, "--attention", "affine+affine"],
