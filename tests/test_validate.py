@@ -336,8 +336,10 @@ def alarms(report):
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_numpy_float32_and_float64_pass(mechanism):
+    named = [case.id for case in kit.cases(mechanism, quick=True)
+             if case.family not in ("combinations", "many_small_terms")]
     some = ["causal", "score_shift", "identical_tokens", "tq_ne_tk"]
-    for dtype, cases in (("float32", None), ("float64", some)):
+    for dtype, cases in (("float32", named), ("float64", some)):
         found = check(mechanism, MECHANISMS[mechanism], dtype=dtype, cases=cases, quick=True,
                       seed=11, show=False)
         assert found.ok and found.count(report.PASSED) == len(found.results), alarms(found)
@@ -379,7 +381,7 @@ def test_no_false_alarm_in_20_runs(mechanism):
     for seed in SEEDS:
         # every case once, then the quick selection: every case at every seed takes most of an hour
         cases = [c for c in kit.cases(mechanism, seed=seed, quick=seed != SEEDS[0])
-                 if "1025" not in c.id]
+                 if "1025" not in c.id and c.family not in ("combinations", "many_small_terms")]
         for framework, dtype in (("numpy", "float32"), ("torch", "float32"), ("torch", "bfloat16")):
             fn = MECHANISMS[mechanism] if framework == "numpy" else torch_reference(mechanism)
             found = check(mechanism, fn, framework=framework, dtype=dtype, cases=cases, seed=seed,
@@ -1060,6 +1062,7 @@ def test_plugin_fails_in_plain_words(tmp_path):
     assert "gradients not covered" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_guide_finds_its_bugs_and_its_repair_is_right(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     kernel, = (b for b in blocks("python") if "def attention" in b)

@@ -134,13 +134,14 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
 
 def unasked(forward, sizes):
     """What newer kernels do and others need not: asked for where the function takes it by name, or
-    takes any name, or the sizes name Hkv."""
+    the sizes name Hkv. A function of ours that takes any name has all of them; another may not."""
     names = {"softcap", "log_length", "grouped"} - ({"grouped"} if "Hkv" in sizes else set())
     try:
         parameters = inspect.signature(forward).parameters.values()
     except (ValueError, TypeError):
         return tuple(sorted(names))
-    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+    ours = getattr(forward, "__module__", None) or ""
+    if ours.startswith("minattn.") and any(p.kind == p.VAR_KEYWORD for p in parameters):
         return ()
     return tuple(sorted(names - {p.name for p in parameters}))
 
