@@ -57,13 +57,6 @@ class Combination:
     options = property(lambda self: _drawn(self)[1])
     cotangent = property(lambda self: _drawn(self)[2])
 
-    def simpler(self):
-        """The same case but for one setting, which is the usual one"""
-        for name, value in self.usual.items():
-            if self.row[name] != value:
-                yield Combination(self.mechanism, {**self.row, name: value}, self.usual, self.fixed,
-                                  self.seed)
-
 
 @lru_cache(maxsize=2)
 def _drawn(case):
