@@ -43,7 +43,7 @@ class Combination:
     family, twin, unmet = "combinations", None, ""
 
     def __init__(self, mechanism, row, usual, fixed, seed, quick=False):
-        self.mechanism, self.row, self.usual, self.fixed = mechanism, row, usual, fixed
+        self.mechanism, self.row, self.fixed = mechanism, row, fixed
         self.seed, self.quick = seed, quick
         self.layout, self.aside, self.dout = (row[n] for n in ("layout", "aside", "dout"))
         self.id = f"combinations/{covering.named(row, usual)}"
