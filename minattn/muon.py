@@ -41,7 +41,7 @@ def orthogonalise(u, steps=5):
     if type(u) not in checks.PLAIN or u.ndim != 2:
         raise InputError(f"Muon takes matrices; got {checks.kind(u)}.")
     checks.arrays(u=(u, "in out"))
-    checks.choice("steps", steps, COEFFICIENTS)
+    checks.choice("steps", checks.number("steps", steps, integer=True), COEFFICIENTS)
     if u.shape[0] > u.shape[1]:
         return orthogonalise(u.T, steps).T
     square = u.shape[0] == u.shape[1]

@@ -30,6 +30,7 @@ KEPT = {
     "causal": "the plain statement of what most kernels are for: the first case to read when all "
               "of them fail",
     "noncausal": "what is left for a kernel without any mask, and the only case without an option",
+    "equal_scores": "a query of zeros; softmax has it among many_small_terms, the others only here",
     "repeated_tokens": "ties inside a causal row: sorting, caching by content and top-k go wrong "
                        "here first",
     "nearly_equal_scores": "the rows in which lssa's weights fade: how far they do depends on eps "
