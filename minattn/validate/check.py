@@ -29,6 +29,7 @@ HANGS = 3                 # after so many, the rest is not run: each costs its w
 MOST_SECONDS = 1e6        # for one case: what threads can wait
 GAVE_UP = f"not run, because {HANGS} cases hung before"
 SPECIAL = ("gradients", "repeat")
+PLAIN = ("prime_sizes", "causal", "noncausal")      # failing here, most cases fail
 
 
 class Setup(NamedTuple):
@@ -57,7 +58,7 @@ class Setup(NamedTuple):
 @np.errstate(all="ignore")
 def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", cases=None,
           backward=None, exclude=(), quick=False, seed=0, time_limit=30.0, sizes=None,
-          skip_file=None, show=True, progress=False):
+          skip_file=None, layout="BHTD", show=True, progress=False):
     """Run fn through the mechanism's cases -> Report; prints it unless show=False.
 
     mechanism   a name, with options in brackets ("energy[norm=prefix]") to keep these fixed
@@ -74,6 +75,8 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
                 again), or another flag of a case ("Tq!=Tk", "empty_rows", "strided", ...). The
                 report says "not covered".
     sizes       {"D": 64, "Dv": 64}: sizes to keep to, of B, H, Tq, Tk, T (both), D, Dv
+    layout      "BTHD": its arrays with four axes are (B, T, H, D), and so are out and gradients;
+                masks and biases stay as they are
     skip_file   lines "case-id-glob skip|xfail reason"; a glob that matches no case of any
                 mechanism is refused
 
@@ -82,7 +85,8 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     """
     start = time.perf_counter()
     setup = prepare(mechanism, fn, framework=framework, dtype=dtype, device=device,
-                    backward=backward, exclude=exclude, time_limit=time_limit, sizes=sizes)
+                    backward=backward, exclude=exclude, time_limit=time_limit, sizes=sizes,
+                    layout=layout)
     chosen = select(mechanism, cases, quick=quick, seed=seed, sizes=sizes, without=setup.without)
     rules = read_skips(skip_file, chosen) if skip_file is not None else []
     results = until_too_many_hang((with_rule(case, setup, rules) for case in chosen), chosen,
@@ -111,9 +115,9 @@ def until_too_many_hang(results, chosen, progress=False):
 
 @np.errstate(all="ignore")
 def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", backward=None,
-            exclude=(), time_limit=30.0, sizes=None):
+            exclude=(), time_limit=30.0, sizes=None, layout="BHTD"):
     """Check the question -> Setup, with which check_case answers it for one case."""
-    target = frameworks.resolve(fn, backward)
+    target = frameworks.resolve(fn, backward, layout)
     adapter = frameworks.adapter(framework, dtype, device)
     checks.number("time_limit", time_limit, above=0, high=MOST_SECONDS)
     checks.mapping("sizes", sizes)
@@ -174,13 +178,19 @@ def check_case(case, setup):
     if reason:
         return Result(case.id, case.family, NOT_COVERED, reason=reason)
     start = time.perf_counter()
+    found = judge(case, setup, right)
+    return found._replace(hint=hint(case, setup, right, found),
+                          seconds=time.perf_counter() - start)
+
+
+def judge(case, setup, right):
+    """Call the function, and compare -> Result"""
     findings, tensors, further = [], [], 0
     try:
         wanted = ()
         if not setup.no_gradients:
             wanted = [n[1:] for n in right.truth if n != "out" and n not in setup.exclude]
-        one = partial(frameworks.run, setup.target, setup.adapter, case,
-                      out_shape=right.truth["out"].shape, wanted=wanted)
+        one = partial(frameworks.run, setup.target, setup.adapter, case, wanted=wanted)
         other = {n: x / 2 for n, x in case.arrays.items()}
         calls = [partial(one, arrays=case.arrays)]
         if "repeat" not in setup.exclude:                    # a layer in which another one stands
@@ -202,11 +212,20 @@ def check_case(case, setup):
         findings.append(problem.finding)
     except Exception as error:
         findings.append(frameworks.raised(error, setup))
-    findings = [f._replace(message=one_line(f.message, 400)) for f in findings]
-    status = FAILED if findings else PASSED
-    seconds = time.perf_counter() - start
-    return Result(case.id, case.family, status, tuple(findings), tuple(tensors), seconds=seconds,
+    findings = tuple(f._replace(message=one_line(f.message, 400)) for f in findings)
+    return Result(case.id, case.family, FAILED if findings else PASSED, findings, tuple(tensors),
                   further=further)
+
+
+def hint(case, setup, right, found):
+    """What would make plain cases right, in a sentence; empty if nothing known does"""
+    if found.status == PASSED or case.family not in PLAIN or found.findings[0].kind == "hang":
+        return ""
+    layout, = {*frameworks.LAYOUTS} - {setup.target.layout}
+    turned = setup._replace(target=setup.target._replace(layout=layout))
+    if judge(case, turned, right).status == PASSED:
+        return f"your function seems to take ({', '.join(layout)}): --layout {layout}"
+    return ""
 
 
 def _not_covered(case, setup):

@@ -35,6 +35,8 @@ def add_arguments(parser):
                              "gradients, repeat; reported as not covered")
     parser.add_argument("--sizes", metavar="D=64,Dv=64",
                         help="fix some of the sizes B, H, Tq, Tk, T, D, Dv")
+    parser.add_argument("--layout", default="BHTD",
+                        help="BTHD if its arrays are (B, T, H, D); default BHTD")
     parser.add_argument("--skip-file", metavar="FILE", help="lines: case-id-glob skip|xfail reason")
     parser.add_argument("--time-limit", type=float, default=30.0, metavar="S",
                         help="seconds per case (default 30)")
@@ -61,7 +63,7 @@ def run(args):
             files.named(flag, path, "file")
     exclude = tuple(name for names in args.exclude for name in names.split(",") if name)
     same = ("mechanism", "target", "backward", "framework", "dtype", "device", "quick", "seed",
-            "skip_file", "time_limit")
+            "skip_file", "time_limit", "layout")
     question = {name: getattr(args, name) for name in same}
     question.update(exclude=exclude, cases=args.case, sizes=sizes)
     report = isolate.check(question, progress=sys.stderr.isatty())

@@ -18,6 +18,7 @@ from minattn.files import one_line
 from minattn.validate import covering
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
+LAYOUTS = ("BHTD", "BTHD")
 
 
 class Finding(NamedTuple):
@@ -43,6 +44,11 @@ class Target(NamedTuple):
     forward: Callable
     backward: Callable | None
     name: str
+    layout: str = "BHTD"      # of its arrays with four axes; "BTHD": tokens before heads
+
+    def turned(self, x):
+        """Our array as the function's, or back again"""
+        return x.swapaxes(1, 2) if self.layout == "BTHD" and x.ndim == 4 else x
 
 
 class Run(NamedTuple):
@@ -54,8 +60,9 @@ class Run(NamedTuple):
     further: int            # outputs beyond these, which nothing is compared with
 
 
-def resolve(fn, backward=None):
+def resolve(fn, backward=None, layout="BHTD"):
     """fn as check takes it -> Target. InputError if nothing in it can be called."""
+    checks.choice("layout", layout, LAYOUTS)
     fn = getattr(fn, "module", fn) if isinstance(fn, attention.Mechanism) else fn
     name = getattr(fn, "__name__", type(fn).__name__)
     if isinstance(fn, (tuple, list)) and len(fn) == 2:
@@ -71,7 +78,7 @@ def resolve(fn, backward=None):
                          f"got {kind}.")
     if backward is not None and not callable(backward):
         raise InputError(f"backward must be callable; got {type(backward).__name__}.")
-    return Target(fn, backward, one_line(name))
+    return Target(fn, backward, one_line(name), layout)
 
 
 def adapter(framework, dtype, device="cpu"):
@@ -223,7 +230,7 @@ def stride(x, dtype, layout):
     return covering.view(buffer, x.shape, strides, offset)
 
 
-def run(target, adapter, case, arrays, out_shape, wanted, between=None):
+def run(target, adapter, case, arrays, wanted, between=None):
     """One forward and, for `wanted` gradients, one backward; Problem if nothing can be compared.
 
     between: called after the forward, as another layer would be. Then a backward that came with the
@@ -231,8 +238,9 @@ def run(target, adapter, case, arrays, out_shape, wanted, between=None):
     """
     row, findings = attention.MECHANISMS[case.mechanism], []
     by_hand = target.backward is not None
+    turn = lambda name, x: x if name in case.options else target.turned(x)
     leaf = lambda name: name in wanted and not by_hand
-    inputs = {n: adapter.array(x, covering.of_input(case.layout, i + 1), leaf(n))
+    inputs = {n: adapter.array(target.turned(x), covering.of_input(case.layout, i + 1), leaf(n))
               for i, (n, x) in enumerate(arrays.items())}
     options = {n: adapter.array(x, case.aside, leaf(n)) if isinstance(x, np.ndarray) else x
                for n, x in case.options.items()}
@@ -240,14 +248,15 @@ def run(target, adapter, case, arrays, out_shape, wanted, between=None):
     kwargs = {**{n: x for n, x in inputs.items() if n not in row.arguments}, **options}
     fits_signature(target.forward, args, kwargs)
     given = {**inputs, **options}
-    cotangent = adapter.array(case.cotangent, case.dout)
+    dout = target.turned(case.cotangent)
+    cotangent = adapter.array(dout, case.dout)
     leaves = {} if by_hand else {n: given[n] for n in wanted}
     result, differentiate = adapter.call(target.forward, args, kwargs, leaves, cotangent)
     out, further = result, 0
     if isinstance(result, (tuple, list)) and len(result):
         out, further = result[0], len(result) - 1 - by_hand  # the cache of a backward is none
-    _looks_right(adapter, "the output", out, out_shape)
-    tensors, returned, grads = {"out": adapter.numbers(out)}, {"out": out}, {}
+    _looks_right(adapter, "the output", out, dout.shape)
+    tensors, returned, grads = {"out": target.turned(adapter.numbers(out))}, {"out": out}, {}
     if between is not None:
         between()
     if by_hand and wanted:
@@ -256,7 +265,7 @@ def run(target, adapter, case, arrays, out_shape, wanted, between=None):
                                       "(out, cache); it returned one thing.")
         with np.errstate(all="ignore"):
             if between is not None:
-                target.backward(adapter.array(case.cotangent, case.dout), result[1])
+                target.backward(adapter.array(dout, case.dout), result[1])
             grads = target.backward(cotangent, result[1])
         if not isinstance(grads, dict):
             kind = type(grads).__name__
@@ -273,13 +282,13 @@ def run(target, adapter, case, arrays, out_shape, wanted, between=None):
             findings.append(Finding("gradient", f"the gradient of {name} is missing."))
             continue
         try:
-            _looks_right(adapter, f"d{name}", grads[name], {**case.options, **arrays}[name].shape)
-            tensors["d" + name] = adapter.numbers(grads[name])
+            _looks_right(adapter, f"d{name}", grads[name], given[name].shape)
+            tensors["d" + name] = turn(name, adapter.numbers(grads[name]))
             returned["d" + name] = grads[name]
         except Problem as problem:
             findings.append(problem.finding)
     given["dout"] = cotangent
-    after = {n: adapter.numbers(x) for n, x in given.items() if adapter.belongs(x)}
+    after = {n: turn(n, adapter.numbers(x)) for n, x in given.items() if adapter.belongs(x)}
     return Run(tensors, tuple(findings), after, returned, max(further, 0))
 
 

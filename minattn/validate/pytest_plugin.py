@@ -18,8 +18,8 @@ from minattn.validate.report import FAILED, NOT_COVERED, SKIPPED, XFAILED
 def suite(mechanism, fn, *, cases=None, quick=False, seed=0, sizes=None, skip_file=None, **how):
     """A class of tests, to be bound to a name that starts with Test.
 
-    Arguments as for minattn.validate.check: framework, dtype, device, backward, exclude, time_limit
-    go into `how`. A wrong argument is an InputError while pytest collects.
+    Arguments as for minattn.validate.check: framework, dtype, device, backward, exclude,
+    time_limit, layout go into `how`. A wrong argument is an InputError while pytest collects.
     """
     setup = prepare(mechanism, fn, sizes=sizes, **how)
     rules = read_skips(skip_file) if skip_file is not None else []
@@ -31,7 +31,8 @@ def suite(mechanism, fn, *, cases=None, quick=False, seed=0, sizes=None, skip_fi
         def test_case(self, case):
             result = with_rule(case, setup, rules)
             if result.status == FAILED:
-                pytest.fail("\n".join(f.message for f in result.findings), pytrace=False)
+                said = [f.message for f in result.findings] + [result.hint] * bool(result.hint)
+                pytest.fail("\n".join(said), pytrace=False)
             if result.status == XFAILED:
                 pytest.xfail(result.reason)
             if result.status in (NOT_COVERED, SKIPPED):

@@ -54,6 +54,7 @@ class Result(NamedTuple):
     reason: str = ""          # why it was not covered, skipped or expected to fail
     seconds: float = 0.0
     further: int = 0          # outputs that nothing was compared with
+    hint: str = ""            # what would make it right
 
 
 class Report:
@@ -111,6 +112,8 @@ class Report:
 
     def _findings(self):
         """What is wrong, told once: wrong numbers by family, anything else by its message."""
+        for sentence in dict.fromkeys(r.hint for r in self.results if r.hint):
+            yield f"HINT  {sentence}"
         told = {}
         for r in self.failed:
             values = any(f.kind in ("values", "not finite") for f in r.findings)

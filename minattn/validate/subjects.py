@@ -53,7 +53,7 @@ def _kernel(fn, mechanism, framework, options, backward, dtype, device, length, 
         asked = {"causal": True, **options}
         case = cases.Case("causality", "causality", mechanism.name, x, asked, dout)
         wanted = tuple(axes) if i is not None else ()
-        done = frameworks.run(target, adapter, case, x, dout.shape, wanted)
+        done = frameworks.run(target, adapter, case, x, wanted)
         if done.findings:
             raise NotCovered(done.findings[0].message)
         return done.tensors
