@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, and PyTorch's fast form is the literal one."""
 
 import argparse
+import collections
 import copy
 import importlib.util
 import itertools
@@ -8,9 +9,12 @@ import json
 
 import numpy as np
 import pytest
+from gpt_cases import CASES as MODELS
+from gpt_cases import config_of, inputs
 
-from minattn import bench, generate, model, train
-from minattn.bench import long, numpy_jobs, sample, sides, speedrun, step
+from minattn import bench, checks, generate, model, train
+from minattn.attention import core
+from minattn.bench import floor, long, numpy_jobs, sample, sides, speedrun, step
 from minattn.errors import InputError
 
 TINY = dict(n_layer=2, n_head=2, n_embd=12, block_size=8, batch_size=3, steps=5, chunks=2)
@@ -73,6 +77,7 @@ def test_summary_of_a_row(tiny):
     times = {
         "minattn": [[1.0], [1.0]],
         "minattn softmax": [[0.5], [0.5]],
+        "floor": [[0.8], [0.8]],
         "rate": [[0.25], [0.25]],
         "eager": [[2.0], [2.0]],
         "eager plain": [[1.25], [1.25]],
@@ -82,7 +87,8 @@ def test_summary_of_a_row(tiny):
     assert row["best"] == {"eager": "eager plain", "compile": None, "jax": None} and row[
         "ratios"
     ] == {"eager": 0.5, "eager plain": 0.8}
-    assert row["overhead"] == 2 and row["rate"] == 2 * 2 * 64**3 / 0.25
+    assert row["overhead"] == 2 and row["over_floor"] == 1.25
+    assert row["rate"] == 2 * 2 * 64**3 / 0.25
     assert row["share"] == pytest.approx(step.flops(job) / row["rate"])
 
 
@@ -121,6 +127,80 @@ def test_options_are_read_and_every_case_is_known():
 def test_mistakes_are_one_sentence(given, message):
     with pytest.raises(InputError, match=message):
         bench.run(arguments(*given))
+
+
+class Watched(np.ndarray):
+    """An array that notes every product of matrices that it takes part in."""
+
+    products = None              # how often each pair of shapes
+
+    def __array_ufunc__(self, ufunc, method, *given, out=None, **options):
+        given = [plain(x) for x in given]
+        if ufunc is np.matmul and not any(a_sum(x) for x in given):
+            Watched.products[shapes(*given)] += 1
+        options = {name: plain(x) for name, x in options.items()}
+        if out is not None:
+            options["out"] = tuple(map(plain, out))
+        result = getattr(ufunc, method)(*given, **options)
+        return result.view(Watched) if isinstance(result, np.ndarray) else result
+
+    def __array_function__(self, *call):
+        result = super().__array_function__(*call)         # np.where makes a plain array
+        return result.view(Watched) if type(result) is np.ndarray else result
+
+
+def plain(x):
+    return x.view(np.ndarray) if isinstance(x, Watched) else x
+
+
+def a_sum(x):
+    """Does a product with it only add up? A vector, ones, or a triangle of ones"""
+    return 1 in x.shape[-2:] or x.ndim < 2 or x.any() and set(np.unique(x)) <= {0, 1}
+
+
+def shapes(a, b):
+    return np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2:], b.shape[-2:]
+
+
+@pytest.mark.parametrize("case, changes", [
+    *((case, {}) for case in MODELS),
+    *((case, {"block_size": 150}) for case in MODELS if case.startswith("linear")),
+    ("softmax", {"block_size": 100, "keep": 0})], ids=str)
+def test_the_floor_is_made_of_the_steps_own_products(case, changes, monkeypatch):
+    if "keep" in changes:
+        monkeypatch.setattr(core, "KEEP_BYTES", changes["keep"])
+    config = config_of(case, **{name: n for name, n in changes.items() if name != "keep"})
+    params, buffers, x, y = inputs(config)
+    cache = model.forward(params, x, config, targets=y, buffers=buffers, training=True)[2]
+    expected = collections.Counter(shapes(a, b) for a, b in floor.of_step(cache))
+    monkeypatch.setattr(checks, "PLAIN", (*checks.PLAIN, Watched))
+    monkeypatch.setattr(Watched, "products", collections.Counter())
+    params = {name: a.view(Watched) for name, a in params.items()}
+    cache = model.forward(params, x, config, targets=y, buffers=buffers, training=True)[2]
+    model.backward(cache, config)
+    assert Watched.products == expected
+
+
+def test_the_floor_counts_the_flops_of_a_step(tiny):
+    """Tiles of one block compute the whole square, of which `flops` counts the visible half."""
+    job = step.spec("tiny")
+    config, _, params, buffers, x, y = numpy_jobs.step_inputs(job)
+    cache = model.forward(params, x, config, targets=y, buffers=buffers, training=True)[2]
+    total = sum(2 * a.size * b.shape[-1] for a, b in floor.of_step(cache))
+    hidden = TINY["n_layer"] * 3 * 3 * 2 * 2 * 12 * (8 * 7 // 2)
+    assert total == step.flops(job) + hidden
+
+
+def test_every_thread_takes_its_chunks(tiny, monkeypatch):
+    """The floor's products, on as many threads as there are, are those of all chunks."""
+    monkeypatch.setitem(TINY, "chunks", 3)
+    done = []
+    monkeypatch.setattr(floor, "timed", lambda pairs: lambda: done.append(len(pairs)))
+    for threads in (1, 2, 5):
+        with numpy_jobs.session(threads) as session:
+            numpy_jobs.step_floor(step.spec("tiny"), session)[0]()
+        assert len(done) == 3 and len(set(done)) == 1
+        done.clear()
 
 
 # ------------------------------------------------------------------------------------ the processes
@@ -177,9 +257,11 @@ def test_numpy_alone(tiny, monkeypatch, tmp_path, capsys):
     found = json.loads((tmp_path / "it.json").read_text())
     row = found["step"][0]
     assert (
-        set(row["turns"]) == {"minattn", "minattn softmax", "rate"}
+        set(row["turns"]) == {"minattn", "minattn softmax", "floor", "rate"}
         and len(row["turns"]["minattn"]) == 2
     )
+    assert 1 < row["over_floor"] and "floor ms /floor" in " ".join(out.split())
+    assert all(1 < r["over_floor"] for r in found["long"]["rows"])
     assert row["ratios"] == {} and 0 < row["share"] and row["peak_bytes"]["minattn"] > 10e6
     losses = [loss for loss, _ in row["checks"]["minattn"]]
     assert losses[0] == pytest.approx(np.log(65), abs=0.1) and losses[2] < losses[0]

@@ -3,7 +3,7 @@ fast they grow."""
 import numpy as np
 
 from minattn import plots, report_table
-from minattn.bench.sides import Job, measure, milliseconds, number, sides
+from minattn.bench.sides import Job, measure, milliseconds, number, ratio, sides
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 HEADS, HEAD_SIZE = 4, 32
@@ -43,11 +43,15 @@ def _rows(window, args, problems):
     """A row for each side at each length."""
     rows, lengths = [], [T for T in LENGTHS if T <= args.longest]
     for T in lengths:
-        found = measure(f"attention over {T} tokens, {_kind(window)}", _jobs(window, T, args), args,
-                        problems, tolerance=1e-3, most=30)
-        rows += [{"window": window, "side": label, "T": T, "seconds": found.seconds[label],
-                  "turns": turns, "ratio": found.ratio(label)}
-                 for label, turns in found.turns.items()]
+        jobs = _jobs(window, T, args)
+        floor = jobs["minattn"]._replace(name="attention_floor")
+        found = measure(f"attention over {T} tokens, {_kind(window)}", {**jobs, "floor": floor},
+                        args, problems, tolerance=1e-3, unchecked=("floor",), most=30)
+        seconds, turns = found.seconds, found.turns
+        rows += [{"window": window, "side": label, "T": T, "seconds": seconds[label],
+                  "turns": turns[label], "ratio": found.ratio(label), "floor": seconds["floor"],
+                  "over_floor": ratio(turns[label], turns["floor"])}
+                 for label in jobs if label in turns]
     with sides(_jobs(window, lengths[0], args), trace=True) as group:    # memory, shortest first
         before = {label: _memory(group[label], job)
                   for label, job in _jobs(window, 64, args).items()}
@@ -89,16 +93,20 @@ def _print(window, rows, fits, args):
           f"channels, float32, {args.threads} threads")
     labels = list(dict.fromkeys(row["side"] for row in rows))
     lines = [("T", *(f"{label} ms" for label in labels), "/best",
-              *(f"{label} MB" for label in labels))]
+              "floor ms", "/floor", *(f"{label} MB" for label in labels))]
     for T in dict.fromkeys(row["T"] for row in rows):
         here = {row["side"]: row for row in rows if row["T"] == T}
         found = [here.get(label, {"seconds": None, "extra_bytes": None}) for label in labels]
+        ours = here["minattn"]
         best = max((row["ratio"] for row in rows if row["T"] == T and row["side"] != "minattn"),
                    default=None)
         megabytes = (row["extra_bytes"] and row["extra_bytes"] / 1e6 for row in found)
         lines.append((str(T), *(milliseconds(row["seconds"]) for row in found), number(best),
+                      milliseconds(ours["floor"]), number(ours["over_floor"]),
                       *(number(size, 1) for size in megabytes)))
     print(report_table.text(lines, right=range(1, len(lines[0]))))
+    print("floor: the matrix products of minattn's tiles and nothing else; /floor: minattn's time "
+          "relative to it.")
     print("MB: peak memory beyond q, k, v and dout (minattn: arrays; PyTorch: growth of the "
           "process).")
     grown = [f"{fit['side']} time ~ T^{fit['time']:.2f}, memory ~ T^{fit['memory'] or 0:.2f}"

@@ -13,6 +13,7 @@ import numpy as np
 
 from minattn import generate, model, parallel, runs, train
 from minattn.attention import softmax
+from minattn.bench import floor
 
 
 @contextmanager
@@ -43,6 +44,27 @@ def step(spec, session):
     return work, 0
 
 
+def step_floor(spec, session):
+    """The matrix products of a step alone, each thread with as many chunks as in the step."""
+    pool, threads = session
+    config, settings, params, buffers, x, y = step_inputs(spec)
+    chunks = parallel.chunks_of(len(x), settings.chunks)
+
+    def one_chunk(part):
+        _, _, cache = model.forward(params, x[part], config, targets=y[part], buffers=buffers,
+                                    training=True)
+        return floor.timed(floor.of_step(cache))
+
+    mine = [chunks[i::threads] for i in range(min(threads, len(chunks)))]
+    runs = [one_chunk(parts[0]) for parts in mine]         # chunks are of one size
+
+    def many(run, parts):
+        for _ in parts:
+            run()
+
+    return lambda: list(pool.map(many, runs, mine)), 0
+
+
 def matmul(spec, session):
     """Each thread multiplies its own square matrices: the rate to measure everything against."""
     pool, threads = session
@@ -67,20 +89,40 @@ def attention(spec, session):
     Threads share the heads.
     """
     pool, threads = session
-    inputs, H = attention_inputs(spec), spec["H"]
-    bounds = np.linspace(0, H, min(threads, H) + 1).round().astype(int)
+    inputs, parts = attention_inputs(spec), _shared_heads(spec, threads)
 
-    def part(a, b):
-        q, k, v, dout = inputs[:, :, a:b]
+    def part(heads):
+        q, k, v, dout = inputs[:, :, heads]
         out, cache = softmax.forward(q, k, v, causal=True, window=spec["window"])
         return out, softmax.backward(dout, cache)
 
     def work():
-        out, grads = list(pool.map(part, bounds[:-1], bounds[1:]))[0]
+        out, grads = list(pool.map(part, parts))[0]
         return [float(np.abs(a[0, 0, ::spec["T"] // 64]).mean())
                 for a in (out, grads["q"], grads["k"], grads["v"])]
 
     return work, inputs.nbytes
+
+
+def attention_floor(spec, session):
+    """The matrix products of `attention` alone."""
+    pool, threads = session
+    inputs = attention_inputs(spec)
+
+    def part(heads):
+        q, k, v, _ = inputs[:, :, heads]
+        cache = softmax.forward(q, k, v, causal=True, window=spec["window"])[1]
+        forward, backward = floor.products(cache)
+        return floor.timed(forward + backward)
+
+    runs = [part(heads) for heads in _shared_heads(spec, threads)]
+    return lambda: list(pool.map(lambda run: run(), runs)), inputs.nbytes
+
+
+def _shared_heads(spec, threads):
+    """The heads of each thread"""
+    bounds = np.linspace(0, spec["H"], min(threads, spec["H"]) + 1).round().astype(int)
+    return [slice(a, b) for a, b in zip(bounds, bounds[1:])]
 
 
 def sample(spec, session):

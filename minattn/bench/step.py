@@ -84,6 +84,7 @@ def _row(what, cell, args, problems):
         return Job(module, "step", {**job, **more}, checks, args.threads)
 
     jobs = {"minattn": step("bench.numpy_jobs"),
+            "floor": Job("bench.numpy_jobs", "step_floor", job, threads=args.threads),
             "rate": Job("bench.numpy_jobs", "matmul", {"n": MATMUL}, threads=args.threads)}
     if job["config"] != softmax["config"]:
         jobs["minattn softmax"] = step("bench.numpy_jobs", 1, **softmax)
@@ -96,7 +97,7 @@ def _row(what, cell, args, problems):
     if args.jax and attention in JAX["attention"] and position in JAX["position"]:
         jobs["jax"] = step("bench.jax_jobs")
     found = measure(what, jobs, args, problems, tolerance=TOLERANCE,
-                    unchecked=("rate", "minattn softmax"))
+                    unchecked=("floor", "rate", "minattn softmax"))
     return {"preset": preset, "attention": attention, "position": position, "job": job,
             "threads": args.threads, "turns": found.turns, "peak_bytes": found.peaks,
             "checks": found.checks, **summary(found, job, args.threads)}
@@ -113,7 +114,8 @@ def summary(found, job, threads):
     softmax = "minattn softmax" if "minattn softmax" in seconds else "minattn"
     return {"flops": work, "rate": product / seconds["rate"]["median"],
             "share": work / product / found.ratio("rate"), "ratios": ratios, "best": best,
-            "overhead": found.ratio(softmax), "seconds": seconds}
+            "over_floor": found.ratio("floor"), "overhead": found.ratio(softmax),
+            "seconds": seconds}
 
 
 def _print(rows):
@@ -126,7 +128,7 @@ def _print(rows):
     if any(row["best"]["jax"] for row in rows):
         kinds.append("jax")
     lines = [("attention", "position", "minattn ms", *(f"{kind} ms" for kind in kinds), "/eager",
-              "/best", "share", "/softmax", "peak MB")]
+              "/best", "share", "floor ms", "/floor", "/softmax", "peak MB")]
     for row in rows:
         shown = ["minattn", *(row["best"][kind] for kind in kinds)]
         ratios = [row["ratios"].get(label) for label in shown[1:]]
@@ -135,6 +137,7 @@ def _print(rows):
         lines.append((row["attention"], row["position"],
                       *(milliseconds(row["seconds"].get(label)) for label in shown),
                       number(ratios[0]), number(best), number(row["share"]),
+                      milliseconds(row["seconds"]["floor"]), number(row["over_floor"]),
                       number(row["overhead"]), " / ".join(peaks)))
     print(report_table.text(lines, right=range(2, len(lines[0]))))
     rivals = "the fastest of PyTorch's and JAX's" if "jax" in kinds else "the faster of both"
@@ -153,5 +156,6 @@ ms: median (quartiles). /eager, /best: our time relative to PyTorch's, eager and
     we are faster.
 share: matrix products ({gflop:.3g} GFLOP a step in the first row, causal attention counted as half)
     per second, relative to the {rate:.0f} GFLOP/s that {threads} threads reach here on {n} x {n}
-    matrices. /softmax: relative to our softmax step.
+    matrices. floor: the step's own matrix products and nothing else, on the same threads; /floor:
+    our time relative to it. /softmax: relative to our softmax step.
 peak MB: the whole process, libraries and compiler included: {peaks}."""
