@@ -234,6 +234,38 @@ def test_the_combinations_leave_out_what_is_excluded_and_keep_to_sizes():
     assert {c.arrays["k"].shape[1] for c in grouped[:5]} == {2}
 
 
+def test_a_fault_of_three_settings_is_found_by_a_thorough_check():
+    """Decoding with wide heads, wrong for windows that begin in the middle"""
+    def forward(q, k, v, **options):
+        out, cache = softmax.forward(q, k, v, **options)
+        wrong = q.shape[2] == 1 and q.shape[3] == 128 and 5 < options.get("window", 0) < 100
+        return (1.5 * out if wrong else out), cache
+
+    kernel, every = (forward, softmax.backward), "combinations/Tq=1,Tk=130,D=128,*"
+    assert check("softmax", kernel, cases=[every], show=False).ok
+    found = check("softmax", kernel, cases=[every + "W=[5m]*"], thorough=True, show=False)
+    assert found.failed and all("W=mid" in r.id for r in found.failed)
+    with pytest.raises(InputError, match="quick or thorough"):
+        check("softmax", kernel, quick=True, thorough=True)
+
+
+def test_a_failing_combination_is_made_small():
+    def forward(q, k, v, *, window=None, **options):
+        far = window is not None and k.shape[2] > 4
+        return softmax.forward(q, k, v, window=window + 1 if far else window, **options)
+    how = {"cases": ["combinations/Tq=64,Tk=64,D=1[16]*"], "show": False}
+    found, again = (check("softmax", (forward, softmax.backward), **how) for _ in range(2))
+    small = {r.smallest: r.id for r in reversed(found.failed)}
+    assert small and small == {r.smallest: r.id for r in reversed(again.failed)}
+    first, = (name for name in small if name.endswith("B=1,H=1,W=1"))
+    assert re.fullmatch(r"combinations/Tq=5,Tk=5,D=1,Dv=1,B=1,H=1,W=1", first)
+    assert f"WRONG {first}" in str(found) and f"shrunk from {small[first]}" in str(found)
+    assert "expected" in next(r for r in found.failed if r.smallest == first).told()
+    kept = check("softmax", (forward, softmax.backward), sizes={"D": 64, "Dv": 64, "T": 64},
+                 cases=["combinations/*W=1*"], quick=True, show=False)
+    assert kept.failed and not any("D=" in r.smallest or "T=" in r.smallest for r in kept.failed)
+
+
 @pytest.mark.parametrize("layout", covering.LAYOUTS)
 def test_inputs_stand_between_numbers_that_nobody_may_read(layout):
     x = np.arange(2.0 * 3 * 4 * 5).reshape(2, 3, 4, 5)

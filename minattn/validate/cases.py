@@ -42,16 +42,22 @@ class Combination:
     """A case of the covering array: a row of settings, whose numbers are drawn when needed."""
     family, twin, unmet = "combinations", None, ""
 
-    def __init__(self, mechanism, row, usual, fixed, seed, quick=False):
-        self.mechanism, self.row, self.fixed = mechanism, row, fixed
-        self.seed, self.quick = seed, quick
+    def __init__(self, mechanism, row, every, sizes, fixed, seed, quick=False):
+        self.mechanism, self.row, self.every = mechanism, row, every
+        self.sizes, self.fixed, self.seed, self.quick = sizes, fixed, seed, quick
         self.layout, self.aside, self.dout = (row[n] for n in ("layout", "aside", "dout"))
-        self.id = f"combinations/{covering.named(row, usual)}"
+        self.id = f"combinations/{covering.named(row, every)}"
         row_of_mechanism = attention.mechanism(mechanism)
         options = {**covering.rules(row), **fixed}
         self.flags = frozenset().union(
             *(covering.asks(n, x, row_of_mechanism) for n, x in row.items()),
             fixed, (f"{n}={x}" for n, x in options.items()))
+
+    def plainer(self, part):
+        """The same case with one setting at its usual value, or smaller in a size"""
+        rows = covering.plainer(self.row, part, self.every, self.sizes)
+        return [Combination(self.mechanism, row, self.every, self.sizes, self.fixed, self.seed)
+                for row in rows]
 
     arrays = property(lambda self: _drawn(self)[0])
     options = property(lambda self: _drawn(self)[1])
@@ -62,7 +68,9 @@ class Combination:
 def _drawn(case):
     """arrays, options, cotangent"""
     mechanism, row = attention.mechanism(case.mechanism), case.row
-    rng = np.random.default_rng([case.seed, zlib.crc32(f"{case.mechanism}/{case.id}".encode())])
+    plain = {**row, **dict.fromkeys(("layout", "aside", "dout"), "contiguous")}
+    name = f"{case.mechanism}/{covering.named(plain, case.every)}"     # a layout changes no number
+    rng = np.random.default_rng([case.seed, zlib.crc32(name.encode())])
     size, extra = covering.size_of(row), row.get("extra", ())
     shapes = {**mechanism.arguments, **{n: mechanism.optional[n] for n in extra}}
     if extra:
@@ -103,13 +111,14 @@ def named(text):
     return attention.versioned(name, options)
 
 
-def cases(mechanism, *, seed=0, quick=False, only=None, sizes=None, without=(), strength=2):
+def cases(mechanism, *, seed=0, quick=False, thorough=False, only=None, sizes=None, without=()):
     """The cases of one mechanism, in a fixed order: a tuple of Case.
 
     mechanism: a name, with options in brackets ("energy[norm=prefix]") to keep these fixed in every
     case. only: families or globs on the id ("window", "*/W=2*"), any of which may match. sizes:
     {"D": 64} for a kernel that knows only some sizes; a case whose point is another size then says
-    so in `unmet`. InputError where nothing matches.
+    so in `unmet`. thorough: every three settings of the combinations meet, not only every two.
+    InputError where nothing matches.
     """
     mechanism, fixed = named(mechanism)
     checks.options("mechanism option", mechanism.name, fixed, mechanism.options)
@@ -118,7 +127,7 @@ def cases(mechanism, *, seed=0, quick=False, only=None, sizes=None, without=(), 
         checks.number(symbol, n, 1, integer=True)
     seed = checks.number("seed", seed, 0, integer=True)
     found = _all(mechanism.name, id(mechanism.module), seed, tuple(sorted((sizes or {}).items())),
-                 tuple(sorted(fixed.items())), frozenset(without), strength)
+                 tuple(sorted(fixed.items())), frozenset(without), 3 if thorough else 2)
     for glob in only or ():
         if not any(_matches(c, glob) for c in found):
             near = checks.nearest(glob, [name for c in found for name in (c.family, c.id)])
@@ -187,8 +196,8 @@ def _all(name, module_id, seed, sizes, fixed, without, strength):
             plan = plan._replace(options={**plan.options, **fixed})
             made.append(_make(mechanism, plan, seed, sizes))
     rows = covering.rows(mechanism, sizes, fixed, without, strength)
-    usual = {n: x[0] for n, x in covering.factors(mechanism, sizes, fixed, without).items()}
-    combinations = [Combination(name, row, usual, fixed, seed, quick) for row, quick in rows]
+    every = covering.factors(mechanism, sizes, fixed, without)
+    combinations = [Combination(name, row, every, sizes, fixed, seed, quick) for row, quick in rows]
     return tuple(case for case in (*made, *combinations) if case is not None)
 
 

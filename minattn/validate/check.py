@@ -21,12 +21,14 @@ from minattn.attention import MECHANISMS
 from minattn.errors import InputError
 from minattn.files import one_line
 from minattn.validate import cases as case_module
-from minattn.validate import frameworks, precision, report
+from minattn.validate import covering, frameworks, precision, report
 from minattn.validate.frameworks import Finding, Problem
 from minattn.validate.report import FAILED, NOT_COVERED, PASSED, Report, Result, Tensor
 
 HANGS = 3                 # after so many, the rest is not run: each costs its whole time limit
 MOST_SECONDS = 1e6        # for one case: what threads can wait
+DIFFERENT = 3             # so many failing combinations are made small ...
+SHRINKING = 60.0          # ... in so many seconds each
 GAVE_UP = f"not run, because {HANGS} cases hung before"
 SPECIAL = ("gradients", "repeat")
 PLAIN = ("prime_sizes", "causal", "noncausal")      # failing here, most cases fail
@@ -39,6 +41,7 @@ class Setup(NamedTuple):
     exclude: frozenset = frozenset()
     time_limit: float = 30.0
     unasked: tuple = ()       # what the function does not take and need not: see `unasked`
+    shrunk: list = []         # the smallest cases found so far, with what they found
 
     @property
     def without(self):
@@ -57,8 +60,8 @@ class Setup(NamedTuple):
 
 @np.errstate(all="ignore")
 def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", cases=None,
-          backward=None, exclude=(), quick=False, seed=0, time_limit=30.0, sizes=None,
-          skip_file=None, layout="BHTD", show=True, progress=False):
+          backward=None, exclude=(), quick=False, thorough=False, seed=0, time_limit=30.0,
+          sizes=None, skip_file=None, layout="BHTD", show=True, progress=False):
     """Run fn through the mechanism's cases -> Report; prints it unless show=False.
 
     mechanism   a name, with options in brackets ("energy[norm=prefix]") to keep these fixed
@@ -70,6 +73,7 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
                 backward is given. dtype: "float32", "float64", "float16" or "bfloat16", of inputs,
                 outputs and gradients.
     cases       globs on case ids, or Case objects; all if None. quick: a selection in seconds.
+    thorough    every three settings of the combinations meet, not only every two: some minutes
     exclude     what fn does not do: an option ("window"), one value of it ("norm=prefix"), a family
                 ("long"), one gradient ("dbias"), "gradients", "repeat" (equal results when called
                 again), or another flag of a case ("Tq!=Tk", "empty_rows", "strided", ...). The
@@ -87,10 +91,11 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     setup = prepare(mechanism, fn, framework=framework, dtype=dtype, device=device,
                     backward=backward, exclude=exclude, time_limit=time_limit, sizes=sizes,
                     layout=layout)
-    chosen = select(mechanism, cases, quick=quick, seed=seed, sizes=sizes, without=setup.without)
+    chosen = select(mechanism, cases, quick=quick, thorough=thorough, seed=seed, sizes=sizes,
+                    without=setup.without)
     rules = read_skips(skip_file, chosen) if skip_file is not None else []
-    results = until_too_many_hang((with_rule(case, setup, rules) for case in chosen), chosen,
-                                  progress)
+    results = until_too_many_hang((smallest(case, setup, with_rule(case, setup, rules))
+                                   for case in chosen), chosen, progress)
     found = Report(mechanism, setup.target.name, framework, dtype, device, seed, results,
                    setup.no_gradients, time.perf_counter() - start, setup.unasked)
     if show:
@@ -133,7 +138,7 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
             raise InputError(f"no option, family or gradient of {mechanism} is called "
                              f"{name!r}.{near}")
     return Setup(target, adapter, frozenset(exclude), time_limit,
-                 unasked(target.forward, sizes or {}))
+                 unasked(target.forward, sizes or {}), [])
 
 
 def unasked(forward, sizes):
@@ -151,8 +156,10 @@ def unasked(forward, sizes):
 
 
 @np.errstate(all="ignore")
-def select(mechanism, cases=None, *, quick=False, seed=0, sizes=None, without=()):
+def select(mechanism, cases=None, *, quick=False, thorough=False, seed=0, sizes=None, without=()):
     """The cases to run: a tuple of Case."""
+    if quick and thorough:
+        raise InputError("a check is quick or thorough, not both.")
     if cases is not None and not isinstance(cases, str):
         cases = checks.several("cases", cases)
         if not cases:
@@ -165,7 +172,7 @@ def select(mechanism, cases=None, *, quick=False, seed=0, sizes=None, without=()
             checks.text("each of cases", glob)
     only = (cases,) if isinstance(cases, str) else cases
     return case_module.cases(mechanism, seed=seed, quick=quick and only is None, only=only,
-                             sizes=sizes, without=without)
+                             thorough=thorough, sizes=sizes, without=without)
 
 
 @np.errstate(all="ignore")
@@ -226,6 +233,37 @@ def hint(case, setup, right, found):
     if judge(case, turned, right).status == PASSED:
         return f"your function seems to take ({', '.join(layout)}): --layout {layout}"
     return ""
+
+
+def smallest(case, setup, result, alive=lambda: None):
+    """A result, with the smallest case that fails like it and what is found there.
+
+    Of a failing combination the settings are made usual one by one, then the sizes small, as long
+    as it goes on to fail. A case that holds the settings of one already found counts as that one.
+    alive: called before each try.
+    """
+    sorts = {f.kind for f in result.findings}
+    if result.status != FAILED or case.family != "combinations" or "hang" in sorts:
+        return result
+    for small, found in setup.shrunk:
+        if covering.holds(case.row, small.row, case.every) and sorts & {f.kind for f in found}:
+            return result._replace(smallest=small.id, findings=found)
+    if len(setup.shrunk) == DIFFERENT:
+        return result
+    small, found, until = case, result.findings, time.monotonic() + SHRINKING
+    settings = [n for n in case.row if n not in covering.SIZED]
+    for part in (*covering.STEPS, *settings, *covering.STEPS):   # small ones take less time
+        for other in small.plainer(part):
+            alive()
+            tried = check_case(other, setup)
+            now = {f.kind for f in tried.findings}
+            if "hang" in now or time.monotonic() > until:
+                return result
+            if sorts & now:
+                small, found = other, tried.findings
+                break
+    setup.shrunk.append((small, found))
+    return result._replace(smallest=small.id, findings=found)
 
 
 def _not_covered(case, setup):

@@ -26,6 +26,8 @@ def add_arguments(parser):
                         help="module:function of its backward, if that is not part of the target")
     parser.add_argument("--quick", action="store_true",
                         help="run a small selection of cases")
+    parser.add_argument("--thorough", action="store_true",
+                        help="combine every three settings, not only every two: some minutes")
     parser.add_argument("--case", action="append", metavar="GLOB",
                         help="only these cases: a family, or a pattern such as '*/W=2*'; "
                              "may be repeated")
@@ -53,8 +55,8 @@ def run(args):
     checks.number("--time-limit", args.time_limit, above=0, high=MOST_SECONDS)
     sizes = _sizes(args.sizes)
     if args.list:
-        return _list(select(args.mechanism, args.case, quick=args.quick, seed=args.seed,
-                            sizes=sizes))
+        return _list(select(args.mechanism, args.case, quick=args.quick,
+                            thorough=args.thorough, seed=args.seed, sizes=sizes))
     if args.target is None:
         raise InputError("name the function to check, as module:function "
                          "(or --list to see the cases).")
@@ -62,8 +64,8 @@ def run(args):
         if path is not None:
             files.named(flag, path, "file")
     exclude = tuple(name for names in args.exclude for name in names.split(",") if name)
-    same = ("mechanism", "target", "backward", "framework", "dtype", "device", "quick", "seed",
-            "skip_file", "time_limit", "layout")
+    same = ("mechanism", "target", "backward", "framework", "dtype", "device", "quick", "thorough",
+            "seed", "skip_file", "time_limit", "layout")
     question = {name: getattr(args, name) for name in same}
     question.update(exclude=exclude, cases=args.case, sizes=sizes)
     report = isolate.check(question, progress=sys.stderr.isatty())

@@ -20,6 +20,7 @@ ALLOWED = ("", "right B 1 1 Tk", "left B 1 1 Tk", "both B 1 1 Tk", "both B H 1 T
            "B 1 Tq Tk", "1 H Tq Tk", "Tq Tk", "B H Tq 1")
 BIAS = ("", "B H Tq Tk", "B 1 Tq Tk", "1 H Tq Tk", "Tq Tk", "H 1 Tk", "B 1 1 Tk", "Tk",
         "B H Tq 1", "-inf B 1 Tq Tk")
+SMALL = (1, 2, 3, 4, 5, 8, 16, 17, 32, 33, 64, 65, 128)    # sizes to try when a case shrinks
 QUICK = 16                # rows of each array that --quick takes
 LAYOUTS = ("contiguous", "BTHD", "packed", "mixed", "expanded", "offset", "transposed", "gaps")
 
@@ -125,17 +126,43 @@ def rows(mechanism, sizes, fixed, without, strength=2):
     return list(unique.values())[::-1]
 
 
-def named(row, usual):
+def named(row, every):
     """The settings that are not the usual ones, in a line: "Tq=64,Tk=192,W=mid,bias=BHTqTk" """
-    size = size_of(row)
-    known = {**size_of(usual), "Tq": None, "Tk": None}
+    usual, size = {n: x[0] for n, x in every.items()}, size_of(row)
+    known = {**size_of(usual), "Tq": None, "Tk": None, "G": size["H"]}
     parts = [f"{n}={size[n]}" for n in ("Tq", "Tk", "D", "Dv", "B", "H", "G")
              if size[n] != known[n]]
     for name, value in row.items():
-        if name not in ("lengths", "width", "B", "heads") and value != usual[name]:
+        if name not in SIZED and value != usual[name]:
             value = "+".join(value) if isinstance(value, tuple) else value
             parts.append(str(value) if name == "see" else f"{name}={value}")
     return ",".join(parts).replace(" ", "")
+
+
+SIZED = ("lengths", "width", "B", "heads")
+STEPS = ("B", "H G", "H", "G", "Tq Tk", "Tq", "Tk", "D Dv", "D", "Dv")
+
+
+def plainer(row, part, every, sizes):
+    """Rows with a plainer setting, or sizes (a part out of STEPS) that are smaller and equal, the
+    smallest first; `sizes` stay as they are. every: as `factors` gives it"""
+    if part not in STEPS:
+        return [{**row, part: x} for x in every[part][:min(3, every[part].index(row[part]))]]
+    size, symbols = size_of(row), part.split()
+    alone = {"H": "G", "G": "H", "Tq": "Tk", "Tk": "Tq"}.get(part)
+    if sizes.keys() & {*symbols} or alone and size[part] == size[alone]:
+        return []
+    found = [{**size, **dict.fromkeys(symbols, n)} for n in SMALL
+             if n < max(size[s] for s in symbols)]
+    return [{**row, "B": n["B"], "heads": (n["H"], n["G"]), "lengths": (n["Tq"], n["Tk"]),
+             "width": (n["D"], n["Dv"])} for n in found if n["H"] % n["G"] == 0]
+
+
+def holds(row, small, every):
+    """Has a row every setting in which a smaller one is not the usual, and no smaller size?"""
+    size, least = size_of(row), size_of(small)
+    return (all(row[n] == x for n, x in small.items() if n not in SIZED and x != every[n][0])
+            and all(size[n] >= x for n, x in least.items()))
 
 
 def size_of(row):

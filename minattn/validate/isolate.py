@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def causality(**question):
 
 def _cases(question, without=()):
     from minattn.validate.check import select
-    chosen = {name: question[name] for name in ("quick", "seed", "sizes")}
+    chosen = {name: question[name] for name in ("quick", "thorough", "seed", "sizes")}
     return select(question["mechanism"], question["cases"], without=without, **chosen)
 
 
@@ -267,7 +268,7 @@ def main(line):
 
 
 def _check(question, first, say):
-    from minattn.validate.check import prepare, read_skips, with_rule
+    from minattn.validate.check import prepare, read_skips, smallest, with_rule
     from minattn.validate.precision import yardstick
     target = load(question["target"])
     backward = question["backward"] and load(question["backward"])
@@ -279,8 +280,9 @@ def _check(question, first, say):
     say("ready", setup.target.name, setup.no_gradients, setup.without, setup.unasked)
     for case in chosen[first:]:
         yardstick(case, setup.adapter.dtype)                 # before the clock runs
-        say("start", case.id)
-        say("done", with_rule(case, setup, rules))
+        alive = partial(say, "start", case.id)
+        alive()
+        say("done", smallest(case, setup, with_rule(case, setup, rules), alive))
 
 
 def _causality(question, first, say):

@@ -11,11 +11,12 @@ pytest -k window.
 """
 import pytest
 
-from minattn.validate.check import prepare, read_skips, select, with_rule
+from minattn.validate.check import prepare, read_skips, select, smallest, with_rule
 from minattn.validate.report import FAILED, NOT_COVERED, SKIPPED, XFAILED
 
 
-def suite(mechanism, fn, *, cases=None, quick=False, seed=0, sizes=None, skip_file=None, **how):
+def suite(mechanism, fn, *, cases=None, quick=False, thorough=False, seed=0, sizes=None,
+          skip_file=None, **how):
     """A class of tests, to be bound to a name that starts with Test.
 
     Arguments as for minattn.validate.check: framework, dtype, device, backward, exclude,
@@ -23,16 +24,15 @@ def suite(mechanism, fn, *, cases=None, quick=False, seed=0, sizes=None, skip_fi
     """
     setup = prepare(mechanism, fn, sizes=sizes, **how)
     rules = read_skips(skip_file) if skip_file is not None else []
-    chosen = select(mechanism, cases, quick=quick, seed=seed, sizes=sizes,
+    chosen = select(mechanism, cases, quick=quick, thorough=thorough, seed=seed, sizes=sizes,
                     without=setup.without)
 
     class Suite:
         @pytest.mark.parametrize("case", chosen, ids=[case.id for case in chosen])
         def test_case(self, case):
-            result = with_rule(case, setup, rules)
+            result = smallest(case, setup, with_rule(case, setup, rules))
             if result.status == FAILED:
-                said = [f.message for f in result.findings] + [result.hint] * bool(result.hint)
-                pytest.fail("\n".join(said), pytrace=False)
+                pytest.fail(result.told(), pytrace=False)
             if result.status == XFAILED:
                 pytest.xfail(result.reason)
             if result.status in (NOT_COVERED, SKIPPED):

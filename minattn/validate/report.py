@@ -55,6 +55,14 @@ class Result(NamedTuple):
     seconds: float = 0.0
     further: int = 0          # outputs that nothing was compared with
     hint: str = ""            # what would make it right
+    smallest: str = ""        # the smallest case that fails like it, which findings are about
+
+    def told(self):
+        """The findings in lines, or why there is no verdict."""
+        lines = [f.message for f in self.findings] or [f"{self.status}: {self.reason}"]
+        if self.smallest not in ("", self.id):
+            lines.insert(0, f"in the smallest case that still fails, {self.smallest}:")
+        return "\n".join(lines + [self.hint] * bool(self.hint))
 
 
 class Report:
@@ -117,11 +125,16 @@ class Report:
         told = {}
         for r in self.failed:
             values = any(f.kind in ("values", "not finite") for f in r.findings)
-            key = r.family if values else tuple(f.message for f in r.findings)
+            key = r.smallest or r.family
+            if not values and not r.smallest:
+                key = tuple(f.message for f in r.findings)
             told.setdefault(key, []).append(r)
         for results in list(told.values())[:DETAILS]:
             more = f" and {len(results) - 1} more" if len(results) > 1 else ""
-            yield f"WRONG {results[0].id}{more}"
+            first = results[0]
+            yield f"WRONG {first.smallest or first.id}{more}"
+            if first.smallest not in ("", first.id):
+                yield f"      (the smallest that still fails, shrunk from {first.id})"
             yield from (f"      {f.message}" for f in results[0].findings)
         if len(told) > DETAILS:
             yield (f"      ... and {len(told) - DETAILS} more sorts of findings; "
@@ -159,8 +172,7 @@ class Report:
                                               time=f"{r.seconds:.4f}")
                 if r.status in JUNIT:
                     tags.append(JUNIT[r.status])
-                    said = "\n".join(f.message for f in r.findings) or f"{r.status}: {r.reason}"
-                    said = CONTROL.sub("?", said)
+                    said = CONTROL.sub("?", r.told())
                     node = ElementTree.SubElement(case, tags[-1], message=said.splitlines()[0])
                     node.text = said
             counts = {"tests": len(results), "errors": 0, "failures": tags.count("failure"),
