@@ -55,6 +55,8 @@ COMMANDS = {
     "lessons": ("list the lessons, or open one", "minattn.lessons.command"),
     "inspect": ("show what each head of a trained model attends to",
                 "minattn.inspect.command"),
+    "explore": ("type a text and see, in the browser, what models do with it",
+                "minattn.inspect.explore"),
     "bias": ("train attention-only networks and measure which positions they prefer",
              "minattn.experiments.position_bias.command"),
     "vision": ("train tiny vision transformers on noisy shapes, with error bars",

@@ -41,6 +41,7 @@ def right(home):
         "validate-self": ["--mutant", "no such"],
         "lessons": [],
         "inspect": [str(home / "run"), "--sequences", "1", "--out", str(home / "pictures")],
+        "explore": [str(home / "none")],          # a right one would not end
         "bias": ["--classes", "8", "--steps", "2", "--sequences", "4", "--out", str(home / "bias")],
         "vision": ["--attention", "softmax[width=8,layers=1]", "--steps", "1", "--seeds", "0",
                    "--out", str(home / "vision")],

@@ -317,7 +317,7 @@ def test_gates_and_widths():
     assert [layer.name for layer in (one, two, three)] == ["sink", "affine+gated", "gaussian"]
     assert list(one.computed) == list(three.computed) == []
     assert list(two.computed) == ["alpha", "beta", "gate"]
-    assert two.computed["gate"].shape == (3, B * T * 6)
+    assert two.computed["gate"].shape == (3, B, T, 6)
     assert 0 < two.computed["gate"].min() < two.computed["gate"].max() < 1
     np.testing.assert_allclose(three.learned["sigma"][0], np.exp(params["h.2.attn.log_sigma"]),
                                rtol=1e-15)

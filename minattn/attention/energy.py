@@ -93,12 +93,14 @@ def backward(dout, cache):
 
 
 def computed(cache):
-    """What `minattn inspect` shows of a layer: its gates, (B, H, ...)"""
+    """What `minattn inspect` shows of a layer: its gates, (B, H, T), or one per visible pair"""
     log_gate, *_ = cache.attention.biases
     if cache.norm == "prefix":                                      # one per query and visible key
         every, T = slice(None), cache.z.shape[2]
         log_gate = log_gate.tile(every, every, np.arange(T), np.arange(T))
         log_gate = log_gate[:, :, np.tri(T, dtype=bool)]
+    else:
+        log_gate = log_gate[:, :, 0]
     return {"energy gate": np.exp(log_gate)}
 
 

@@ -80,7 +80,7 @@ def computed(inside, path):
             ax.axis("off")
         for (n, mechanism, values), ax in zip(row, line):
             for h, some in enumerate(values):
-                count = np.histogram(some, bins)[0] / len(some)
+                count = np.histogram(some, bins)[0] / some.size
                 ax.stairs(count, bins, **_line(h), lw=1.3, label=f"head {h}")
             ax.locator_params(axis="x", nbins=4)
             ax.set(xlabel=name, ylabel="share of the values")

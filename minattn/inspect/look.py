@@ -14,7 +14,7 @@ class Inside(NamedTuple):
     name: str               # its mechanism, as it is spelled
     weights: np.ndarray     # (B, H, T, T)
     visible: np.ndarray     # (T, T) bool
-    computed: dict          # label -> (H, n), every value computed from the text: gates, alpha
+    computed: dict          # label -> (H, B, ...), what it computed from the text: gates, alpha
     learned: dict           # label -> (values (H,), initial value; None for a buffer)
 
 
@@ -46,7 +46,7 @@ def look(params, buffers, config, ids):
 def _computed(mechanism, cache):
     tell = getattr(mechanism.module, "computed", None) if mechanism else None
     found = tell(cache) if tell else {}
-    return {label: np.moveaxis(x, 1, 0).reshape(x.shape[1], -1) for label, x in found.items()}
+    return {label: np.moveaxis(x, 1, 0) for label, x in found.items()}
 
 
 def labels(inside, what):

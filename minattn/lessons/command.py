@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from minattn import files
+from minattn.browser import has_display
 from minattn.errors import InputError
 from minattn.lessons import FOLDER, solved, sources
 
@@ -74,8 +75,7 @@ def defaults(options):
     needed = ["--ServerApp.answer_yes=True"]               # Ctrl-C ends it without a question
     if getattr(os, "geteuid", lambda: 1)() == 0:
         needed.append("--allow-root")
-    display = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
-    if sys.platform == "linux" and not display:            # it would open a browser for terminals
+    if not has_display():
         needed.append("--no-browser")
     return [one for one in needed if one not in options]
 
