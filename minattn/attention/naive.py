@@ -75,6 +75,8 @@ def weigh_backward(dout, c):
         ds = c.rule[1](dP, P, c.saved)
     else:
         delta = (dout * c.out).sum(axis=-1, keepdims=True)      # equals sum_j P_ij dP_ij
+        if hasattr(c, "dlse"):                                  # (B, H, Tq): lse is an output too
+            delta = delta - c.dlse[..., None]
         c.delta = delta
         ds = P * (dP - delta)
     grads = {"v": sum_groups(dv, c.groups)}

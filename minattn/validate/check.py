@@ -61,7 +61,7 @@ class Setup(NamedTuple):
 @np.errstate(all="ignore")
 def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", cases=None,
           backward=None, exclude=(), quick=False, thorough=False, seed=0, time_limit=30.0,
-          sizes=None, skip_file=None, layout="BHTD", show=True, progress=False):
+          sizes=None, skip_file=None, layout="BHTD", lse=None, show=True, progress=False):
     """Run fn through the mechanism's cases -> Report; prints it unless show=False.
 
     mechanism   a name, with options in brackets ("energy[norm=prefix]") to keep these fixed
@@ -81,6 +81,9 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     sizes       {"D": 64, "Dv": 64}: sizes to keep to, of B, H, Tq, Tk, T (both), D, Dv
     layout      "BTHD": its arrays with four axes are (B, T, H, D), and so are out and gradients;
                 masks and biases stay as they are
+    lse         "e" or "2": it returns (out, lse), natural or to base 2, of shape (B, H, Tq); lse is
+                checked, and the gradient that comes in through it (unless "dlse" is excluded). A
+                forward of its own returns (out, lse, cache), a backward takes (dout, cache, dlse)
     skip_file   lines "case-id-glob skip|xfail reason"; a glob that matches no case of any
                 mechanism is refused
 
@@ -90,7 +93,7 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     start = time.perf_counter()
     setup = prepare(mechanism, fn, framework=framework, dtype=dtype, device=device,
                     backward=backward, exclude=exclude, time_limit=time_limit, sizes=sizes,
-                    layout=layout)
+                    layout=layout, lse=lse)
     chosen = select(mechanism, cases, quick=quick, thorough=thorough, seed=seed, sizes=sizes,
                     without=setup.without)
     rules = read_skips(skip_file, chosen) if skip_file is not None else []
@@ -120,15 +123,17 @@ def until_too_many_hang(results, chosen, progress=False):
 
 @np.errstate(all="ignore")
 def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", backward=None,
-            exclude=(), time_limit=30.0, sizes=None, layout="BHTD"):
+            exclude=(), time_limit=30.0, sizes=None, layout="BHTD", lse=None):
     """Check the question -> Setup, with which check_case answers it for one case."""
-    target = frameworks.resolve(fn, backward, layout)
+    target = frameworks.resolve(fn, backward, layout, lse)
     adapter = frameworks.adapter(framework, dtype, device)
     checks.number("time_limit", time_limit, above=0, high=MOST_SECONDS)
     checks.mapping("sizes", sizes)
     known = set(SPECIAL)
     row = case_module.named(mechanism)[0]
-    known |= {"d" + n for n in (*row.arguments, *row.optional, "bias", "log_length")}
+    known |= {"d" + n for n in (*row.arguments, *row.optional, "bias", "log_length", "lse")}
+    if lse:
+        checks.choice("the mechanism of an lse", row.name, precision.LSE)
     for case in case_module.cases(mechanism):
         known |= {case.family, *case.flags}
     exclude = checks.several("exclude", exclude)
@@ -180,24 +185,37 @@ def check_case(case, setup):
     """Run one case -> Result; whatever the function does, this returns."""
     reason, right = _not_covered(case, setup), None
     if not reason:
-        right = precision.yardstick(case, setup.adapter.dtype)
+        right = yardstick(case, setup)
         reason = right.reason
     if reason:
         return Result(case.id, case.family, NOT_COVERED, reason=reason)
     start = time.perf_counter()
     found = judge(case, setup, right)
-    return found._replace(hint=hint(case, setup, right, found),
+    return found._replace(hint=hint(case, setup, right, found) or found.hint,
                           seconds=time.perf_counter() - start)
+
+
+def gradient_of_lse(case, setup):
+    """That of the function's lse and that of ours; None twice if none comes in"""
+    if not setup.target.lse or setup.no_gradients or "dlse" in setup.exclude:
+        return None, None
+    return precision.gradient_of_lse(case, setup.target.lse)
+
+
+def yardstick(case, setup):
+    return precision.yardstick(case, setup.adapter.dtype, setup.target.lse,
+                               gradient_of_lse(case, setup)[1])
 
 
 def judge(case, setup, right):
     """Call the function, and compare -> Result"""
-    findings, tensors, further = [], [], 0
+    findings, tensors, further, said = [], [], 0, ""
     try:
         wanted = ()
         if not setup.no_gradients:
-            wanted = [n[1:] for n in right.truth if n != "out" and n not in setup.exclude]
-        one = partial(frameworks.run, setup.target, setup.adapter, case, wanted=wanted)
+            wanted = [n[1:] for n in right.truth if n[0] == "d" and n not in setup.exclude]
+        one = partial(frameworks.run, setup.target, setup.adapter, case, wanted=wanted,
+                      dlse=gradient_of_lse(case, setup)[0])
         other = {n: x / 2 for n, x in case.arrays.items()}
         calls = [partial(one, arrays=case.arrays)]
         if "repeat" not in setup.exclude:                    # a layer in which another one stands
@@ -209,7 +227,7 @@ def judge(case, setup, right):
         findings += [*first.findings, *modified(case, first)]
         findings += [Finding("values" if np.isfinite(t.error) else "not finite", str(t))
                      for t in tensors if not t.ok]
-        further = first.further
+        further, said = first.further, first.hint
         if "repeat" not in setup.exclude:
             findings += repeated(first, rest[0])
             findings += shared(first, rest.pop(0), setup.adapter)
@@ -221,7 +239,7 @@ def judge(case, setup, right):
         findings.append(frameworks.raised(error, setup))
     findings = tuple(f._replace(message=one_line(f.message, 400)) for f in findings)
     return Result(case.id, case.family, FAILED if findings else PASSED, findings, tuple(tensors),
-                  further=further)
+                  further=further, hint=said)
 
 
 def hint(case, setup, right, found):
@@ -281,6 +299,8 @@ def _not_covered(case, setup):
 
 def compare(name, actual, truth, bound):
     """One tensor beside the truth; what is not finite is infinitely wrong."""
+    known = np.isfinite(truth)                               # the lse of a row that sees nothing
+    actual, truth = np.where(known, actual, 0), np.where(known, truth, 0)
     error = np.abs(actual - truth)
     error = np.where(np.isfinite(actual), error, np.inf)
     at = tuple(int(i) for i in np.unravel_index(np.argmax(error), error.shape))
@@ -321,7 +341,8 @@ def independent(case, run, twin):
     """With sample 0 changed, is every other sample the same, bit for bit?"""
     for name, x in run.tensors.items():
         given = case.arrays.get(name[1:])
-        per_sample = name == "out" or given is not None and given is not case.twin[name[1:]]
+        output = name in ("out", "lse")
+        per_sample = output or given is not None and given is not case.twin[name[1:]]
         if per_sample and not np.array_equal(x[1:], twin.tensors[name][1:]):
             yield Finding("depends on batch",
                           f"{name} of sample 1 changes when only sample 0 of the batch is changed.")

@@ -16,9 +16,11 @@ from minattn import attention, checks
 from minattn.errors import InputError
 from minattn.files import one_line
 from minattn.validate import covering
+from minattn.validate.precision import LOG
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 LAYOUTS = ("BHTD", "BTHD")
+COUNTS = {1: "one thing", 2: "two"}
 
 
 class Finding(NamedTuple):
@@ -45,6 +47,7 @@ class Target(NamedTuple):
     backward: Callable | None
     name: str
     layout: str = "BHTD"      # of its arrays with four axes; "BTHD": tokens before heads
+    lse: str = ""             # it returns (out, lse), base "e" or "2"
 
     def turned(self, x):
         """Our array as the function's, or back again"""
@@ -58,11 +61,13 @@ class Run(NamedTuple):
     inputs_after: dict      # argument or option -> its values after the call
     returned: dict          # the same as tensors, as they came
     further: int            # outputs beyond these, which nothing is compared with
+    hint: str               # what else it seems to return
 
 
-def resolve(fn, backward=None, layout="BHTD"):
+def resolve(fn, backward=None, layout="BHTD", lse=None):
     """fn as check takes it -> Target. InputError if nothing in it can be called."""
     checks.choice("layout", layout, LAYOUTS)
+    checks.choice("lse", lse, (None, "", "e", "2"))
     fn = getattr(fn, "module", fn) if isinstance(fn, attention.Mechanism) else fn
     name = getattr(fn, "__name__", type(fn).__name__)
     if isinstance(fn, (tuple, list)) and len(fn) == 2:
@@ -78,7 +83,7 @@ def resolve(fn, backward=None, layout="BHTD"):
                          f"got {kind}.")
     if backward is not None and not callable(backward):
         raise InputError(f"backward must be callable; got {type(backward).__name__}.")
-    return Target(fn, backward, one_line(name), layout)
+    return Target(fn, backward, one_line(name), layout, lse or "")
 
 
 def adapter(framework, dtype, device="cpu"):
@@ -121,7 +126,12 @@ class NumpyAdapter:
     def same_memory(self, x, y):
         return np.shares_memory(x, y)
 
-    def call(self, forward, args, kwargs, leaves, cotangent):
+    def like(self, x, other):
+        """Our numbers as an array of the dtype of another one"""
+        return self.array(x).astype(other.dtype)
+
+    def call(self, forward, args, kwargs, leaves, outputs=1):
+        """-> what it returns; (outputs, their gradients) -> those of the leaves"""
         with np.errstate(all="ignore"):
             return forward(*args, **kwargs), None
 
@@ -161,15 +171,19 @@ class TorchAdapter(NumpyAdapter):
     def dtype_of(self, x):
         return str(x.dtype).removeprefix("torch.")
 
-    def call(self, forward, args, kwargs, leaves, cotangent):
+    def like(self, x, other):
+        return self.array(x).to(other.dtype)
+
+    def call(self, forward, args, kwargs, leaves, outputs=1):
         with self.torch.enable_grad():
             result = forward(*args, **kwargs)
 
-            def grads(out):
-                if not out.requires_grad:
-                    raise Problem("gradient", "no gradient at all: the output is cut off from the "
-                                              "inputs (detach?)")
-                found = self.torch.autograd.grad(out, list(leaves.values()), cotangent,
+            def grads(outs, douts):
+                for x, name in zip(outs, ("the output", "lse (exclude dlse?)")):
+                    if not x.requires_grad:
+                        raise Problem("gradient", f"no gradient at all: {name} is cut off from the "
+                                                  "inputs (detach?)")
+                found = self.torch.autograd.grad(outs, list(leaves.values()), douts,
                                                  allow_unused=True)
                 return dict(zip(leaves, found))
             return result, grads
@@ -200,18 +214,19 @@ class JaxAdapter(NumpyAdapter):
     def same_memory(self, x, y):
         return False                                         # never written again
 
-    def call(self, forward, args, kwargs, leaves, cotangent):
+    def call(self, forward, args, kwargs, leaves, outputs=1):
         """jax.vjp over the leaves, wherever they stand among the arguments."""
         place = {id(x): name for name, x in leaves.items()}
 
         def only_leaves(values):
             swap = lambda x: values[place[id(x)]] if id(x) in place else x
             result = forward(*[swap(x) for x in args], **{n: swap(x) for n, x in kwargs.items()})
-            return (result[0], tuple(result[1:])) if isinstance(result, tuple) else (result, ())
+            result = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+            return result[:outputs], result[outputs:]
         if not leaves:
             return forward(*args, **kwargs), None
-        out, back, rest = self.jax.vjp(only_leaves, leaves, has_aux=True)
-        return (out, *rest), lambda out: back(cotangent)[0]
+        outs, back, rest = self.jax.vjp(only_leaves, leaves, has_aux=True)
+        return (*outs, *rest), lambda outs, douts: back(tuple(douts))[0]
 
 
 def _no_device(framework, device, error):
@@ -230,9 +245,10 @@ def stride(x, dtype, layout):
     return covering.view(buffer, x.shape, strides, offset)
 
 
-def run(target, adapter, case, arrays, wanted, between=None):
+def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
     """One forward and, for `wanted` gradients, one backward; Problem if nothing can be compared.
 
+    dlse: a gradient that comes in through lse.
     between: called after the forward, as another layer would be. Then a backward that came with the
     function runs twice, which may not change its result.
     """
@@ -251,22 +267,36 @@ def run(target, adapter, case, arrays, wanted, between=None):
     dout = target.turned(case.cotangent)
     cotangent = adapter.array(dout, case.dout)
     leaves = {} if by_hand else {n: given[n] for n in wanted}
-    result, differentiate = adapter.call(target.forward, args, kwargs, leaves, cotangent)
-    out, further = result, 0
-    if isinstance(result, (tuple, list)) and len(result):
-        out, further = result[0], len(result) - 1 - by_hand  # the cache of a backward is none
+    asked = 2 if target.lse else 1
+    result, differentiate = adapter.call(target.forward, args, kwargs, leaves,
+                                         1 if dlse is None else 2)
+    several = tuple(result) if isinstance(result, (tuple, list)) and len(result) else (result,)
+    if len(several) < asked:
+        raise Problem("shape", "an lse was asked for, so it must return (out, lse); it returned "
+                               "one thing.")
+    out, further, said = several[0], several[asked:len(several) - by_hand], ""
     _looks_right(adapter, "the output", out, dout.shape)
     tensors, returned, grads = {"out": target.turned(adapter.numbers(out))}, {"out": out}, {}
+    if target.lse:
+        lse = several[1]
+        _looks_right(adapter, "lse", lse, case.cotangent.shape[:3], ("float32", "float64"))
+        tensors["lse"], returned["lse"] = adapter.numbers(lse) * LOG[target.lse], lse
+    elif any(tuple(getattr(x, "shape", ())) == case.cotangent.shape[:3] for x in further):
+        said = ("your function seems to return (out, lse): --lse e, or --lse 2 for base 2, checks "
+                "lse and its gradient")
+    douts = [cotangent] if dlse is None else [cotangent, adapter.like(dlse, several[1])]
     if between is not None:
         between()
     if by_hand and wanted:
-        if not isinstance(result, (tuple, list)) or len(result) < 2:
+        if len(several) <= asked:
+            what = "(out, lse, cache)" if target.lse else "(out, cache)"
             raise Problem("gradient", "with a backward of its own, forward must return "
-                                      "(out, cache); it returned one thing.")
+                                      f"{what}; it returned {COUNTS[len(several)]}.")
         with np.errstate(all="ignore"):
+            cache, dlses = several[-1], douts[1:]
             if between is not None:
-                target.backward(adapter.array(dout, case.dout), result[1])
-            grads = target.backward(cotangent, result[1])
+                target.backward(adapter.array(dout, case.dout), cache, *dlses)
+            grads = target.backward(cotangent, cache, *dlses)
         if not isinstance(grads, dict):
             kind = type(grads).__name__
             raise Problem("gradient", "backward must return a dict from argument to gradient; "
@@ -276,7 +306,7 @@ def run(target, adapter, case, arrays, wanted, between=None):
                 says = f"d{name} is not zero, but {name} is a running mean that takes no gradient."
                 findings.append(Finding("gradient", says))
     elif wanted and differentiate is not None:
-        grads = differentiate(out)
+        grads = differentiate(several[:len(douts)], douts)
     for name in wanted if by_hand or differentiate is not None else ():
         if grads.get(name) is None:
             findings.append(Finding("gradient", f"the gradient of {name} is missing."))
@@ -289,7 +319,7 @@ def run(target, adapter, case, arrays, wanted, between=None):
             findings.append(problem.finding)
     given["dout"] = cotangent
     after = {n: turn(n, adapter.numbers(x)) for n, x in given.items() if adapter.belongs(x)}
-    return Run(tensors, tuple(findings), after, returned, max(further, 0))
+    return Run(tensors, tuple(findings), after, returned, len(further), said)
 
 
 def fits_signature(forward, args, kwargs):
@@ -312,13 +342,13 @@ def fits_signature(forward, args, kwargs):
         raise Problem("arguments", says)
 
 
-def _looks_right(adapter, what, x, shape):
+def _looks_right(adapter, what, x, shape, dtypes=()):
     if not adapter.belongs(x):
         kind = type(x).__name__
         raise Problem("dtype", f"{what} is of type {kind}, not an array of {adapter.name}.")
     if tuple(x.shape) != tuple(shape):
         raise Problem("shape", f"{what} has shape {tuple(x.shape)}; expected {tuple(shape)}.")
-    if adapter.dtype_of(x) != adapter.dtype:
+    if adapter.dtype_of(x) not in (adapter.dtype, *dtypes):
         raise Problem("dtype", f"{what} is {adapter.dtype_of(x)}; {adapter.dtype} came in and must "
                                "come out.")
 

@@ -9,6 +9,7 @@ arithmetic.py).
 A single run can be exact by luck, and the rule would then demand exactness of everybody. So it runs
 several times more with random rounding, and the largest error counts.
 """
+import math
 import zlib
 from typing import NamedTuple
 
@@ -16,21 +17,26 @@ import numpy as np
 
 from minattn import attention
 from minattn.attention import naive
+from minattn.attention.core import attend_backward
 from minattn.validate.arithmetic import FORMATS, Arithmetic, fits
+from minattn.validate.cases import draw, seen
 
 DRAWS = 16              # runs with random rounding, in each of two forms (see `plain`) ...
 FEW = 4                 # ... or so many, where all their scores together would be more than ...
 WORK = 1 << 18
 BLOCK = 32              # terms that a cheap run adds up at once
 SLACK = 2
+LSE = ("softmax", "off_by_one", "sink")        # whose lse may be an output
+LOG = {"e": 1.0, "2": math.log(2)}             # of the base of an lse
 
 
-def plain(case, arithmetic, *, draws=0, early=False):
+def plain(case, arithmetic, *, draws=0, early=False, dlse=None):
     """The naive pair in an arithmetic -> {"out", "dq", ..., and "scores", "P", "lse", "delta"}
 
     draws: run so many times, side by side along a new first axis.
     early: scale the queries before their product with the keys, not the scores after it, or what
     EARLY has instead. Both are plain; where large terms cancel, their errors differ much.
+    dlse: the gradient that comes in through lse, if one does.
     """
     def lift(x):
         return arithmetic.array(np.broadcast_to(x, (draws, *x.shape)) if draws else x)
@@ -41,6 +47,8 @@ def plain(case, arithmetic, *, draws=0, early=False):
     options = {name: arithmetic.array(x) for name, x in case.options.items()}
     with np.errstate(all="ignore"):
         out, cache = forward(**arrays, **options)
+        if dlse is not None:
+            innermost(cache).dlse = lift(dlse)
         grads = backward(lift(case.cotangent), cache)
     tensors = {"out": out, **{"d" + name: x for name, x in grads.items()}, **intermediates(cache)}
     return {name: np.asarray(x) for name, x in tensors.items()}
@@ -52,13 +60,18 @@ def intermediates(cache):
     scores  (..., Tq, Tk), -inf where hidden      P      (..., Tq, Tk), their softmax
     lse     (..., Tq), log of its denominator     delta  (..., Tq), rowsum(P * dP)
     """
-    while hasattr(cache, "core"):
-        cache = cache.core
+    cache = innermost(cache)
     if not hasattr(cache, "delta"):                          # a mechanism that does not use `weigh`
         return {}
     sees = cache.see.any(axis=-1) | (cache.sink is not None)
     return {"scores": cache.s, "P": cache.P, "lse": np.where(sees, cache.lse[..., 0], -np.inf),
             "delta": cache.delta[..., 0]}
+
+
+def innermost(cache):
+    while hasattr(cache, "core"):
+        cache = cache.core
+    return cache
 
 
 def naive_pair(mechanism):
@@ -139,17 +152,17 @@ EARLY = {"gaussian": (gaussian_forward, gaussian_backward),
          "linear": (linear_forward, linear_backward)}
 
 
-def plain_runs(case, dtype, rng, *, draws, repeats=1, portable=False):
+def plain_runs(case, dtype, rng, *, draws, repeats=1, portable=False, dlse=None):
     """One run rounded to nearest, then random ones, `draws` side by side, in both forms."""
-    yield plain(case, Arithmetic(dtype, portable=portable))
+    yield plain(case, Arithmetic(dtype, portable=portable), dlse=dlse)
     for early in (False, True) * repeats:
-        yield plain(case, Arithmetic(dtype, rng, portable), draws=draws, early=early)
+        yield plain(case, Arithmetic(dtype, rng, portable), draws=draws, early=early, dlse=dlse)
 
 
-def cheap_runs(case, dtype, rng):
+def cheap_runs(case, dtype, rng, dlse=None):
     """Random runs for large cases, where the largest of many errors depends little on luck"""
     for early in (False, True) * 3:
-        yield plain(case, Arithmetic(dtype, rng, block=BLOCK), early=early)
+        yield plain(case, Arithmetic(dtype, rng, block=BLOCK), early=early, dlse=dlse)
 
 
 class Yardstick(NamedTuple):
@@ -159,11 +172,26 @@ class Yardstick(NamedTuple):
     reason: str = ""        # why there is no yardstick in this precision; then the bounds are empty
 
 
-def truth(case):
-    """minattn's own forward and backward, in float64 -> {"out": ..., "dq": ..., ...}"""
+def truth(case, lse="", dlse=None):
+    """minattn's own forward and backward, in float64 -> {"out": ..., "dq": ..., ...}
+
+    lse: also "lse"; dlse: the gradient that comes in through it
+    """
     module = attention.mechanism(case.mechanism).module
     out, cache = module.forward(**case.arrays, **case.options)
-    return {"out": out, **{"d" + n: x for n, x in module.backward(case.cotangent, cache).items()}}
+    grads = module.backward(case.cotangent, cache)
+    if dlse is not None:
+        grads = {n: x for n, x in attend_backward(case.cotangent, cache, dlse).items()
+                 if n in grads}
+    found = {"out": out, **{"d" + n: x for n, x in grads.items()}}
+    return {**found, "lse": cache.lse} if lse else found
+
+
+def gradient_of_lse(case, lse):
+    """A random dlse for lse of base e or 2, as numbers that come in, and as the gradient of ours"""
+    rng = np.random.default_rng([case.seed, zlib.crc32(f"{case.id}/lse".encode())])
+    dlse = draw(case.cotangent.shape[:3], rng) * seen(case.arrays, case.options).any(axis=-1)
+    return dlse, dlse / LOG[lse]
 
 
 def numbers(case):
@@ -172,26 +200,26 @@ def numbers(case):
     return [x for x in given if isinstance(x, np.ndarray) and x.dtype != bool]
 
 
-def yardstick(case, dtype):
+def yardstick(case, dtype, lse="", dlse=None):
     """Truth and bounds of one case in one precision, kept for the next time that it is needed."""
-    key = id(case), dtype
+    key = id(case), dtype, lse, dlse is None
     if key not in _kept:
         if len(_kept) >= 8192:
             _kept.clear()
-        found = _yardstick(case, dtype)
+        found = _yardstick(case, dtype, lse, dlse)
         if case.family == "combinations":                    # large: the bounds alone are kept
             _kept[key] = case, found._replace(truth=None)
             return found
         _kept[key] = case, found                             # holding the case keeps its id in use
     case, found = _kept[key]
-    return found if found.truth is not None else found._replace(truth=truth(case))
+    return found if found.truth is not None else found._replace(truth=truth(case, lse, dlse))
 
 
 _kept: dict = {}
 
 
-def _yardstick(case, dtype):
-    right, given = truth(case), numbers(case)
+def _yardstick(case, dtype, lse, dlse):
+    right, given = truth(case, lse, dlse), numbers(case)
     if not fits(given, dtype):
         return Yardstick(right, {}, f"its inputs lie outside the range of {dtype}")
     scores = right["out"][..., 0].size * max(x.shape[2] for x in case.arrays.values() if x.ndim > 2)
@@ -201,9 +229,9 @@ def _yardstick(case, dtype):
     rng = np.random.default_rng([case.seed, zlib.crc32(name.encode())])
     few = case.family == "combinations"
     if few:
-        runs = list(cheap_runs(case, dtype, rng))
+        runs = list(cheap_runs(case, dtype, rng, dlse))
     else:
-        runs = list(plain_runs(case, dtype, rng, draws=draws, repeats=repeats))
+        runs = list(plain_runs(case, dtype, rng, draws=draws, repeats=repeats, dlse=dlse))
     bounds = bounds_of(right, runs, dtype, given, few)
     if not np.isfinite(list(bounds.values())).all():
         return Yardstick(right, {}, f"plain {dtype} arithmetic overflows here, so there is nothing "

@@ -20,7 +20,7 @@ def suite(mechanism, fn, *, cases=None, quick=False, thorough=False, seed=0, siz
     """A class of tests, to be bound to a name that starts with Test.
 
     Arguments as for minattn.validate.check: framework, dtype, device, backward, exclude,
-    time_limit, layout go into `how`. A wrong argument is an InputError while pytest collects.
+    time_limit, layout, lse go into `how`. A wrong argument is an InputError while pytest collects.
     """
     setup = prepare(mechanism, fn, sizes=sizes, **how)
     rules = read_skips(skip_file) if skip_file is not None else []
