@@ -13,7 +13,7 @@ import pytest
 
 from minattn.validate import cases, check
 from minattn.validate.cases import family_names
-from minattn.validate.report import FAILED, PASSED
+from minattn.validate.report import DIFFERS, PASSED
 
 pytestmark = pytest.mark.slow
 
@@ -21,10 +21,6 @@ SQUARE_HEADS = {"D": 16, "Dv": 16}  # what kernels want that allow no value of a
 LSE = (
     "its backward recomputes the weights as exp(score - log-sum-exp), and a large log-sum-exp is "
     "rounded"
-)
-AVERAGE = (
-    "masked scores are a finite number, so a row that sees nothing averages all values instead of "
-    "giving 0"
 )
 
 
@@ -44,7 +40,8 @@ def passes(tmp_path):
         how = {"cases": families, **how}
         report = check(mechanism, fn, skip_file=path, show=False, **how)
         assert report.ok, str(report)
-        assert report.count(PASSED) >= len(report.results) / 2 - 5, str(report)
+        done = report.count(PASSED) + report.count(DIFFERS)
+        assert done >= len(report.results) / 2 - 5, str(report)
         return report
 
     return run
@@ -117,12 +114,12 @@ def test_sdpa_flash(passes, torch, dtype):
 
 def test_sdpa_is_causal_is_aligned_at_the_start(torch):
     fn = torch.nn.functional.scaled_dot_product_attention
-    only_causal(lambda q, k, v, *, causal, align: fn(q, k, v, is_causal=causal), "torch")
+    only_causal(lambda q, k, v, *, causal: fn(q, k, v, is_causal=causal), "torch")
 
 
 def only_causal(fn, framework, **how):
-    """A causal flag without a word on alignment: equal to align="start", and different from
-    align="end".
+    """A causal flag without a word on alignment: with keys before the queries it differs by
+    convention, and by nothing else.
     """
     size = {} if framework != "jax" else SQUARE_HEADS
     chosen = {
@@ -134,8 +131,9 @@ def only_causal(fn, framework, **how):
     report = check(
         "softmax", fn, framework=framework, cases=list(chosen.values()), show=False, **how
     )
-    wrong = {r.id for r in report.results if r.status == FAILED}
-    assert wrong == {name for name in chosen if name.endswith("align=end")}, str(report)
+    differ = {r.id for r in report.results if r.status == DIFFERS}
+    assert differ == {name for name in chosen if name.endswith("align=end")}, str(report)
+    assert report.ok and "aligned at the start" in str(report)
 
 
 # --------------------------------------------------------------------------- PyTorch: FlexAttention
@@ -301,10 +299,14 @@ def jax_attention(jax):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_jax(passes, jax, dtype):
-    expected = [("fully_masked_row/*", AVERAGE), ("tq_ne_tk/Tq=7,Tk=5,align=end", AVERAGE)]
-    passes(
-        "softmax", jax_attention(jax), expected, framework="jax", dtype=dtype, sizes=SQUARE_HEADS
+    """Masked scores are a finite number, so a row that sees nothing averages all values."""
+    found = passes(
+        "softmax", jax_attention(jax), framework="jax", dtype=dtype, sizes=SQUARE_HEADS
     )
+    assert {(r.family, r.reason) for r in found.results if r.status == DIFFERS} == {
+        (family, "rows that see nothing are the mean of all values (0 in minattn)")
+        for family in ("fully_masked_row", "tq_ne_tk")
+    }
 
 
 def test_jax_odd_heads(passes, jax):
@@ -315,7 +317,7 @@ def test_jax_is_causal_is_aligned_at_the_start(jax):
     turn = lambda x: x.swapaxes(1, 2)
     fn = jax.nn.dot_product_attention
     only_causal(
-        lambda q, k, v, *, causal, align: turn(fn(turn(q), turn(k), turn(v), is_causal=causal)),
+        lambda q, k, v, *, causal: turn(fn(turn(q), turn(k), turn(v), is_causal=causal)),
         "jax",
     )
 
@@ -393,5 +395,5 @@ def test_onnx(passes, onnx_attention):
 
 def test_onnx_is_causal_is_aligned_at_the_start(onnx_attention):
     only_causal(
-        lambda q, k, v, *, causal, align: onnx_attention(q, k, v, is_causal=causal), "numpy"
+        lambda q, k, v, *, causal: onnx_attention(q, k, v, is_causal=causal), "numpy"
     )

@@ -1,13 +1,28 @@
 """What somebody's function may look like, and what the kit says where it looks otherwise."""
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 
 from minattn import cli
-from minattn.attention import core, gated, sink, softmax
+from minattn.attention import core, gated, naive, sink, softmax
 from minattn.errors import InputError
 from minattn.validate import check, report
 
 PLAIN = ["causal", "noncausal", "prime_sizes"]
+ROOT = Path(__file__).parent.parent
+
+
+def run_pytest(folder, *args):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", *args]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
 
 
 def as_bthd(module):
@@ -47,7 +62,7 @@ def test_swapped_axes_in_torch_and_jax():
     sdpa = torch.nn.functional.scaled_dot_product_attention
     turned = lambda q, k, v: sdpa(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
     for framework, fn in (("torch", turned), ("jax", jax.nn.dot_product_attention)):
-        how = {"framework": framework, "cases": ["noncausal"], "show": False,
+        how = {"framework": framework, "cases": ["noncausal"], "show": False, "time_limit": 300,
                "sizes": {"D": 16, "Dv": 16}}
         assert check("softmax", fn, layout="BTHD", **how).ok
         assert "--layout BTHD" in str(check("softmax", fn, **how))
@@ -108,7 +123,7 @@ def test_lse_in_torch_and_jax():
     def in_jax(q, k, v):
         s = q @ k.swapaxes(2, 3) * q.shape[3]**-0.5
         return jax.nn.softmax(s, axis=3) @ v, jax.nn.logsumexp(s, axis=3)
-    how = {"cases": ["noncausal"], "show": False}
+    how = {"cases": ["noncausal"], "show": False, "time_limit": 300}
     for dtype in ("float32", "bfloat16"):
         found = check("softmax", in_torch, framework="torch", dtype=dtype, lse="e", **how)
         assert found.ok, str(found)
@@ -132,3 +147,98 @@ def test_an_lse_that_nobody_asked_for_is_mentioned():
     assert found.ok and "HINT" in str(found)                 # its cache is the last thing
     with pytest.raises(InputError, match="mechanism of an lse must be one of softmax"):
         check("linear", softmax, lse="e")
+
+
+# ---------------------------------------------------------------------------------- conventions
+
+
+def dense(q, k, v, empty="zero", start=False, bug=0, **options):
+    """Softmax attention in NumPy with somebody else's conventions, and its backward's cache."""
+    if start:
+        options["align"] = "start"
+    out, cache = softmax.forward(q, k, v, **options)
+    see = naive.rows_that_see(q.shape[2], k.shape[2], **{
+        n: x for n, x in options.items() if n not in ("scale", "softcap", "log_length")})
+    none = ~np.broadcast_to(see, (*q.shape[:3], k.shape[2])).any(axis=3)
+    means = np.repeat(v.mean(axis=2, keepdims=True), q.shape[1] // v.shape[1], axis=1)
+    fill = {"zero": 0, "nan": np.nan, "mean": means, "first": v[:, :, :1]}[empty]
+    saved = cache, none, empty
+    return np.where(none[..., None], fill, out + bug * (out > 1)).astype(q.dtype), saved
+
+
+def dense_backward(dout, saved):
+    cache, none, empty = saved
+    grads = softmax.backward(dout, cache)
+    if empty == "nan":                                       # 0 times NaN is NaN
+        grads["q"] = np.where(none[..., None], np.nan, grads["q"]).astype(dout.dtype)
+        for name in ("k", "v"):
+            grads[name] = np.where(none.any(axis=2)[..., None, None], np.nan, grads[name])
+            grads[name] = grads[name].astype(dout.dtype)
+    if empty == "mean":
+        lost = np.where(none[..., None], dout, 0).sum(axis=2, keepdims=True) / cache.v.shape[2]
+        grads["v"] = (grads["v"] + lost).astype(dout.dtype)
+    return grads
+
+
+@pytest.mark.parametrize("empty, words", [("nan", "NaN"), ("mean", "the mean of all values")])
+def test_rows_that_see_nothing_are_a_convention(empty, words):
+    pair = partial(dense, empty=empty), dense_backward
+    cases = ["causal", "fully_masked_row", "tq_ne_tk"]
+    found = check("softmax", pair, cases=cases, show=False)
+    differ = [r.id for r in found.results if r.status == report.DIFFERS]
+    assert found.ok and set(differ) == {*(r.id for r in found.results
+                                          if r.family == "fully_masked_row"),
+                                        "tq_ne_tk/Tq=7,Tk=5,align=end"}
+    said = str(found)
+    assert f"rows that see nothing are {words} (0 in minattn)" in said
+    passed = len(found.results) - 4
+    assert f"all good but for conventions: {passed} passed, 4 differ by convention" in said
+    assert json.loads(found.to_json())["cases"][1]["status"] == report.DIFFERS
+    suites = {s.get("name"): s for s in ElementTree.fromstring(found.to_junit())}
+    suite = suites["softmax.fully_masked_row"]
+    assert suite.get("failures") == "0" and suite.get("skipped") == "3"
+    assert suite[0][0].get("message").startswith("differs by convention: rows")
+    ours = check("softmax", pair, cases=cases, conventions="ours", show=False)
+    assert [r.id for r in ours.failed] == differ
+    wrong = check("softmax", (partial(dense, empty=empty, bug=1e-3), dense_backward),
+                  cases=["fully_masked_row"], show=False)    # all other rows are still compared
+    assert len(wrong.failed) == 3
+    found = check("softmax", (partial(dense, empty="first"), dense_backward),
+                  cases=["fully_masked_row"], show=False)    # nobody's convention
+    assert len(found.failed) == 3
+
+
+def test_alignment_is_a_convention_where_align_is_no_argument():
+    def forward(q, k, v, *, causal=False, window=None, allowed=True, bias=None, start=True):
+        options = {} if allowed is True else {"allowed": allowed}
+        return dense(q, k, v, causal=causal, window=window, bias=bias, start=start, **options)
+    cases = ["tq_ne_tk", "prime_sizes", "combinations/Tq=1,Tk=130,*causal*"]
+    found = check("softmax", (forward, dense_backward), cases=cases, exclude=["prefix", "scale"],
+                  show=False, time_limit=300)
+    by_id = {r.id: r for r in found.results}
+    assert found.ok and by_id["tq_ne_tk/Tq=5,Tk=7,align=end"].status == report.DIFFERS
+    assert by_id["tq_ne_tk/Tq=5,Tk=7,align=start"].status == report.NOT_COVERED
+    assert by_id["prime_sizes/Tq=5,Tk=7"].status == report.PASSED
+    assert "causal masks are aligned at the start (at the end in minattn)" in str(found)
+    ours = check("softmax", (partial(forward, start=False), dense_backward), cases=["tq_ne_tk"],
+                 show=False)
+    assert not ours.count(report.DIFFERS) and ours.count(report.PASSED) == 4
+
+    def takes_it(q, k, v, *, align="end", **options):
+        return dense(q, k, v, start=True, **options)
+    assert check("softmax", (takes_it, dense_backward), cases=["tq_ne_tk"], show=False).failed
+
+
+def test_a_convention_is_no_failure_of_the_plugin(tmp_path):
+    (tmp_path / "test_kernel.py").write_text(
+        "from functools import partial\n"
+        "from test_validate_forms import dense, dense_backward\n"
+        "from minattn.validate.pytest_plugin import suite\n"
+        "how = {'cases': ['fully_masked_row', 'causal']}\n"
+        "kernel = partial(dense, empty='nan'), dense_backward\n"
+        "TestTheirs = suite('softmax', kernel, **how)\n"
+        "TestOurs = suite('softmax', kernel, conventions='ours', **how)\n")
+    done = run_pytest(tmp_path, "-k", "Theirs")
+    assert "1 passed" in done.stdout and "3 xfailed" in done.stdout
+    assert "differs by convention: rows that see nothing are NaN" in done.stdout
+    assert "3 failed" in run_pytest(tmp_path, "-k", "Ours").stdout

@@ -22,8 +22,9 @@ from minattn.errors import InputError
 from minattn.files import one_line
 from minattn.validate import cases as case_module
 from minattn.validate import covering, frameworks, precision, report
+from minattn.validate.arithmetic import FORMATS
 from minattn.validate.frameworks import Finding, Problem
-from minattn.validate.report import FAILED, NOT_COVERED, PASSED, Report, Result, Tensor
+from minattn.validate.report import DIFFERS, FAILED, NOT_COVERED, PASSED, Report, Result, Tensor
 
 HANGS = 3                 # after so many, the rest is not run: each costs its whole time limit
 MOST_SECONDS = 1e6        # for one case: what threads can wait
@@ -42,6 +43,7 @@ class Setup(NamedTuple):
     time_limit: float = 30.0
     unasked: tuple = ()       # what the function does not take and need not: see `unasked`
     shrunk: list = []         # the smallest cases found so far, with what they found
+    conventions: str = "any"  # "ours": where they differ, it is wrong
 
     @property
     def without(self):
@@ -61,7 +63,8 @@ class Setup(NamedTuple):
 @np.errstate(all="ignore")
 def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", cases=None,
           backward=None, exclude=(), quick=False, thorough=False, seed=0, time_limit=30.0,
-          sizes=None, skip_file=None, layout="BHTD", lse=None, show=True, progress=False):
+          sizes=None, skip_file=None, layout="BHTD", lse=None, conventions="any", show=True,
+          progress=False):
     """Run fn through the mechanism's cases -> Report; prints it unless show=False.
 
     mechanism   a name, with options in brackets ("energy[norm=prefix]") to keep these fixed
@@ -84,6 +87,9 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     lse         "e" or "2": it returns (out, lse), natural or to base 2, of shape (B, H, Tq); lse is
                 checked, and the gradient that comes in through it (unless "dlse" is excluded). A
                 forward of its own returns (out, lse, cache), a backward takes (dout, cache, dlse)
+    conventions "any": a function whose rows that see nothing are NaN or the mean of all values, or
+                one without `align` whose causal masks are aligned at the start, "differs by
+                convention" in these cases if all else in them is right; "ours": then it is wrong
     skip_file   lines "case-id-glob skip|xfail reason"; a glob that matches no case of any
                 mechanism is refused
 
@@ -93,7 +99,7 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     start = time.perf_counter()
     setup = prepare(mechanism, fn, framework=framework, dtype=dtype, device=device,
                     backward=backward, exclude=exclude, time_limit=time_limit, sizes=sizes,
-                    layout=layout, lse=lse)
+                    layout=layout, lse=lse, conventions=conventions)
     chosen = select(mechanism, cases, quick=quick, thorough=thorough, seed=seed, sizes=sizes,
                     without=setup.without)
     rules = read_skips(skip_file, chosen) if skip_file is not None else []
@@ -123,7 +129,7 @@ def until_too_many_hang(results, chosen, progress=False):
 
 @np.errstate(all="ignore")
 def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", backward=None,
-            exclude=(), time_limit=30.0, sizes=None, layout="BHTD", lse=None):
+            exclude=(), time_limit=30.0, sizes=None, layout="BHTD", lse=None, conventions="any"):
     """Check the question -> Setup, with which check_case answers it for one case."""
     target = frameworks.resolve(fn, backward, layout, lse)
     adapter = frameworks.adapter(framework, dtype, device)
@@ -142,21 +148,26 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
             near = checks.nearest(name, known)
             raise InputError(f"no option, family or gradient of {mechanism} is called "
                              f"{name!r}.{near}")
-    return Setup(target, adapter, frozenset(exclude), time_limit,
-                 unasked(target.forward, sizes or {}), [])
+    checks.choice("conventions", conventions, ("any", "ours"))
+    lacks = unasked(target.forward, sizes or {})
+    if "align" in lacks:
+        target = target._replace(hidden=("align",))
+    return Setup(target, adapter, frozenset(exclude), time_limit, lacks, [], conventions)
 
 
 def unasked(forward, sizes):
     """What newer kernels do and others need not: asked for where the function takes it by name, or
     the sizes name Hkv. A function of ours that takes any name has all of them; another may not."""
-    names = {"softcap", "log_length", "grouped"} - ({"grouped"} if "Hkv" in sizes else set())
+    names = {"softcap", "log_length", "grouped", "align"}
+    names -= {"grouped"} if "Hkv" in sizes else set()
     try:
         parameters = inspect.signature(forward).parameters.values()
     except (ValueError, TypeError):
         return tuple(sorted(names))
-    ours = getattr(forward, "__module__", None) or ""
-    if ours.startswith("minattn.") and any(p.kind == p.VAR_KEYWORD for p in parameters):
-        return ()
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        names -= {"align"}
+        if (getattr(forward, "__module__", None) or "").startswith("minattn."):
+            return ()
     return tuple(sorted(names - {p.name for p in parameters}))
 
 
@@ -191,8 +202,10 @@ def check_case(case, setup):
         return Result(case.id, case.family, NOT_COVERED, reason=reason)
     start = time.perf_counter()
     found = judge(case, setup, right)
-    return found._replace(hint=hint(case, setup, right, found) or found.hint,
-                          seconds=time.perf_counter() - start)
+    if found.status == FAILED and found.findings[0].kind != "hang":
+        other = by_convention(case, setup, right) if setup.conventions == "any" else None
+        found = other or found._replace(hint=hint(case, setup, right) or found.hint)
+    return found._replace(seconds=time.perf_counter() - start)
 
 
 def gradient_of_lse(case, setup):
@@ -207,9 +220,13 @@ def yardstick(case, setup):
                                gradient_of_lse(case, setup)[1])
 
 
-def judge(case, setup, right):
-    """Call the function, and compare -> Result"""
-    findings, tensors, further, said = [], [], 0, ""
+def judge(case, setup, right, empty=None):
+    """Call the function, and compare -> Result
+
+    empty: rows (B, H, Tq) that see nothing, to which a function may give what is known elsewhere;
+    `reason` then says what it gives.
+    """
+    findings, tensors, further, said, reason = [], [], 0, "", ""
     try:
         wanted = ()
         if not setup.no_gradients:
@@ -223,7 +240,10 @@ def judge(case, setup, right):
         if case.twin is not None:
             calls.append(partial(one, arrays=case.twin))
         first, *rest = limited(lambda: [call() for call in calls], setup.time_limit)
-        tensors = [compare(n, x, right.truth[n], right.bounds[n]) for n, x in first.tensors.items()]
+        results = first.tensors
+        if empty is not None:
+            reason, results = excused(case, results, right.truth, empty, setup.adapter.dtype)
+        tensors = [compare(n, x, right.truth[n], right.bounds[n]) for n, x in results.items()]
         findings += [*first.findings, *modified(case, first)]
         findings += [Finding("values" if np.isfinite(t.error) else "not finite", str(t))
                      for t in tensors if not t.ok]
@@ -239,12 +259,67 @@ def judge(case, setup, right):
         findings.append(frameworks.raised(error, setup))
     findings = tuple(f._replace(message=one_line(f.message, 400)) for f in findings)
     return Result(case.id, case.family, FAILED if findings else PASSED, findings, tuple(tensors),
-                  further=further, hint=said)
+                  reason, further=further, hint=said)
 
 
-def hint(case, setup, right, found):
-    """What would make plain cases right, in a sentence; empty if nothing known does"""
-    if found.status == PASSED or case.family not in PLAIN or found.findings[0].kind == "hang":
+def by_convention(case, setup, right):
+    """The Result of a case in which a function differs by nothing but a convention, or None"""
+    forms, (Tq, Tk) = [("", case, right)], _lengths(case)
+    if "align" in setup.unasked and Tq != Tk and case.options.keys() & {"causal", "window"}:
+        other = changed(case, options={**case.options, "align": "start"})
+        says = "causal masks are aligned at the start (at the end in minattn)"
+        forms.append((says, other, yardstick(other, setup)))
+    for says, other, right in forms:
+        found = says and judge(other, setup, right)
+        empty = ~case_module.seen(other.arrays, other.options).any(axis=-1)
+        empty = np.broadcast_to(empty, case.cotangent.shape[:3])
+        if not (found and found.status == PASSED) and empty.any():
+            quiet = changed(other, cotangent=np.where(empty[..., None], 0, case.cotangent))
+            found = judge(quiet, setup, right, empty)
+            says = "; ".join(filter(None, (says, found.reason)))
+        if found and says and found.status == PASSED:
+            return found._replace(status=DIFFERS, reason=says)
+    return None
+
+
+def excused(case, tensors, truth, empty, dtype):
+    """What a function gives for rows that see nothing, and its tensors but for what that changes"""
+    v = next(case.arrays[n] for n in ("values", "v", "keys", "x") if n in case.arrays)
+    (B, H, _), eps = empty.shape, FORMATS[dtype].eps
+    means = np.repeat(v.mean(axis=2, keepdims=True), H // v.shape[1], axis=1)
+    if np.isnan(tensors["out"][empty]).all():
+        says = "NaN"
+    elif (np.abs(tensors["out"] - means)[empty] <= 8 * eps * np.abs(v).max()).all():
+        says = "the mean of all values"
+    else:
+        return "", tensors
+    found = {}
+    for name, x in tensors.items():
+        excuse = empty[..., None]
+        if name != "out":                                    # NaN, where such a row may reach
+            excuse = np.isnan(x)
+            if name != "dbias" and x.ndim == 4 and H % x.shape[1] == 0:
+                heads = empty.any(axis=2).reshape(B, x.shape[1], -1).any(axis=2)
+                excuse = excuse & heads[..., None, None]
+        found[name] = np.where(excuse, truth[name], x)
+    return f"rows that see nothing are {says} (0 in minattn)", found
+
+
+def changed(case, **changes):
+    """A copy of a case, or of a combination"""
+    same = {n: getattr(case, n) for n in case_module.Case._fields}
+    return case_module.Case(**{**same, **changes})
+
+
+def _lengths(case):
+    """Tq, Tk"""
+    keys = next(case.arrays[n] for n in ("k", "keys", "x") if n in case.arrays)
+    return case.cotangent.shape[2], keys.shape[2]
+
+
+def hint(case, setup, right):
+    """What would make a plain case right, in a sentence; empty if nothing known does"""
+    if case.family not in PLAIN:
         return ""
     layout, = {*frameworks.LAYOUTS} - {setup.target.layout}
     turned = setup._replace(target=setup.target._replace(layout=layout))
@@ -294,6 +369,8 @@ def _not_covered(case, setup):
     if case.family == "combinations" and "empty_rows" in setup.exclude:
         if not case_module.seen(case.arrays, case.options).any(axis=-1).all():
             return "you excluded empty_rows"
+    if "align" in setup.unasked and case.options.get("align") == "start":
+        return "it takes no align"
     return case.unmet
 
 

@@ -41,6 +41,9 @@ def add_arguments(parser):
                         help="BTHD if its arrays are (B, T, H, D); default BHTD")
     parser.add_argument("--lse", metavar="BASE",
                         help="e or 2: it returns (out, lse), natural or to base 2: check both")
+    parser.add_argument("--conventions", default="any",
+                        help="ours: empty rows and alignment as in minattn, or it is wrong; "
+                             "default any")
     parser.add_argument("--skip-file", metavar="FILE", help="lines: case-id-glob skip|xfail reason")
     parser.add_argument("--time-limit", type=float, default=30.0, metavar="S",
                         help="seconds per case (default 30)")
@@ -67,7 +70,7 @@ def run(args):
             files.named(flag, path, "file")
     exclude = tuple(name for names in args.exclude for name in names.split(",") if name)
     same = ("mechanism", "target", "backward", "framework", "dtype", "device", "quick", "thorough",
-            "seed", "skip_file", "time_limit", "layout", "lse")
+            "seed", "skip_file", "time_limit", "layout", "lse", "conventions")
     question = {name: getattr(args, name) for name in same}
     question.update(exclude=exclude, cases=args.case, sizes=sizes)
     report = isolate.check(question, progress=sys.stderr.isatty())

@@ -48,6 +48,7 @@ class Target(NamedTuple):
     name: str
     layout: str = "BHTD"      # of its arrays with four axes; "BTHD": tokens before heads
     lse: str = ""             # it returns (out, lse), base "e" or "2"
+    hidden: tuple = ()        # options that it does not take and that are not given to it
 
     def turned(self, x):
         """Our array as the function's, or back again"""
@@ -259,7 +260,7 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
     inputs = {n: adapter.array(target.turned(x), covering.of_input(case.layout, i + 1), leaf(n))
               for i, (n, x) in enumerate(arrays.items())}
     options = {n: adapter.array(x, case.aside, leaf(n)) if isinstance(x, np.ndarray) else x
-               for n, x in case.options.items()}
+               for n, x in case.options.items() if n not in target.hidden}
     args = [inputs[n] for n in row.arguments]
     kwargs = {**{n: x for n, x in inputs.items() if n not in row.arguments}, **options}
     fits_signature(target.forward, args, kwargs)

@@ -272,7 +272,8 @@ def _check(question, first, say):
     from minattn.validate.precision import yardstick
     target = load(question["target"])
     backward = question["backward"] and load(question["backward"])
-    keep = ("framework", "dtype", "device", "exclude", "time_limit", "sizes", "layout", "lse")
+    keep = ("framework", "dtype", "device", "exclude", "time_limit", "sizes", "layout", "lse",
+            "conventions")
     setup = prepare(question["mechanism"], target, backward=backward,
                     **{name: question[name] for name in keep})
     chosen = _cases(question, setup.without)

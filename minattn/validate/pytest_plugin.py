@@ -12,7 +12,7 @@ pytest -k window.
 import pytest
 
 from minattn.validate.check import prepare, read_skips, select, smallest, with_rule
-from minattn.validate.report import FAILED, NOT_COVERED, SKIPPED, XFAILED
+from minattn.validate.report import DIFFERS, FAILED, NOT_COVERED, SKIPPED, XFAILED
 
 
 def suite(mechanism, fn, *, cases=None, quick=False, thorough=False, seed=0, sizes=None,
@@ -20,7 +20,8 @@ def suite(mechanism, fn, *, cases=None, quick=False, thorough=False, seed=0, siz
     """A class of tests, to be bound to a name that starts with Test.
 
     Arguments as for minattn.validate.check: framework, dtype, device, backward, exclude,
-    time_limit, layout, lse go into `how`. A wrong argument is an InputError while pytest collects.
+    time_limit, layout, lse, conventions go into `how`. A wrong argument is an
+    InputError while pytest collects.
     """
     setup = prepare(mechanism, fn, sizes=sizes, **how)
     rules = read_skips(skip_file) if skip_file is not None else []
@@ -35,6 +36,8 @@ def suite(mechanism, fn, *, cases=None, quick=False, thorough=False, seed=0, siz
                 pytest.fail(result.told(), pytrace=False)
             if result.status == XFAILED:
                 pytest.xfail(result.reason)
+            if result.status == DIFFERS:
+                pytest.xfail(f"{DIFFERS}: {result.reason}")
             if result.status in (NOT_COVERED, SKIPPED):
                 pytest.skip(result.reason)
 

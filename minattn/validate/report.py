@@ -10,8 +10,10 @@ from minattn import files
 from minattn.errors import InputError
 
 PASSED, FAILED, NOT_COVERED = "passed", "failed", "not covered"
+DIFFERS = "differs by convention"
 SKIPPED, XFAILED, XPASSED = "skipped", "expected failure", "passed, though failure was expected"
-JUNIT = {FAILED: "failure", NOT_COVERED: "skipped", SKIPPED: "skipped", XFAILED: "skipped"}
+JUNIT = {FAILED: "failure",
+         **dict.fromkeys((DIFFERS, NOT_COVERED, SKIPPED, XFAILED), "skipped")}
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")     # characters that XML cannot hold
 DETAILS = 12              # kinds of findings that the table spells out
 
@@ -51,7 +53,7 @@ class Result(NamedTuple):
     status: str
     findings: tuple = ()      # of frameworks.Finding
     tensors: tuple = ()       # of Tensor
-    reason: str = ""          # why it was not covered, skipped or expected to fail
+    reason: str = ""          # why it was not covered, skipped or expected to fail; how it differs
     seconds: float = 0.0
     further: int = 0          # outputs that nothing was compared with
     hint: str = ""            # what would make it right
@@ -78,7 +80,7 @@ class Report:
 
     @property
     def ok(self):
-        return not self.failed and any(self.count(s) for s in (PASSED, XFAILED, XPASSED))
+        return not self.failed and any(self.count(s) for s in (PASSED, DIFFERS, XFAILED, XPASSED))
 
     @property
     def failed(self):
@@ -106,13 +108,17 @@ class Report:
         if self.gradients:
             lines.append(f"gradients not covered: {self.gradients}")
         if self.unasked:
-            names = {"grouped": "grouped key heads (--sizes Hkv=2 asks for them)"}
+            names = {"grouped": "grouped key heads (--sizes Hkv=2 asks for them)",
+                     "align": "align (it takes none)"}
             lines.append(f"not asked for: {', '.join(names.get(n, n) for n in self.unasked)}")
         if any(r.further for r in self.results):
             lines.append("further outputs not covered: only the first is compared")
-        statuses = (PASSED, FAILED, XFAILED, XPASSED, SKIPPED, NOT_COVERED)
-        counts = [f"{self.count(s)} {s}" for s in statuses if self.count(s)]
+        statuses = (PASSED, FAILED, DIFFERS, XFAILED, XPASSED, SKIPPED, NOT_COVERED)
+        counts = [f"{self.count(s)} {s.replace('differs', 'differ')}"
+                  for s in statuses if self.count(s)]
         verdict = "all good" if self.ok else "nothing was checked"
+        if self.count(DIFFERS):
+            verdict = "all good but for conventions"
         if self.failed:
             verdict = "something is wrong"
         return "\n".join([*lines, f"{verdict}: {', '.join(counts)} in {self.seconds:.1f} s"])
@@ -142,7 +148,7 @@ class Report:
             yield ""
 
     def _not_covered(self):
-        for status in (NOT_COVERED, SKIPPED, XFAILED, XPASSED):
+        for status in (DIFFERS, NOT_COVERED, SKIPPED, XFAILED, XPASSED):
             reasons = {}
             for r in self.results:
                 if r.status == status:
@@ -190,13 +196,15 @@ def _row(family, results, forward_only):
         if t.largest > t.bound:
             rms = f"{t.rms_ratio:.1e}"
         numbers = f"{t.name:<14}{t.error:>9.1e}{t.bound:>9.1e}{t.ratio:>9.2g}{rms:>9}"
-    bad, done = (sum(r.status == s for r in results) for s in (FAILED, PASSED))
-    rest = len(results) - bad - done
+    bad, done, differ = (sum(r.status == s for r in results) for s in (FAILED, PASSED, DIFFERS))
+    rest = len(results) - bad - done - differ
     verdict = []
     if bad:
         verdict.append(f"{bad} WRONG")
     elif done:
         verdict.append("forward ok" if forward_only else "ok")
+    if differ:
+        verdict.append(f"{differ} by convention")
     if rest:
         verdict.append(f"{rest} not covered" if verdict else "not covered")
     return f"{family:<20}{len(results):>6}  {numbers}  {', '.join(verdict)}"
