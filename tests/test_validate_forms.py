@@ -14,6 +14,7 @@ from minattn import cli
 from minattn.attention import core, gated, naive, sink, softmax
 from minattn.errors import InputError
 from minattn.validate import check, report
+from minattn.validate.pytest_plugin import suite
 
 PLAIN = ["causal", "noncausal", "prime_sizes"]
 ROOT = Path(__file__).parent.parent
@@ -242,3 +243,145 @@ def test_a_convention_is_no_failure_of_the_plugin(tmp_path):
     assert "1 passed" in done.stdout and "3 xfailed" in done.stdout
     assert "differs by convention: rows that see nothing are NaN" in done.stdout
     assert "3 failed" in run_pytest(tmp_path, "-k", "Ours").stdout
+
+
+# --------------------------------------------------------- said in one sentence; sequences of calls
+
+
+def test_gradients_may_be_called_dq_dk_dv():
+    def backward(dout, cache):
+        return {"d" + n: x for n, x in softmax.backward(dout, cache).items()}
+    assert check("softmax", (softmax.forward, backward), cases=["causal", "bias"], show=False).ok
+
+
+def test_a_forgotten_framework_is_recognised():
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+
+    class Layer:
+        def __call__(self, q, k, v):
+            return torch.softmax(q, 3) @ v
+
+    def imports(q, k, v):
+        import torch as inside
+        return inside.softmax(q, 3)
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    returns = lambda q, k, v: torch.from_numpy(v.copy())
+    for fn, name in ((Layer(), "torch"), (imports, "torch"), (sdpa, "torch"), (returns, "torch"),
+                     (lambda q, k, v: jax.numpy.asarray(v), "jax")):
+        found = check("softmax", fn, cases=["noncausal"], show=False)
+        assert f"it got NumPy arrays: for those of {name}, choose --framework {name}" in str(found)
+    bad = lambda q, k, v: np.linalg.inv(np.zeros((2, 2)))    # another error is left alone
+    assert "choose" not in str(check("softmax", bad, cases=["noncausal"], show=False))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_compiled_functions_meet_every_case_and_what_is_not_compiled_is_said(monkeypatch):
+    torch = pytest.importorskip("torch")
+
+    def broken(q, k, v, scale=None):
+        out = torch.softmax(q @ k.transpose(2, 3) * (scale or q.shape[3]**-0.5), 3) @ v
+        return out * 1.5 if torch.compiler.is_compiling() else out
+    how = {"framework": "torch", "time_limit": 300, "show": False}
+    import torch._dynamo as compiler
+    monkeypatch.setattr(compiler.config, "recompile_limit", 1)      # then PyTorch gives up
+    cases = ["noncausal", "prime_sizes", "one_token"]
+    compiled = torch.compile(broken, backend="eager", dynamic=False)
+    without = ["gradients", "causal"]
+    found = check("softmax", compiled, cases=cases, exclude=without, **how)
+    assert len(found.failed) == 3 and not found.count(report.PASSED)
+
+    def apart(q, k, v):
+        s = torch.softmax(q @ k.transpose(2, 3) * q.shape[3]**-0.5, 3)
+        torch._dynamo.graph_break()
+        return s @ v
+    found = check("softmax", torch.compile(apart, backend="eager"), cases=["noncausal"], **how)
+    assert found.ok, str(found)
+    assert "HINT  PyTorch compiled your function in parts" in str(found)
+
+
+def in_torch(wrong, torch):
+    """Attention in PyTorch that goes wrong in one sequence of calls."""
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, P, v):
+            ctx.save_for_backward(P.clone(), v)
+            return P @ v
+
+        @staticmethod
+        def backward(ctx, dout):
+            P, v = ctx.saved_tensors
+            dP, dv = dout @ v.transpose(2, 3), P.transpose(2, 3) @ dout
+            if wrong == "twice":
+                P.data.zero_()
+            return dP, dv
+
+    def fn(q, k, v):
+        P = torch.softmax(q @ k.transpose(2, 3) * q.shape[3]**-0.5, 3)
+        out = Attention.apply(P, v)
+        if wrong == "no grad" and not torch.is_grad_enabled():
+            return out * 1.5
+        if wrong == "alias" and k.shape[2] == 1:
+            return v.view_as(v)
+        return out
+    return fn
+
+
+@pytest.mark.parametrize("wrong, kind", [("", None), ("twice", "not repeatable"),
+                                         ("no grad", "values"), ("alias", "shared output")])
+def test_sequences_of_calls_in_torch(wrong, kind):
+    torch = pytest.importorskip("torch")
+    found = check("softmax", in_torch(wrong, torch), framework="torch", show=False,
+                  exclude=["causal"], cases=["noncausal", "one_token"])
+    kinds = {f.kind for r in found.failed for f in r.findings}
+    assert kinds - {"gradient"} == ({kind} if kind else set())
+    if wrong == "no grad":
+        assert "where no gradient is asked for, out is off by" in str(found)
+
+
+def test_races_are_found_by_repeating():
+    rare = []
+
+    def forward(q, k, v, **options):
+        rare.append(1)
+        out, cache = softmax.forward(q, k, v, **options)
+        return out + np.float32(1e-7 if len(rare) % 50 == 0 else 0), cache
+    how = {"cases": ["causal"], "show": False}
+    assert check("softmax", (forward, softmax.backward), **how).ok
+    found = check("softmax", (forward, softmax.backward), repeat=100, **how)
+    assert "out is different when the same call is made again" in str(found)
+    with pytest.raises(InputError, match="repeat must be"):
+        check("softmax", softmax, repeat=0, **how)
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+def test_rules_of_a_suite_that_match_nothing(tmp_path):
+    rules = tmp_path / "rules.txt"
+    rules.write_text("casual/T skip known\n")
+    with pytest.raises(InputError, match="matches no case. Did you mean 'causal/T'"):
+        suite("softmax", softmax, skip_file=rules, cases=["causal"])
+
+
+@pytest.mark.parametrize("sizes, words", [
+    ({"H": 3, "Hkv": 2}, "H = 3 is no multiple of Hkv = 2"),
+    ({"B": 0}, "B must be"), ({"D": 10**9}, "memory")])
+def test_sizes_that_nobody_can_meet(sizes, words):
+    with pytest.raises(InputError, match=words):
+        check("softmax", softmax, sizes=sizes, show=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals")
+def test_a_process_that_is_ended_for_its_memory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full.py").write_text(
+        "import os\nfrom minattn.attention import softmax\n"
+        "def f(q, k, v, **o):\n"
+        "    if o.get('window') == 2:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return softmax.forward(q, k, v, **o)[0]\n")
+    args = ["check", "full.py:f", "--case", "causal", "--case", "window/W=[12]"]
+    assert cli.main([*args, "--time-limit", "300"]) == 1
+    out = capsys.readouterr().out
+    assert "crashed the process (SIGKILL), as when the memory is full." in out
+    assert "2 passed, 1 failed" in out

@@ -125,6 +125,9 @@ def cases(mechanism, *, seed=0, quick=False, thorough=False, only=None, sizes=No
     for symbol, n in (sizes or {}).items():
         checks.choice("a size", symbol, (*SIZES, "T", "Hkv"))
         checks.number(symbol, n, 1, integer=True)
+    H, G = ((sizes or {}).get(n) for n in ("H", "Hkv"))
+    if H and G and H % G:
+        raise InputError(f"H = {H} is no multiple of Hkv = {G}.")
     seed = checks.number("seed", seed, 0, integer=True)
     found = _all(mechanism.name, id(mechanism.module), seed, tuple(sorted((sizes or {}).items())),
                  tuple(sorted(fixed.items())), frozenset(without), 3 if thorough else 2)

@@ -44,6 +44,7 @@ class Setup(NamedTuple):
     unasked: tuple = ()       # what the function does not take and need not: see `unasked`
     shrunk: list = []         # the smallest cases found so far, with what they found
     conventions: str = "any"  # "ours": where they differ, it is wrong
+    repeat: int = 1           # calls beside the first two that must give the same
 
     @property
     def without(self):
@@ -63,8 +64,8 @@ class Setup(NamedTuple):
 @np.errstate(all="ignore")
 def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", cases=None,
           backward=None, exclude=(), quick=False, thorough=False, seed=0, time_limit=30.0,
-          sizes=None, skip_file=None, layout="BHTD", lse=None, conventions="any", show=True,
-          progress=False):
+          sizes=None, skip_file=None, layout="BHTD", lse=None, conventions="any", repeat=1,
+          show=True, progress=False):
     """Run fn through the mechanism's cases -> Report; prints it unless show=False.
 
     mechanism   a name, with options in brackets ("energy[norm=prefix]") to keep these fixed
@@ -90,6 +91,7 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     conventions "any": a function whose rows that see nothing are NaN or the mean of all values, or
                 one without `align` whose causal masks are aligned at the start, "differs by
                 convention" in these cases if all else in them is right; "ours": then it is wrong
+    repeat      every case is called so many times more, for races: all must give the same bits
     skip_file   lines "case-id-glob skip|xfail reason"; a glob that matches no case of any
                 mechanism is refused
 
@@ -99,7 +101,7 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     start = time.perf_counter()
     setup = prepare(mechanism, fn, framework=framework, dtype=dtype, device=device,
                     backward=backward, exclude=exclude, time_limit=time_limit, sizes=sizes,
-                    layout=layout, lse=lse, conventions=conventions)
+                    layout=layout, lse=lse, conventions=conventions, repeat=repeat)
     chosen = select(mechanism, cases, quick=quick, thorough=thorough, seed=seed, sizes=sizes,
                     without=setup.without)
     rules = read_skips(skip_file, chosen) if skip_file is not None else []
@@ -129,7 +131,8 @@ def until_too_many_hang(results, chosen, progress=False):
 
 @np.errstate(all="ignore")
 def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", backward=None,
-            exclude=(), time_limit=30.0, sizes=None, layout="BHTD", lse=None, conventions="any"):
+            exclude=(), time_limit=30.0, sizes=None, layout="BHTD", lse=None, conventions="any",
+            repeat=1):
     """Check the question -> Setup, with which check_case answers it for one case."""
     target = frameworks.resolve(fn, backward, layout, lse)
     adapter = frameworks.adapter(framework, dtype, device)
@@ -152,7 +155,8 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
     lacks = unasked(target.forward, sizes or {})
     if "align" in lacks:
         target = target._replace(hidden=("align",))
-    return Setup(target, adapter, frozenset(exclude), time_limit, lacks, [], conventions)
+    return Setup(target, adapter, frozenset(exclude), time_limit, lacks, [], conventions,
+                 checks.number("repeat", repeat, 1, integer=True))
 
 
 def unasked(forward, sizes):
@@ -231,15 +235,10 @@ def judge(case, setup, right, empty=None):
         wanted = ()
         if not setup.no_gradients:
             wanted = [n[1:] for n in right.truth if n[0] == "d" and n not in setup.exclude]
-        one = partial(frameworks.run, setup.target, setup.adapter, case, wanted=wanted,
-                      dlse=gradient_of_lse(case, setup)[0])
-        other = {n: x / 2 for n, x in case.arrays.items()}
-        calls = [partial(one, arrays=case.arrays)]
-        if "repeat" not in setup.exclude:                    # a layer in which another one stands
-            calls.append(partial(calls[0], between=lambda: one(arrays=other)))
-        if case.twin is not None:
-            calls.append(partial(one, arrays=case.twin))
-        first, *rest = limited(lambda: [call() for call in calls], setup.time_limit)
+        one = partial(frameworks.run, setup.target, setup.adapter, case, arrays=case.arrays,
+                      wanted=wanted, dlse=gradient_of_lse(case, setup)[0])
+        first, again, bare, twin = limited(lambda: calls(case, setup, one),
+                                           setup.time_limit * setup.repeat)
         results = first.tensors
         if empty is not None:
             reason, results = excused(case, results, right.truth, empty, setup.adapter.dtype)
@@ -248,11 +247,12 @@ def judge(case, setup, right, empty=None):
         findings += [Finding("values" if np.isfinite(t.error) else "not finite", str(t))
                      for t in tensors if not t.ok]
         further, said = first.further, first.hint
-        if "repeat" not in setup.exclude:
-            findings += repeated(first, rest[0])
-            findings += shared(first, rest.pop(0), setup.adapter)
-        if case.twin:
-            findings += independent(case, first, rest.pop(0))
+        findings += [*again, *aliases(first, setup.adapter)]
+        if bare is not None and not findings and empty is None:
+            t = compare("out", bare.tensors["out"], right.truth["out"], right.bounds["out"])
+            findings += [] if t.ok else [Finding("values", f"where no gradient is asked for, {t}")]
+        if twin is not None:
+            findings += independent(case, first, twin)
     except Problem as problem:
         findings.append(problem.finding)
     except Exception as error:
@@ -260,6 +260,22 @@ def judge(case, setup, right, empty=None):
     findings = tuple(f._replace(message=one_line(f.message, 400)) for f in findings)
     return Result(case.id, case.family, FAILED if findings else PASSED, findings, tuple(tensors),
                   reason, further=further, hint=said)
+
+
+def calls(case, setup, one):
+    """The call itself, what changes when it is repeated, one without gradients, and the twin's"""
+    first, again, twin = one(), [], None
+    if "repeat" not in setup.exclude:
+        other = {n: x / 2 for n, x in case.arrays.items()}
+        second = one(between=lambda: one(arrays=other))      # a layer in which another one stands
+        again = [*repeated(first, second), *shared(first, second, setup.adapter)]
+        for _ in range(setup.repeat - 1):
+            again = again or list(repeated(first, one()))
+    by_itself = setup.target.backward is None and not setup.no_gradients
+    bare = one(wanted=(), dlse=None) if by_itself else None
+    if case.twin is not None:
+        twin = one(arrays=case.twin)
+    return first, again, bare, twin
 
 
 def by_convention(case, setup, right):
@@ -412,6 +428,14 @@ def shared(first, second, adapter):
         if name in second.returned and adapter.same_memory(x, second.returned[name]):
             yield Finding("shared output", f"{name} is the same memory at every call: the next "
                                            "call overwrites the result of the one before.")
+
+
+def aliases(run, adapter):
+    """Is an output the memory of an input?"""
+    for name, x in run.given.items():
+        if adapter.belongs(x) and adapter.same_memory(run.returned["out"], x):
+            yield Finding("shared output", f"out is the memory of its input {name}: what changes "
+                                           "one changes the other.")
 
 
 def independent(case, run, twin):

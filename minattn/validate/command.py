@@ -44,6 +44,8 @@ def add_arguments(parser):
     parser.add_argument("--conventions", default="any",
                         help="ours: empty rows and alignment as in minattn, or it is wrong; "
                              "default any")
+    parser.add_argument("--repeat", type=int, default=1, metavar="N",
+                        help="call each case N times more, to find races (default %(default)s)")
     parser.add_argument("--skip-file", metavar="FILE", help="lines: case-id-glob skip|xfail reason")
     parser.add_argument("--time-limit", type=float, default=30.0, metavar="S",
                         help="seconds per case (default 30)")
@@ -70,7 +72,7 @@ def run(args):
             files.named(flag, path, "file")
     exclude = tuple(name for names in args.exclude for name in names.split(",") if name)
     same = ("mechanism", "target", "backward", "framework", "dtype", "device", "quick", "thorough",
-            "seed", "skip_file", "time_limit", "layout", "lse", "conventions")
+            "seed", "skip_file", "time_limit", "layout", "lse", "conventions", "repeat")
     question = {name: getattr(args, name) for name in same}
     question.update(exclude=exclude, cases=args.case, sizes=sizes)
     report = isolate.check(question, progress=sys.stderr.isatty())

@@ -4,8 +4,10 @@ Each adapter answers the same questions: how do our numbers become your arrays, 
 function return, and what are the gradients (by the framework's own differentiation, or by a
 backward that came with the function).
 """
+import contextlib
 import inspect
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -60,6 +62,7 @@ class Run(NamedTuple):
     tensors: dict           # "out", "dq", ...
     findings: tuple
     inputs_after: dict      # argument or option -> its values after the call
+    given: dict             # the same as they were given
     returned: dict          # the same as tensors, as they came
     further: int            # outputs beyond these, which nothing is compared with
     hint: str               # what else it seems to return
@@ -125,14 +128,20 @@ class NumpyAdapter:
         return str(x.dtype)
 
     def same_memory(self, x, y):
-        return np.shares_memory(x, y)
+        return np.may_share_memory(x, y)
+
+    def fell_back(self):
+        """What of a compiled function ran uncompiled, in a sentence"""
+        return ""
 
     def like(self, x, other):
         """Our numbers as an array of the dtype of another one"""
         return self.array(x).astype(other.dtype)
 
     def call(self, forward, args, kwargs, leaves, outputs=1):
-        """-> what it returns; (outputs, their gradients) -> those of the leaves"""
+        """-> what it returns; (outputs, their gradients) -> those of the leaves, for the last time
+        unless keep=True; without leaves there is no gradient anywhere
+        """
         with np.errstate(all="ignore"):
             return forward(*args, **kwargs), None
 
@@ -172,20 +181,31 @@ class TorchAdapter(NumpyAdapter):
     def dtype_of(self, x):
         return str(x.dtype).removeprefix("torch.")
 
+    def fell_back(self):
+        compiler = sys.modules.get("torch._dynamo.utils")
+        if compiler is None or not compiler.counters["graph_break"]:
+            return ""
+        why = next(iter(compiler.counters["graph_break"])).splitlines()[0]
+        return f"PyTorch compiled your function in parts, and ran what lies between as it is: {why}"
+
     def like(self, x, other):
         return self.array(x).to(other.dtype)
 
     def call(self, forward, args, kwargs, leaves, outputs=1):
-        with self.torch.enable_grad():
+        if "torch._dynamo" in sys.modules:                   # every case has sizes of its own
+            config = sys.modules["torch._dynamo"].config
+            config.recompile_limit = config.accumulated_recompile_limit = 1 << 20
+            sys.modules["torch._dynamo.utils"].counters.clear()
+        with self.torch.set_grad_enabled(bool(leaves)):
             result = forward(*args, **kwargs)
 
-            def grads(outs, douts):
+            def grads(outs, douts, keep=False):
                 for x, name in zip(outs, ("the output", "lse (exclude dlse?)")):
                     if not x.requires_grad:
                         raise Problem("gradient", f"no gradient at all: {name} is cut off from the "
                                                   "inputs (detach?)")
                 found = self.torch.autograd.grad(outs, list(leaves.values()), douts,
-                                                 allow_unused=True)
+                                                 allow_unused=True, retain_graph=keep)
                 return dict(zip(leaves, found))
             return result, grads
 
@@ -227,7 +247,7 @@ class JaxAdapter(NumpyAdapter):
         if not leaves:
             return forward(*args, **kwargs), None
         outs, back, rest = self.jax.vjp(only_leaves, leaves, has_aux=True)
-        return (*outs, *rest), lambda outs, douts: back(tuple(douts))[0]
+        return (*outs, *rest), lambda outs, douts, keep=False: back(tuple(douts))[0]
 
 
 def _no_device(framework, device, error):
@@ -250,8 +270,8 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
     """One forward and, for `wanted` gradients, one backward; Problem if nothing can be compared.
 
     dlse: a gradient that comes in through lse.
-    between: called after the forward, as another layer would be. Then a backward that came with the
-    function runs twice, which may not change its result.
+    between: called after the forward, as another layer would be. Then the backward runs twice,
+    which may not change its result.
     """
     row, findings = attention.MECHANISMS[case.mechanism], []
     by_hand = target.backward is not None
@@ -302,11 +322,15 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
             kind = type(grads).__name__
             raise Problem("gradient", "backward must return a dict from argument to gradient; "
                                       f"got {kind}.")
-        for name in row.buffers:
+        grads = {**{str(n)[1:]: g for n, g in grads.items() if str(n)[:1] == "d"}, **grads}
+        for name in row.buffers:                             # q, or dq as it may be called
             if grads.get(name) is not None and np.any(adapter.numbers(grads[name])):
                 says = f"d{name} is not zero, but {name} is a running mean that takes no gradient."
                 findings.append(Finding("gradient", says))
     elif wanted and differentiate is not None:
+        if between is not None:
+            with contextlib.suppress(RuntimeError):          # compiled: its memory is given away
+                differentiate(several[:len(douts)], douts, keep=True)
         grads = differentiate(several[:len(douts)], douts)
     for name in wanted if by_hand or differentiate is not None else ():
         if grads.get(name) is None:
@@ -320,7 +344,17 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
             findings.append(problem.finding)
     given["dout"] = cotangent
     after = {n: turn(n, adapter.numbers(x)) for n, x in given.items() if adapter.belongs(x)}
-    return Run(tensors, tuple(findings), after, returned, len(further), said)
+    return Run(tensors, tuple(findings), after, given, returned, len(further),
+               said or adapter.fell_back())
+
+
+def takes(forward, option):
+    """Can this option be given to it, as far as it tells?"""
+    try:
+        parameters = inspect.signature(forward).parameters
+    except (ValueError, TypeError):
+        return True                                          # built-in functions do not tell
+    return option in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
 def fits_signature(forward, args, kwargs):
@@ -345,13 +379,22 @@ def fits_signature(forward, args, kwargs):
 
 def _looks_right(adapter, what, x, shape, dtypes=()):
     if not adapter.belongs(x):
-        kind = type(x).__name__
-        raise Problem("dtype", f"{what} is of type {kind}, not an array of {adapter.name}.")
+        kind, package = type(x).__name__, type(x).__module__
+        raise Problem("dtype", f"{what} is of type {kind}, not an array of {adapter.name}"
+                               f"{_meant(adapter.name, {package[:5], package[:3]})}.")
     if tuple(x.shape) != tuple(shape):
         raise Problem("shape", f"{what} has shape {tuple(x.shape)}; expected {tuple(shape)}.")
     if adapter.dtype_of(x) not in (adapter.dtype, *dtypes):
         raise Problem("dtype", f"{what} is {adapter.dtype_of(x)}; {adapter.dtype} came in and must "
                                "come out.")
+
+
+def _meant(framework, packages):
+    """The framework that a function seems to be written in, if it got NumPy arrays"""
+    other = next((x for x in ADAPTERS if x in packages and x != "numpy"), None)
+    if framework != "numpy" or other is None:
+        return ""
+    return f"; it got NumPy arrays: for those of {other}, choose --framework {other}"
 
 
 def raised(error, setup=None):
@@ -363,12 +406,14 @@ def raised(error, setup=None):
     frames: Any = [frame for frame in traceback.extract_tb(error.__traceback__)
                    if os.path.dirname(frame.filename) != here]
     where = hint = ""
+    said = one_line(error)
     if frames:
         where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
-    if setup is not None and setup.adapter.name == "numpy":
-        names = getattr(setup.target.forward, "__globals__", {})
-        packages = {x.__name__.partition(".")[0] for x in names.values() if inspect.ismodule(x)}
-        hint = "".join(f"; it got NumPy arrays: for those of {other}, choose framework {other}"
-                       for other in ("torch", "jax") if other in packages)
-    said = one_line(error)
+    if setup is not None:
+        packages = {"torch"} if "Tensor" in said else set()
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if os.path.dirname(frame.f_code.co_filename) != here:
+                names = (*frame.f_globals.values(), *frame.f_locals.values())
+                packages |= {x.__name__.partition(".")[0] for x in names if inspect.ismodule(x)}
+        hint = _meant(setup.adapter.name, packages)
     return Finding("raised", f"raised {type(error).__name__}: {said}{where}{hint}")

@@ -158,7 +158,8 @@ def _child(job, question, first, read):
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     child = subprocess.Popen([sys.executable, "-c", START], env=env, start_new_session=True,
                              **pipes)
-    said, patience = queue.Queue(), question["time_limit"] + GRACE
+    said = queue.Queue()
+    patience = question["time_limit"] * question.get("repeat", 1) + GRACE
     ready, doing = False, "importing"
     threads = [threading.Thread(target=_listen, args=(child.stdout, said, read), daemon=True),
                threading.Thread(target=_show, args=(child.stderr,), daemon=True)]
@@ -192,6 +193,8 @@ def _child(job, question, first, read):
                 how = "closed or wrote into the pipe of its results"
                 if child.returncode is not None:
                     how = f"crashed the process ({_how(child.returncode)})"
+                    if child.returncode == -9:
+                        how += ", as when the memory is full"
                 why = "raised", f"{how}."
             if not ready:
                 raise InputError(f"{doing} {question['target']} {why[1]}")
@@ -273,7 +276,7 @@ def _check(question, first, say):
     target = load(question["target"])
     backward = question["backward"] and load(question["backward"])
     keep = ("framework", "dtype", "device", "exclude", "time_limit", "sizes", "layout", "lse",
-            "conventions")
+            "conventions", "repeat")
     setup = prepare(question["mechanism"], target, backward=backward,
                     **{name: question[name] for name in keep})
     chosen = _cases(question, setup.without)

@@ -20,13 +20,13 @@ def suite(mechanism, fn, *, cases=None, quick=False, thorough=False, seed=0, siz
     """A class of tests, to be bound to a name that starts with Test.
 
     Arguments as for minattn.validate.check: framework, dtype, device, backward, exclude,
-    time_limit, layout, lse, conventions go into `how`. A wrong argument is an
+    time_limit, layout, lse, conventions, repeat go into `how`. A wrong argument is an
     InputError while pytest collects.
     """
     setup = prepare(mechanism, fn, sizes=sizes, **how)
-    rules = read_skips(skip_file) if skip_file is not None else []
     chosen = select(mechanism, cases, quick=quick, thorough=thorough, seed=seed, sizes=sizes,
                     without=setup.without)
+    rules = read_skips(skip_file, chosen) if skip_file is not None else []
 
     class Suite:
         @pytest.mark.parametrize("case", chosen, ids=[case.id for case in chosen])
