@@ -62,6 +62,8 @@ def test_a_prefix_that_sees_itself_is_reported():
     certificate = causality("softmax", options={"prefix": 12})
     assert statuses(certificate) == ["fail", "fail", "fail", "not covered"]
     assert "from token 1, 3, 7 on" in said(certificate, "suffix")
+    assert re.match("cut after 1, 3, 7, 15, .*, 66 tokens; what begins later takes a greater",
+                    certificate.looked) and certificate.looked in str(certificate)
 
 
 def test_the_words():
@@ -69,7 +71,7 @@ def test_the_words():
     for words in ("energy (norm=sequence), 67 positions",
                   "output at position 1 changed when only token 66 changed",
                   "the gradient of output 2 with respect to input", "(energy) is", ", not 0",
-                  "f(x[:3])[-1] differs from f(x)[2] by", "not covered"):
+                  r"f(x[:3])[1] differs from f(x)[1] by", "not covered"):
         assert words in text, text
     content = causality("softmax").to_json()
     assert json.loads(json.dumps(content)) == content
@@ -113,7 +115,7 @@ KERNELS = [      # (function, suffix, prefix, words of the first finding)
     (lambda q, k, v, causal: plain(q, k, v, causal) / v.shape[2], "pass", "fail",
      "earlier outputs stay"),
     (lambda q, k, v, causal: 0 * v, "fail", "pass",
-     "from token 1, 3, 7, 15, 31, 32, .*it is ignored"),
+     "from token 1, 3, 7, 15, 16, .*it is ignored"),
     (lambda q, k, v, causal: v * (np.nan if v.shape[2] > 66 else 1), "fail", "fail",
      "at position 0 is not finite"),
 ]
@@ -171,15 +173,20 @@ def test_a_backward_of_its_own_is_asked_for_form_2(how, status, words):
     assert re.search(words, said(certificate, "gradient")), str(certificate)
 
 
-def test_a_function_that_raises_for_some_lengths_fails_that_form_and_the_others_still_run():
+def test_a_function_that_refuses_some_lengths_is_compared_at_the_others():
     def picky(q, k, v, causal):
         if q.shape[2] < 8:
             raise RuntimeError("block size is 8")
         return plain(q, k, v, causal)
 
     certificate = causality(picky, mechanism="softmax")
-    assert statuses(certificate) == ["pass", "not covered", "fail", "not covered"]
-    assert "raised RuntimeError: block size is 8" in said(certificate, "prefix")
+    assert statuses(certificate) == ["pass", "not covered", "pass", "not covered"]
+    words = r"prefixes of 1, 3, 7 tokens are refused \(raised RuntimeError: block size is 8"
+    assert re.search(words, said(certificate, "prefix"))
+    longer = lambda *arrays, causal: picky(*(x if x.shape[2] == 67 else x[:, :, :7]
+                                             for x in arrays), causal)
+    found = causality(longer, mechanism="softmax", forms=("prefix",))
+    assert found.forms["prefix"] == "not covered" and not found.ok
     assert causality(picky, mechanism="softmax", forms=("suffix",)).ok
 
 
@@ -501,7 +508,7 @@ def test_whatever_a_function_does_it_is_not_called_causal(tmp_path, monkeypatch,
     (plain, {"mechanism": "softmax", "options": 3}, "options must be a dict"),
     (plain, {"mechanism": "softmax", "length": 1}, "length must be at least 2"),
     ("softmax", {"length": 99_999_999}, "length must be at least 2 and at most 131072"),
-    (lambda q, k, v: q, {"mechanism": "softmax"}, "does not take the option 'causal'"),
+    (lambda q, k, v, w: q, {"mechanism": "softmax"}, "does not take the mechanism's arguments"),
     (lambda q, k, v, causal: q, {"mechanism": "softmax"}, "the output has shape"),
     (lambda q, k, v, causal: 1 / 0, {"mechanism": "softmax"}, "raised ZeroDivisionError"),
     (lambda t: TABLE[t][0], {}, r"must return logits \(B, T, V\)"),
@@ -535,3 +542,70 @@ def test_gates_may_be_one_per_head():
     certificate = causality(gated.forward, mechanism="gated", backward=gated.backward,
                             sizes={"Dv|1": 1})
     assert statuses(certificate)[:3] == ["pass"] * 3
+
+
+# ------------------------------------------------------------- where leaks lie, and what it takes
+
+
+def leak_at(condition, T):
+    """Causal attention but for these rows i (T,), which also see their next key"""
+    def fn(q, k, v):
+        i, j = np.arange(q.shape[2])[:, None], np.arange(q.shape[2])
+        see = (j <= i) | (condition(i) & (j == i + 1))
+        s = np.where(see, q @ k.swapaxes(2, 3) / np.sqrt(q.shape[3]), -np.inf)
+        P = np.exp(s - s.max(axis=3, keepdims=True))
+        return P / P.sum(axis=3, keepdims=True) @ v
+    return causality(fn, mechanism="softmax", length=T, forms=("suffix",), sizes={"H": 1})
+
+
+@pytest.mark.parametrize("edge, length", [(16, 67), (48, 67), (64, 67), (64, 160), (128, 160),
+                                          (256, 300), (512, 600)])
+def test_leaks_at_the_edges_of_tiles(edge, length):
+    assert not leak_at(lambda i: i % edge == edge - 1, length).ok
+    assert leak_at(lambda i: i < 0, length).ok               # it takes no `causal`, and is so
+
+
+def test_leaks_that_begin_late_and_short_prefixes_that_differ_in_an_early_row():
+    assert not leak_at(lambda i: i >= 128, 160).ok
+    assert not leak_at(lambda i: i == 158, 160).ok
+
+    def early(q, k, v, causal):
+        out = plain(q, k, v, causal)
+        out[:, :, 0] += v.shape[2] * 1e-6                    # the last row is right
+        return out
+    found = causality(early, mechanism="softmax", forms=("prefix",))
+    assert "[0] differs from f(x)[0]" in said(found, "prefix")
+
+
+BLOCKS = """
+import numpy as np
+from minattn.attention import softmax
+def forward(q, k, v, *, causal=False):
+    B, T, H, D = q.shape
+    assert T % 16 == 0 and D in (32, 64), "sizes not supported"
+    out, cache = softmax.forward(*(x.swapaxes(1, 2) for x in (q, k, v)), causal=causal)
+    return out.swapaxes(1, 2), cache
+def backward(dout, cache):
+    grads = softmax.backward(dout.swapaxes(1, 2), cache)
+    return {n: x.swapaxes(1, 2) for n, x in grads.items()}
+E = np.random.default_rng(0).standard_normal((29, 32))
+def model(tokens):
+    assert tokens.shape[1] % 16 == 0, "whole blocks only"
+    return np.cumsum(E[tokens], axis=1) @ E.T
+"""
+
+
+def test_the_command_takes_what_check_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blocks.py").write_text(BLOCKS)
+    how = ["--mechanism", "softmax", "--sizes", "D=32,Dv=32,T=64", "--layout", "BTHD"]
+    for target in (["blocks.py"], ["blocks.py:forward", "--backward", "blocks.py:backward"]):
+        assert cli.main(["causality", *target, *how, "--time-limit", "300"]) == 0
+        out = capsys.readouterr().out
+        assert "1 suffix    pass" in out and "2 gradient  pass" in out and "3 prefix    pass" in out
+        assert "prefixes of 16, 32, 48 tokens" in out and "sizes not supported" in out
+    assert cli.main(["causality", "blocks.py:model", "--length", "64"]) == 0
+    assert cli.main(["causality", "blocks.py", *how[:-1], "BHDT"]) == 2
+    assert "layout must be one of" in capsys.readouterr().err
+    assert cli.main(["causality", "blocks.py", "--mechanism", "softmax", "--sizes", "Tq=3"]) == 2
+    assert "a size must be one of B, H, Hkv, D, Dv" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from minattn.errors import InputError
 from minattn.files import named, one_line
 from minattn.validate import cases, frameworks, isolate
 from minattn.validate.check import limited
+from minattn.validate.command import sizes_of
 from minattn.validate.report import write_file
 from minattn.validate.subjects import NotCovered, _float64, _function, _kernel, _model
 
@@ -32,13 +33,13 @@ FORMS = {"suffix": "change what follows: does what came before stay?",
          "gradient": "does the gradient reach no later input?",
          "prefix": "does a prefix alone give the same?",
          "loss": "is the loss the same without what comes after?"}
-PREFIXES = (1, 3, 7, 15, 31, 32, 63)          # and a random one; as many as fit
 LENGTH = 67
 LONGEST = 1 << 17                              # time grows with the square of the length
 
 
 class Certificate(NamedTuple):
     subject: str
+    looked: str          # where it was cut, and so how far this goes
     forms: dict          # form -> "pass", "fail" or "not covered"
     findings: dict       # form -> sentences: what is wrong, why it is not covered, or what was seen
 
@@ -50,7 +51,7 @@ class Certificate(NamedTuple):
         return {**self._asdict(), "ok": self.ok}
 
     def __str__(self):
-        lines = [f"causality of {self.subject}"]
+        lines = [f"causality of {self.subject}", f"  {self.looked}"]
         for n, (form, status) in enumerate(self.forms.items(), 1):
             lines.append(f"  {n} {form:9} {status:12} {FORMS[form]}")
             lines += [f"      {line}" for line in self.findings[form]]
@@ -59,9 +60,9 @@ class Certificate(NamedTuple):
 
 @np.errstate(all="ignore")
 def causality(target, *, mechanism=None, framework="numpy", options=None, backward=None,
-              dtype="float64", device="cpu", length=LENGTH, sizes=None, vocab_size=None,
-              forms=tuple(FORMS), tokens=None, corpus=None, data_dir="data", seed=0,
-              time_limit=30.0, first=0, say=lambda *news: None):
+              dtype="float64", device="cpu", length=LENGTH, sizes=None, layout="BHTD",
+              vocab_size=None, forms=tuple(FORMS), tokens=None, corpus=None, data_dir="data",
+              seed=0, time_limit=30.0, first=0, say=lambda *news: None):
     """Ask the four questions -> Certificate (.ok, .forms, .findings, str, .to_json()).
 
     target      a mechanism, as "energy[norm=sequence]"; a function with a mechanism's arguments
@@ -74,7 +75,8 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
                 embeddings: in torch each look-up of the tokens in a table is noticed; in jax give
                 the function attributes embed(tokens) and from_embeddings(embedded)
     length      tokens in the whole; a model's block_size if that is less
-    sizes       {"D": 64} for a kernel that takes only some sizes
+    sizes       {"D": 64} for a kernel that takes only some sizes; "T" is the length
+    layout      "BTHD" for a kernel of arrays (B, T, H, D)
     forms       those to ask; the others are reported as not covered
     time_limit  seconds for each call of a function
     tokens      (x, y) for form 4; a run folder brings its own validation text (`corpus`: another)
@@ -85,6 +87,11 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
     """
     checks.mapping("options", options)
     checks.mapping("sizes", sizes)
+    sizes = dict(sizes or {})
+    length = sizes.pop("T", length)
+    for symbol, n in sizes.items():
+        checks.choice("a size", symbol, ("B", "H", "Hkv", "D", "Dv", "Dv|1"))
+        checks.number(symbol, n, 1, integer=True)
     forms = checks.several("forms", forms)
     for form in forms:
         checks.choice("form", form, FORMS)
@@ -101,7 +108,7 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
     elif isinstance(target, (str, Path)) and os.path.isdir(target):
         parts, tokens = _run(target, tokens, corpus, data_dir, rng)
     elif isinstance(target, (str, Path)):
-        if ":" not in name:
+        if not _foreign(name):
             known = attention.MECHANISMS
             raise InputError(f"{name!r} is neither a run folder, nor module:function, nor one of "
                              f"{', '.join(known)}.{checks.nearest(name, known)}")
@@ -117,7 +124,8 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
         if mechanism is None:
             return _function(target, framework, device, length, vocab_size)
         row, fixed = _with(mechanism, options or {})
-        return _kernel(target, row, framework, fixed, backward, dtype, device, length, sizes or {})
+        return _kernel(target, row, framework, fixed, backward, dtype, device, length, sizes,
+                       layout)
     try:
         if parts is not None:
             parts = _float64(*parts)
@@ -132,14 +140,14 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
     except Exception as error:                               # somebody else's code
         raise InputError(f"the target cannot be run: {_said(error)}") from None
     T = len(y)
-    prefixes = {t for t in (*PREFIXES, int(rng.integers(1, max(2, T - 1)))) if t < T}
-    prefixes = sorted(prefixes)
+    prefixes = edges(T, int(rng.integers(1, max(2, T - 1))))
     ask = {"suffix": lambda: _suffix(subject, x, prefixes, rng),
            "gradient": lambda: _gradient(subject, x, prefixes, rng),
            "prefix": lambda: _prefix(subject, x, y, prefixes),
            "loss": lambda: _loss(parts, tokens, rng)}
     status, findings, about = {}, {}, f"{subject.name}, {T} positions"
-    say("ready", about)
+    looked = f"cut after {_listed(prefixes)} tokens; what begins later takes a greater --length"
+    say("ready", about, looked)
     for n, form in enumerate(FORMS):
         try:
             if form not in forms or n < first:
@@ -158,7 +166,16 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
         findings[form] = [one_line(line, 400) for line in findings[form]]
         if n >= first:
             say("done", (status[form], findings[form]))
-    return Certificate(about, status, findings)
+    return Certificate(about, looked, status, findings)
+
+
+def edges(T, *more):
+    """The prefixes to try in T positions: short and late ones, and around the edges of tiles"""
+    found = {1, 3, 7, T - 2, T - 1, *more}
+    for step, until in ((16, 256), (64, 1024), (256, 4096), (4096, LONGEST)):
+        found |= {*range(step, min(T, until) + 1, step)}
+    found |= {t + i for t in (2**n for n in range(4, 17)) for i in (-1, 1)}
+    return sorted(t for t in found if 0 < t < T)
 
 
 def _with(mechanism, options):
@@ -174,7 +191,7 @@ def _with(mechanism, options):
 def _foreign(target):
     """Is this text the name of something to import?"""
     known = target.partition("[")[0] in attention.MECHANISMS or os.path.isdir(target)
-    return ":" in target and not known
+    return (":" in target or target.endswith(".py")) and not known
 
 
 def _suffix(subject, x, prefixes, rng):
@@ -237,18 +254,32 @@ def _gradient(subject, x, prefixes, rng):
 
 
 def _prefix(subject, x, y, prefixes):
-    wrong, tolerance, most = [], subject.tolerance(), 0.0
+    wrong, tolerance, most, refused = [], subject.tolerance(), 0.0, {}
     for t in prefixes:
         part = {name: x[name].take(range(t), axis) for name, axis in subject.axes.items()}
-        alone = subject.value({**x, **part})
+        try:
+            alone = subject.value({**x, **part})
+        except Exception as error:                           # it may know some lengths only
+            if isinstance(error, frameworks.Problem) and error.finding.kind == "hang":
+                raise
+            refused[t] = _said(error)
+            continue
         if alone.shape != (t, y.shape[1]):
             wrong.append(f"f(x[:{t}]) has outputs for {len(alone)} positions")
             continue
-        difference = float(np.abs(alone[-1] - y[t - 1]).max())
-        most = np.fmax(most, difference)
-        if not difference <= tolerance * max(1.0, float(np.abs(y[t - 1]).max())):
-            wrong.append(f"f(x[:{t}])[-1] differs from f(x)[{t - 1}] by {difference:.1e}")
-    return _few(wrong), f"the same to {most:.0e} for prefixes of {_listed(prefixes)} tokens"
+        difference = np.abs(alone - y[:t]).max(axis=1)
+        i = int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))
+        most = np.fmax(most, difference[i])
+        if not difference[i] <= tolerance * max(1.0, float(np.abs(y[:t]).max())):
+            wrong.append(f"f(x[:{t}])[{i}] differs from f(x)[{i}] by {difference[i]:.1e}")
+    lengths = f"prefixes of {_listed(refused)} tokens are refused" if refused else ""
+    if refused:
+        lengths += f" ({next(iter(refused.values()))})"
+    if len(refused) == len(prefixes):
+        raise NotCovered(lengths)
+    seen = f"all outputs the same to {most:.0e} for prefixes of {{}} tokens"
+    seen = seen.format(_listed({*prefixes} - {*refused}))
+    return _few(wrong), "; ".join(filter(None, (seen, lengths)))
 
 
 def _loss(parts, tokens, rng):
@@ -310,7 +341,10 @@ def _moved(y, z):
 
 
 def _listed(numbers):
-    return ", ".join(map(str, sorted(set(numbers))))
+    found = sorted(set(numbers))
+    if len(found) > 12:
+        found = [*found[:9], f"... ({len(found) - 10} more)", found[-1]]
+    return ", ".join(map(str, found))
 
 
 def _few(sentences):
@@ -327,7 +361,14 @@ def _said(error):
 
 def add_arguments(parser):
     parser.add_argument("target", metavar="TARGET", 
-                        help="a mechanism (energy[norm=prefix]), a run folder, or module:function")
+                        help="a mechanism (energy[norm=prefix]), a run folder, module:function or "
+                             "file.py:function")
+    parser.add_argument("--backward",
+                        help="of a kernel: module:function of its backward")
+    parser.add_argument("--sizes", metavar="D=64,T=256",
+                        help="of a kernel: fix B, H, Hkv, D, Dv or T")
+    parser.add_argument("--layout", default="BHTD",
+                        help="of a kernel: BTHD if its arrays are (B, T, H, D); default BHTD")
     parser.add_argument("--mechanism",
                         help="whose arguments the function takes; without it, tokens -> logits")
     parser.add_argument("--framework", default="numpy",
@@ -353,9 +394,10 @@ def run(args):
     if args.json is not None:
         args.json = named("--json", args.json, "file")
     same = ("target", "mechanism", "framework", "dtype", "device", "length", "corpus", "data_dir",
-            "time_limit")
+            "time_limit", "backward", "layout")
     question = {name: getattr(args, name) for name in same}
     question["options"] = dict(spec.option(text) for text in args.option)
+    question["sizes"] = sizes_of(args.sizes)
     question["forms"] = tuple(args.forms.split(","))
     certificate = (isolate.causality if _foreign(args.target) else causality)(**question)
     print(certificate)

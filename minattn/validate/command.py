@@ -60,7 +60,7 @@ def run(args):
     from minattn.validate.check import MOST_SECONDS, select
     checks.number("--seed", args.seed, 0, integer=True)
     checks.number("--time-limit", args.time_limit, above=0, high=MOST_SECONDS)
-    sizes = _sizes(args.sizes)
+    sizes = sizes_of(args.sizes)
     if args.list:
         return _list(select(args.mechanism, args.case, quick=args.quick,
                             thorough=args.thorough, seed=args.seed, sizes=sizes))
@@ -83,7 +83,7 @@ def run(args):
     return 0 if report.ok else 1
 
 
-def _sizes(text):
+def sizes_of(text):
     """"D=64,Dv=64" -> {"D": 64, "Dv": 64}"""
     sizes = {}
     for part in text.split(",") if text else ():

@@ -111,9 +111,9 @@ def causality(**question):
 
     def lost(n, kind, why):
         return "fail", [why]
-    (name,), *found = _answers("causality", question, lambda *_: len(FORMS), tuple,
+    about, *found = _answers("causality", question, lambda *_: len(FORMS), tuple,
                                lost)
-    return Certificate(name, *({form: answer[n] for form, answer in zip(FORMS, found)}
+    return Certificate(*about, *({form: answer[n] for form, answer in zip(FORMS, found)}
                                for n in (0, 1)))
 
 
@@ -292,4 +292,5 @@ def _check(question, first, say):
 def _causality(question, first, say):
     from minattn.validate.causality import causality
     target = load(question.pop("target"))
+    question["backward"] = question["backward"] and load(question["backward"])
     causality(target, **question, first=first, say=say)

@@ -28,10 +28,13 @@ class NotCovered(Exception):
     """Why a form cannot be asked of this subject."""
 
 
-def _kernel(fn, mechanism, framework, options, backward, dtype, device, length, sizes):
-    target = frameworks.resolve(fn, backward)
+def _kernel(fn, mechanism, framework, options, backward, dtype, device, length, sizes, layout):
+    target = frameworks.resolve(fn, backward, layout)
+    if not frameworks.takes(target.forward, "causal"):       # it is always causal
+        target = target._replace(hidden=("causal",))
     adapter = frameworks.adapter(framework, dtype, device)
     size = {**cases.SIZES, "B": 1, "D": 5, "Dv": 3, **sizes}
+    size["G"] = size.pop("Hkv", size["H"])
     size = cases.all_sizes({**size, "Tq": length, "Tk": length, "T": length})
     axes = {name: axis for name, shape in mechanism.arguments.items()
             for axis, symbol in enumerate(shape.split()) if symbol[0] == "T"}
@@ -146,7 +149,7 @@ def _function(fn, framework, device, length, vocab_size):
 
     V = vocab_size
     if V is None:                                            # as many tokens as logits
-        V = value(np.zeros((1, 1), np.int64)).shape[2]
+        V = value(np.zeros((1, length), np.int64)).shape[2]
 
     def gradient(x, i, rng):
         tokens, mix = array(x["tokens"][:1]), rng.standard_normal(V)
