@@ -4,7 +4,7 @@
 # **The question.** A model reads a text character by character. To guess what comes
 # next it must look back: how does it decide *where* to look?
 # **Time:** 10 minutes to read, 25 with the exercises. **You need:** Python, a little
-# NumPy, what a matrix product is.
+# NumPy, what a matrix product is. (The letters: [notation](NOTATION.md).)
 #
 # Every lesson takes one idea from a picture to a formula, to a few lines of NumPy, to
 # its gradient by hand, to an experiment on real text. Run the cells in order. An

@@ -3,9 +3,9 @@
 #
 # **The question.** Attention becomes useful when its queries, keys and values are
 # *learned*. Learning means: change every number a little, in the direction that makes a
-# loss smaller. Which direction is that, and how do we know that we computed the right
-# one? **Time:** 40 minutes to read, 80 with the exercises. **You need:** lesson 00,
-# matrix products, the derivative of $e^x$ and the chain rule.
+# loss smaller. Which direction is that? **Time:** 25 minutes to read, 55 with the
+# exercises. **You need:** lesson 00, matrix products, the derivative of $e^x$ and the
+# chain rule. (The letters: [notation](NOTATION.md).)
 #
 # ## The picture: raise one score
 #
@@ -17,10 +17,9 @@
 # %%
 import numpy as np
 
-from minattn import data, lessons, plots
+from minattn import plots
 from minattn.attention import softmax
-from minattn.lessons import grader_01
-from minattn.validate.gradients import directional
+from minattn.lessons import grader_01, pictures
 
 
 def weights(s):
@@ -37,6 +36,9 @@ before, after = weights(s)[0], weights(raised)[0]    # (T,), (T,)
 slopes = np.diag(before) - np.outer(before, before)  # (T, T)  explained below
 
 # %% tags=["plot"]
+# Picture: on the left pairs of bars, the weights of 18 keys before and after one score
+# is raised: one bar grows, all others shrink a little. On the right a square of slopes,
+# red on the diagonal and pale blue elsewhere.
 fig, (left, right) = plots.figure(11, 4.0, ncols=2, width_ratios=(1.35, 1))
 place = np.arange(len(word))
 left.bar(place - 0.2, before, 0.4, label="before", color=plots.COLOURS[5])
@@ -91,7 +93,16 @@ def attention(q, k, v, visible=True):
 # every array $x$, write $dx$ for its *gradient*: the array of the same shape that holds
 # $\partial L / \partial x$. Whatever comes after attention hands us $do$ (in code
 # `dout`), called the *cotangent* of the output: how much $L$ grows per unit of each
-# output. We want $dq$, $dk$, $dv$. Undo the three lines from the last to the first.
+# outputs. We want $dq$, $dk$, $dv$. Undo the three lines from the last to the first:
+
+# %% tags=["plot"]
+# Picture: boxes for q, k, s, P, v and out with their shapes. Blue arrows lead forward
+# from q and k to s, from s to P, from P and v to out. A red arrow runs back along each
+# of them, with the gradient that it carries: dout, dv, dP, ds, dq, dk.
+pictures.backward_pass();
+
+# %% [markdown]
+# The rest of this lesson finds what is written in red.
 #
 # **(3) $o_i = \sum_j P_{ij} v_j$.** Value $j$ went into every row $i$ with the factor
 # $P_{ij}$, so it collects gradient from every row with that factor; and weight $P_{ij}$
@@ -208,145 +219,6 @@ far = (dout * out).sum(axis=1) - (P * (dout @ v.T)).sum(axis=1)
 print(f"the two forms of the mean differ by {np.abs(far).max():.0e}")
 
 # %% [markdown]
-# ## Is it right? Measure
-#
-# Two programs that agree may share a mistake. But a derivative can be *measured*,
-# without any calculus: take a step and see how far the loss moves. Let
-# $L = \sum_{ij} do_{ij}\, o_{ij}$ with a fixed $do$ (then
-# $\partial L / \partial o = do$), choose a direction $u$ in which to move $x$, and
-# compare the slope that our gradient claims with the slope that two nearby values show:
-#
-# $$ \underbrace{\textstyle\sum dx \cdot u}_{\text{claimed}}
-#    \approx \frac{L(x + h u) - L(x - h u)}{2 h} $$
-#
-# A random $u$ tests all entries of $dx$ at once: an error in any of them shows, unless
-# by a miracle they cancel.
-#
-# ## Exercise 3: measure a slope
-
-# %% tags=["exercise"]
-def slope(f, x, u, h):
-    """The slope of f at x along u, as a number.
-
-    f: array -> number; x and u of one shape; h: a small step
-    """
-    ...
-
-grader_01.check_slope(slope);
-
-# %% tags=["solution"]
-def slope(f, x, u, h):
-    return (f(x + h * u) - f(x - h * u)) / (2 * h)
-
-grader_01.check_slope(slope);
-
-# %% [markdown]
-# How small should $h$ be? The Taylor series of $L$ says that this difference is off by
-# a multiple of $h^2$. Four values can cancel that term too and leave $h^4$: with
-# $\Delta(h) = L(x + hu) - L(x - hu)$, the slope is about
-# $(8 \Delta(h) - \Delta(2h)) / (12 h)$: four thirds of the estimate with $h$ minus one
-# third of that with $2h$. But $L$ is known to 16 digits only, and a rounding of
-# $10^{-16}$ divided by $h$ grows as $h$ shrinks.
-
-# %%
-f = lambda q, k, v: attention(q, k, v, visible)[0]
-L = lambda k: np.sum(dout * f(q, k, v))  # the loss as a function of the keys
-u = rng.standard_normal(k.shape)
-claimed = np.sum(ours[1] * u)
-steps = np.geomspace(1e-9, 1, 46)
-delta = lambda h: L(k + h * u) - L(k - h * u)
-two = np.array([delta(h) / (2 * h) for h in steps])
-four = np.array([(8 * delta(h) - delta(2 * h)) / (12 * h) for h in steps])
-
-# %% tags=["plot"]
-fig, ax = plots.figure(6.4, 3.8)
-for measured, label, colour in ((two, "two values, error $h^2$", plots.COLOURS[0]),
-                                (four, "four values, error $h^4$", plots.COLOURS[1])):
-    error = np.maximum(np.abs(measured - claimed) / abs(claimed), 1e-16)
-    ax.loglog(steps, error, "o-", ms=3, lw=1, label=label, color=colour)
-ax.axvline(1e-3, color="gray", ls="--", lw=1)
-ax.text(2e-3, 1e-13, "the package's step", color="gray")
-ax.set(xlabel="step $h$", ylabel="relative error of the slope of $dk$",
-       title="Too small a step drowns, too large a step bends")
-ax.legend(frameon=False);
-
-# %% [markdown]
-# At its best the measurement agrees to ten digits or more. No wrong formula does that
-# by luck. The package has this as a function, which its tests call for every gradient
-# of every mechanism:
-
-# %%
-arrays = {"q": q, "k": k, "v": v}
-for line in directional(f, arrays, dict(zip("qkv", ours)), dout):
-    print(f"d{line.argument}: claimed {line.written:+.9f}  "
-          f"measured {line.measured:+.9f}  relative error {line.error:.0e}")
-
-# %% [markdown]
-# ## Why a cotangent of ones hides bugs
-#
-# It is tempting to test with $L = \sum o$, that is, $do = 1$ everywhere
-# (`out.sum().backward()`, as one often sees). Take the softmax alone, with $dP = 1$
-# everywhere: the rows of $P$ sum to 1 whatever the scores are, so $ds = 0$, and a
-# backward that returns zeros, or has any wrong factor or sign, passes. For attention as
-# a whole, here are six wrong versions, each measured with both cotangents. A bug that
-# only mixes up *which* entry of $do$ goes where, or forgets a factor $do$, cannot be
-# seen if they are all 1.
-
-# %%
-def broken(bug):
-    """backward with one line written wrongly."""
-    def f(dout, q, k, v, P):
-        root = np.sqrt(q.shape[1])
-        if bug == "dout's rows in the wrong order":
-            dout = dout[::-1]
-        if bug == "dout's channels reversed":
-            dout = dout[:, ::-1]
-        dv = P.T @ dout
-        if bug == "dv = column sums of P":
-            dv = np.repeat(P.sum(axis=0)[:, None], v.shape[1], axis=1)
-        dP = dout @ v.T
-        mean = (P * dP).sum(axis=1, keepdims=True)
-        if bug == "mean dropped from ds":
-            mean = 0
-        if bug == "rowsum(out) for rowsum(dout out)":
-            mean = (P @ v).sum(axis=1, keepdims=True)
-        ds = P * (dP - mean)
-        dk = ds.T @ q / root
-        if bug == "dk without the transpose":
-            dk = ds @ q / root
-        return ds @ k / root, dk, dv
-    return f
-
-# %%
-bugs = ["none: right", "dout's rows in the wrong order", "dout's channels reversed",
-        "dv = column sums of P", "rowsum(out) for rowsum(dout out)",
-        "mean dropped from ds", "dk without the transpose"]
-ones, found = np.ones_like(P), {}
-of_ones = P * (ones - (P * ones).sum(axis=1, keepdims=True))
-print(f"softmax alone, dP = 1: largest |ds| {np.abs(of_ones).max():.0e}")
-for kind, cotangent in (("ones", np.ones_like(dout)), ("random", dout)):
-    found[kind] = []
-    for bug in bugs:
-        gradients = dict(zip("qkv", broken(bug)(cotangent, q, k, v, P)))
-        lines = directional(f, arrays, gradients, cotangent)
-        found[kind].append(max(line.error for line in lines))
-
-# %% tags=["plot"]
-fig, ax = plots.figure(8.6, 3.6)
-for n, (kind, marker) in enumerate((("ones", "s"), ("random", "o"))):
-    ax.semilogx(found[kind], np.arange(len(bugs)) + 0.12 - 0.24 * n, marker,
-                color=plots.COLOURS[1 - n], label=f"cotangent: {kind}")
-ax.axvline(1e-7, color="gray", ls="--", lw=1)
-ax.text(1.5e-7, 0, "found if to the right of this", color="gray", va="center")
-ax.set_yticks(range(len(bugs)), bugs)
-ax.invert_yaxis()
-ax.set(xlabel="largest relative error of dq, dk, dv along a random direction",
-       title="Four of six bugs hide behind ones")
-ax.legend(frameon=False, loc="center")
-print("caught:", {kind: f"{sum(e > 1e-7 for e in errors[1:])} of {len(bugs) - 1}"
-                  for kind, errors in found.items()})
-
-# %% [markdown]
 # ## Saturation, and why the scores are divided by $\sqrt D$
 #
 # If one weight of a row is nearly 1, the softmax hardly responds any more. Use the
@@ -377,6 +249,8 @@ for D in sizes:
         answer[how].append(np.percentile(np.abs(ds).max(axis=1), (25, 50, 75)))
 
 # %% tags=["plot"]
+# Picture: the largest gradient of a score in a row, against the number of channels, on
+# logarithmic axes. Divided by the root of D it stays level; undivided it falls steeply.
 fig, ax = plots.figure(6.4, 3.6)
 for (how, rows), colour in zip(answer.items(), (plots.COLOURS[1], plots.COLOURS[0])):
     low, middle, high = np.transpose(rows)
@@ -388,7 +262,7 @@ ax.set_xticks(sizes[::2], [str(D) for D in sizes[::2]], minor=False)
 ax.legend(frameon=False);
 
 # %% [markdown]
-# ## Masks, and exercise 4: weights that survive
+# ## Masks, and exercise 3: weights that survive
 #
 # In the backward a hidden key always has $P_{ij} = 0$, so what it gets from row $i$ is
 # *exactly* 0. That holds if it was hidden with $-\infty$. Much software has used a
@@ -427,108 +301,16 @@ def safe_weights(s, visible):
 grader_01.check_weights(safe_weights);
 
 # %% [markdown]
-# ## On real text: does the loss notice a wrong gradient?
-#
-# Now let attention learn. Each of the text's $V$ different characters gets a row in
-# three tables: a query and a key of 16 numbers, and a value of $V$ numbers. We read the
-# output $o_i$, $V$ numbers, as one score for each possible *next* character, and turn
-# it into probabilities $p$ by one more softmax. The loss is the mean of $-\ln p_y$,
-# where $y$ is the character that really came (in *nats*; guessing evenly costs
-# $\ln V$). Its gradient is exercise 1 again: $dp_c$ is $-1/p_y$ at $c = y$ and 0
-# elsewhere, so $do_c = p_c\,(dp_c + 1) = p_c - [c = y]$: the probabilities, with 1
-# subtracted at the right one.
-#
-# Learning means: subtract `rate` times the gradient from each table. We do it with our
-# backward, with two wrong ones, and with one that never moves queries and keys.
-
-# %%
-text, T = lessons.text().text, 32
-vocabulary = data.Vocabulary(text)
-ids, V = vocabulary.encode(text), len(vocabulary)  # every character as a number below V
-
-# %%
-def train(backward, steps=300, rate=30.0):
-    """-> the loss of every step, and the tables of queries, keys and values"""
-    rng, losses = np.random.default_rng(0), []
-    tables = [0.5 * rng.standard_normal((V, 16)), 0.5 * rng.standard_normal((V, 16)),
-              0.1 * rng.standard_normal((V, V))]
-    for step in range(steps):
-        moves, loss = [np.zeros_like(table) for table in tables], 0.0
-        texts, nexts = data.batch(ids, 16, T, seed=0, step=step)    # (16, T), (16, T)
-        for x, y in zip(texts, nexts):
-            q, k, v = (table[x] for table in tables)  # (T, 16), (T, 16), (T, V)
-            out, P = attention(q, k, v, np.tri(T, dtype=bool))
-            p = weights(out)                          # (T, V)
-            loss -= np.log(p[np.arange(T), y]).sum()
-            p[np.arange(T), y] -= 1                   # now it is dout
-            for move, gradient in zip(moves, backward(p, q, k, v, P)):
-                np.add.at(move, x, gradient)       # a character may occur twice: add up
-        tables = [table - rate * move / texts.size
-                  for table, move in zip(tables, moves)]
-        losses.append(loss / texts.size)
-    return np.array(losses), tables
-
-# %%
-def without_dq(dout, q, k, v, P):
-    dq, dk, dv = backward(dout, q, k, v, P)
-    return 0 * dq, dk, dv
-
-results = {"right": train(backward),
-           "dq forgotten": train(without_dq),
-           "mean dropped from ds": train(broken("mean dropped from ds")),
-           "values only": train(lambda dout, q, k, v, P: (0 * q, 0 * k, P.T @ dout))}
-_, (wq, wk, _) = results["right"]
-line = "to be, or not to be: that is"
-x = vocabulary.encode("".join(c for c in line if c in vocabulary.characters))
-_, P = attention(wq[x], wk[x], np.zeros((len(x), 1)), np.tri(len(x), dtype=bool))
-
-# %% tags=["plot"]
-fig, (left, right) = plots.figure(11.4, 5.2, ncols=2)
-for (name, (losses, _)), n in zip(results.items(), (0, 1, 3, 6)):
-    smooth = np.convolve(losses, np.ones(25) / 25, "valid")
-    left.plot(np.arange(25, len(losses) + 1), smooth, color=plots.COLOURS[n],
-              label=f"{name}: {smooth[-1]:.2f} at the end")
-left.axhline(np.log(V), color="gray", ls="--", lw=1, label=f"guessing evenly: ln {V}")
-left.set(xlabel="step", ylabel="loss (nats per character), mean of 25 steps",
-         title="All of them learn something")
-left.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.95))
-letters = list(vocabulary.decode(x).replace(" ", "␣"))
-P[~np.tri(len(x), dtype=bool)] = np.nan              # the future stays white
-image = right.imshow(P, cmap="cividis", vmin=0, vmax=1)
-right.grid(False)
-right.set_xticks(range(len(x)), letters, fontsize=8)
-right.set_yticks(range(len(x)), letters, fontsize=8)
-right.set(xlabel="key: looked at", ylabel="query: looks",
-          title="Learned: look for your own character")
-fig.colorbar(image, label="weight", shrink=0.85);
-
-# %% [markdown]
-# Every curve falls, if only at first. With `dq` forgotten, the keys alone learn to meet
-# queries that stay random, and the loss ends within 0.1 of the right one's. Had you
-# seen just that curve, would you have suspected it? A falling loss proves that
-# *something* is learned, not that the gradient is right.
-#
-# A wrong gradient can even end lower. Forget the division by $\sqrt D = 4$ in the
-# backward: queries and keys then move four times as far in each step, and this run ends
-# about 0.05 lower. That is no better gradient. It is a larger rate for two of the three
-# tables, and the right gradient with that rate does the same. Only a measurement tells
-# a right gradient from a lucky one.
-#
-# On the right, most queries have learned to look at their own character: what comes
-# next depends on it most. Where it occurs several times, all its places get the same
-# weight, because nothing tells the query which of them is nearer.
-#
 # **What we now know.** The gradient of attention is two matrix products, a softmax that
 # subtracts the weighted mean, and two more products: `dv = P.T @ dout`,
 # `dP = dout @ v.T`, `ds = P * (dP - rowsum(dout * out))`, `dq = ds @ k / sqrt(D)`,
-# `dk = ds.T @ q / sqrt(D)`. It can be measured to ten digits; ones hide bugs that
-# random cotangents show; where a weight is nearly 1 the scores get no gradient; hidden
-# means $-\infty$.
+# `dk = ds.T @ q / sqrt(D)`. Where a weight is nearly 1 the scores get no gradient;
+# hidden means $-\infty$.
 #
-# **What remains unknown.** The attention that we trained cannot tell near from far
-# (lesson 03). A model has more than attention: how its other layers learn, and how well
-# the whole then writes, is [lesson 02](02_character_model.ipynb). How to be sure of a
-# *faster* attention is lesson 10.
+# **What remains unknown.** Whether it is right. Two programs that agree may share a
+# mistake, and lesson 18, [Is this gradient right?](18_is_this_gradient_right.ipynb),
+# measures. And a model has more than attention: how its other layers learn is
+# [lesson 02](02_character_model.ipynb).
 #
 # **Source.** Vaswani et al., *Attention is all you need*, arXiv 1706.03762, eq. 1 and
 # section 3.2.1. The gradient is derived here.

@@ -4,7 +4,8 @@
 # **The question.** Attention is a weighted mean, and a mean does not depend on the
 # order of its terms. How is a model told where a character stands, and what does it
 # lose if it is not? **Time:** 40 minutes to read, 65 with the exercises. **You need:**
-# lessons 01 and 02, sine and cosine, a little of complex numbers.
+# lessons 01 and 02, sine and cosine, a little of complex numbers. (The letters:
+# [notation](NOTATION.md).)
 
 # %%
 import numpy as np

@@ -4,7 +4,7 @@
 # **The question.** The weights of a softmax row sum to 1, whatever the scores are. What
 # does a head do when no key deserves anything? **Time:** 30 minutes to read, 60 with
 # the exercises. **You need:** softmax attention and its gradient ([lesson
-# 01](01_softmax_attention.ipynb)).
+# 01](01_softmax_attention.ipynb)). (The letters: [notation](NOTATION.md).)
 
 # %%
 import numpy as np
@@ -58,11 +58,12 @@ ax.legend(frameon=False);
 # "log-sum-exp", in the package). The weights sum to
 #
 # $$ \frac{e^{\ell}}{e^{\text{sink}} + e^{\ell}}
-#    = \frac{1}{1 + e^{-(\ell - \text{sink})}} = \sigma(\ell - \text{sink}), $$
+#    = \frac{1}{1 + e^{-(\ell - \text{sink})}}
+#    = \mathrm{sigmoid}(\ell - \text{sink}), $$
 #
-# where $\sigma(u) = 1 / (1 + e^{-u})$ is the *sigmoid*. So a sink is a soft switch on
-# ordinary attention: it compares $\ell$, how well the keys match all together, with the
-# sink, and scales all weights of the row by the result.
+# where $\mathrm{sigmoid}(u) = 1 / (1 + e^{-u})$ is the *sigmoid*. So a sink is a soft
+# switch on ordinary attention: it compares $\ell$, how well the keys match all
+# together, with the sink, and scales all weights of the row by the result.
 
 
 # %%
@@ -179,9 +180,10 @@ print("largest difference from minattn:",
 # %% [markdown]
 # ## Exercise 2: the same gradient by another way
 #
-# Exercise 1 wrote the output as $\sigma(\ell_i - \text{sink})$ times the plain one.
-# Differentiate *that* with respect to the sink: the answer uses plain `out` and plain
-# `lse` only. (The derivative of the sigmoid: $\sigma' = \sigma (1 - \sigma)$.)
+# Exercise 1 wrote the output as $\mathrm{sigmoid}(\ell_i - \text{sink})$ times the
+# plain one. Differentiate *that* with respect to the sink: the answer uses plain `out`
+# and plain `lse` only. (The derivative of the sigmoid:
+# $\mathrm{sigmoid}' = \mathrm{sigmoid} (1 - \mathrm{sigmoid})$.)
 
 
 # %% tags=["exercise"]
@@ -207,12 +209,12 @@ grader_05.check_sink_gradient(sink_gradient);
 # %% [markdown]
 # ## A gate: the query decides
 #
-# The switch $\sigma(\ell_i - \text{sink})$ is made from the scores. One can also
-# *learn* a switch: **gated attention** multiplies the output by a sigmoid whose logit
-# $u_i$ is a linear function of the query's own token $x_i$, one per channel or one per
-# head (arXiv 2505.06708; 2602.23057, eq. 4 and 5):
+# The switch $\mathrm{sigmoid}(\ell_i - \text{sink})$ is made from the scores. One can
+# also *learn* a switch: **gated attention** multiplies the output by a sigmoid whose
+# logit $u_i$ is a linear function of the query's own token $x_i$, one per channel or
+# one per head (arXiv 2505.06708; 2602.23057, eq. 4 and 5):
 #
-# $$ o_i = (P v)_i \odot \sigma(u_i), \qquad u_i = x_i W_g $$
+# $$ o_i = (P v)_i \odot \mathrm{sigmoid}(u_i), \qquad u_i = x_i W_g $$
 #
 # ($\odot$ multiplies entry by entry.) Note what it is made from: the gate of token $i$
 # sees token $i$, and no key.
@@ -474,9 +476,9 @@ for ax, what in ((left, "first-token mass"), (right, "sum of the weights of a ro
 # ([results](../docs/results.md)).
 #
 # **What we now know.** Softmax is blind to a common shift of the scores, so a row
-# cannot be silent. A sink is a switch $\sigma(\ell - \text{sink})$ made from the
-# scores; off-by-one fixes it at 0; a gate is a switch made from the query's token, and
-# cannot see that there is no answer. Given a start token, softmax builds the sink
+# cannot be silent. A sink is a switch $\mathrm{sigmoid}(\ell - \text{sink})$ made from
+# the scores; off-by-one fixes it at 0; a gate is a switch made from the query's token,
+# and cannot see that there is no answer. Given a start token, softmax builds the sink
 # itself.
 #
 # **What remains unknown.** Why large models with a learned sink did worse; and whether

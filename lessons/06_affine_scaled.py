@@ -5,7 +5,8 @@
 # on any key. What happens if the model may choose how much a row spends, and weights
 # may be negative? **Time:** 30 minutes to read, 50 with the exercises. **You need:**
 # softmax attention and its gradient ([lesson 01](01_softmax_attention.ipynb)), training
-# a small model ([lesson 02](02_character_model.ipynb)).
+# a small model ([lesson 02](02_character_model.ipynb)). (The letters:
+# [notation](NOTATION.md).)
 
 # %%
 import dataclasses

@@ -4,7 +4,7 @@
 # **The question.** A new mechanism has a lower loss. Is it better, or has it seen the
 # answer? **Time:** 40 minutes to read, 55 with the exercises. **You need:** softmax
 # attention and its gradient ([lesson 01](01_softmax_attention.ipynb)), training a small
-# model ([lesson 02](02_character_model.ipynb)).
+# model ([lesson 02](02_character_model.ipynb)). (The letters: [notation](NOTATION.md).)
 
 # %%
 import numpy as np
@@ -26,13 +26,13 @@ from minattn.validate.causality import causality
 #
 # $$ e_j = w \cdot x_j + b, \qquad
 #    z_j = \frac{e_j - \text{mean}(e)}{\text{std}(e)}, \qquad
-#    g_j = \sigma\big(\alpha (z_j - \tau)\big) $$
+#    g_j = \mathrm{sigmoid}\big(\alpha (z_j - \tau)\big) $$
 #
 # (Mean and standard deviation are those of the energies of the text.
-# $\sigma(u) = 1 / (1 + e^{-u})$ is the sigmoid; $\alpha$, how sharp the gate is, and
-# $\tau$, how much a key must stand out, are learned too, from 2 and 0; this $\alpha$ is
-# not lesson 06's.) The gates multiply the softmax weights $P_{ij}$, and each row is
-# made to sum to 1 again:
+# $\mathrm{sigmoid}(u) = 1 / (1 + e^{-u})$ is the sigmoid; $\alpha$, how sharp the gate
+# is, and $\tau$, how much a key must stand out, are learned too, from 2 and 0; this
+# $\alpha$ is not lesson 06's.) The gates multiply the softmax weights $P_{ij}$, and
+# each row is made to sum to 1 again:
 #
 # $$ A_{ij} = \frac{P_{ij}\, g_j}{\sum_{k \le i} P_{ik}\, g_k} $$
 #

@@ -3,18 +3,16 @@
 #
 # **The question.** Attention learns three matrices to make queries, keys and values.
 # What is left if we drop all three, and let every token simply average the tokens that
-# resemble it? **Time:** 40 minutes to read, 75 with the exercises. **You need:** lesson
-# 01 (softmax attention and its gradient), lesson 02 (a model and its training), lesson
-# 03 (rotary positions). The idea (arXiv 2605.02144) is an old one of statistics, and
-# that is where we begin.
+# resemble it? **Time:** 30 minutes to read, 65 with the exercises. **You need:** lesson
+# 01 (softmax attention and its gradient). The idea (arXiv 2605.02144) is an old one of
+# statistics, and that is where we begin. (The letters: [notation](NOTATION.md).)
 
 # %%
 import numpy as np
 
-from minattn import data, lessons, model, ops, parallel, plots
-from minattn.attention import gaussian, softmax
+from minattn import plots
+from minattn.attention import gaussian
 from minattn.lessons import grader_08
-from minattn.train import Settings
 
 # %% [markdown]
 # ## The picture: smoothing a noisy curve
@@ -43,6 +41,9 @@ truth = np.sin(9 * places) * (1 - places)                            # (T, 1)
 y = truth + 0.25 * rng.standard_normal((T, 1))                       # (T, 1)
 
 # %% tags=["plot"]
+# Picture: noisy points and a smoothed curve through them, for three bandwidths: too
+# narrow follows every point, the middle one follows the truth, too wide is flat. On the
+# right the error against the bandwidth, lowest in the middle.
 fig, axes = plots.figure(11, 3.2, ncols=4)
 for ax, sigma in zip(axes, (0.003, 0.04, 0.4)):
     ax.plot(places, y, ".", color="0.65", ms=4, label="measured")
@@ -92,10 +93,13 @@ word = "to be or not to be"  # as in lesson 00
 codes = rng.standard_normal((256, 16))[[ord(c) for c in word]]
 
 # %% tags=["plot"]
+# Picture: weights on "to be or not to be" for three bandwidths. Narrow: only equal
+# characters. Wide: every row is even. The future is white.
 fig, axes = plots.figure(11, 3.9, ncols=3)
 for ax, sigma in zip(axes, (1.0, 3.0, 30.0)):
     W = kernel_weights(codes, sigma, np.tri(len(word)))
-    image = ax.imshow(W, cmap="cividis", vmin=0, vmax=1)
+    seen = np.where(np.tri(len(word), dtype=bool), W, np.nan)
+    image = ax.imshow(seen, cmap="cividis", vmin=0, vmax=1)
     ax.grid(False)
     ax.set_xticks(range(len(word)), word.replace(" ", "␣"), fontsize=8)
     ax.set(yticks=(), xlabel="key", title=rf"$\sigma = {sigma:.0f}$")
@@ -103,6 +107,7 @@ for ax, sigma in zip(axes, (1.0, 3.0, 30.0)):
     print(f"sigma = {sigma:4.1f}:  no key outweighs the token itself: {best}")
 axes[0].set_yticks(range(len(word)), word.replace(" ", "␣"), fontsize=8)
 axes[0].set_ylabel("query")
+fig.suptitle("Narrow: equal characters only; wide: the mean of the past")
 fig.colorbar(image, ax=axes, label="weight $W_{ij}$", shrink=0.85);
 
 # %% [markdown]
@@ -255,6 +260,9 @@ def errors(x, sigma, way):
     return np.abs(W - true_W).max(), np.abs(dl / true_dl - 1)
 
 # %% tags=["plot"]
+# Picture: two panels on logarithmic axes. Left: the error of a weight grows with the
+# offset for the identity and stays small for differences. Right: the error of the
+# gradient grows for narrow kernels without the row term, and stays small with it.
 fig, axes = plots.figure(10, 3.6, ncols=2)
 for way, style in (("differences", "o-"), ("identity", "s-"), ("with row term", "^--")):
     of_W = [errors(tokens + offset, 2.0, way)[0] for offset in offsets]
@@ -262,12 +270,14 @@ for way, style in (("differences", "o-"), ("identity", "s-"), ("with row term", 
     axes[0].plot(offsets, of_W, style, ms=4, label=way)
     axes[1].plot(narrow, of_dl, style, ms=4, label=way)
 axes[0].set(xscale="log", yscale="log", xlabel="offset of every channel",
-            ylabel="largest error of a weight")
+            ylabel="largest error of a weight", title="The identity minds offsets")
 axes[1].set(xscale="log", yscale="log", xlabel=r"bandwidth $\sigma$",
-            ylabel=r"relative error of $d\ell$")
+            ylabel=r"relative error of $d\ell$",
+            title="The row term saves the gradient")
 axes[1].set_xticks([0.5, 1, 2], ["0.5", "1", "2"])
 axes[1].minorticks_off()
-axes[0].legend(frameon=False, fontsize=9);
+axes[0].legend(frameon=False, fontsize=9)
+axes[1].legend(frameon=False, fontsize=9);
 
 # %% [markdown]
 # Left: the identity's weights lose digits with the square of the offset, row term or
@@ -301,215 +311,14 @@ def weights_in_float32(x, sigma):
 grader_08.check_weights_in_float32(weights_in_float32);
 
 # %% [markdown]
-# ## Language
-#
-# The language variant: RMS norm per head, rotary positions on the features that are
-# compared (not on the values), $\sigma$ starting at $D^{1/4}$ (our choice, since the
-# paper does not say: then $x_i \cdot x_j/\sigma^2$ has the usual scale $1/\sqrt D$). We
-# compare it with softmax of the same width, and with a softmax so narrow that it has
-# about as few parameters. Two seeds each (`lessons.train`: lesson 02's training, and
-# gradients whose norm is above 1 are scaled back to 1).
-
-# %%
-corpus = lessons.text()
-vocabulary = data.Vocabulary(corpus.text)
-train_ids, val_ids = data.split(vocabulary.encode(corpus.text))
-val_x, val_y = (a[:200] for a in data.blocks(val_ids, 64))
-
-def write(attention, C, seed, steps=250):
-    """Train a small character model -> its parameters, their number, validation loss"""
-    config = model.Config(vocab_size=len(vocabulary), block_size=64, n_layer=2,
-                          n_head=4, n_embd=C, attention=attention, position="rope")
-    with parallel.workers(2) as pool:
-        params, buffers = lessons.train(pool, config, train_ids, steps=steps, batch=8,
-                                        lr=3e-3, seed=seed)
-        loss = parallel.mean_loss(pool, params, buffers, val_x, val_y, config)
-    return params, model.count_parameters(config), loss
-
-for attention, C in (("softmax", 64), ("softmax", 56), ("gaussian", 64)):
-    results = [write(attention, C, seed) for seed in (0, 1)]
-    print(f"{attention:9s} {C} channels, {results[0][1]:,} parameters:  loss",
-          *(f"{loss:.3f}" for *_, loss in results), "nats per character")
-learned = [np.exp(results[0][0][f"h.{layer}.attn.log_sigma"]) for layer in (0, 1)]
-print("learned sigma (start 2):", *(sigma.round(2) for sigma in learned))
-
-# %% [markdown]
-# Fewer parameters and a higher loss, but not *because* of the fewer parameters: a
-# softmax model just as small loses far less. The bandwidths stay near their start in
-# such a short training run. A reader of text must often look at a neighbour that is not
-# like itself, and a Gaussian head looks first at itself: a likely reason, though we did
-# not isolate it. The paper finds the same direction at a far larger scale (validation
-# loss from .788 to .819 bits per byte with 378 instead of 896 million parameters; 419
-# of the 518 million saved are embedding tables of the model it is compared with, and
-# not attention).
-#
-# ## Vision
-#
-# A picture has no before and after; here a token may look everywhere. The task has to
-# require attention: two small glyphs stand somewhere in a noisy picture of
-# $16 \times 16$ pixels; are they **the same** glyph? Cut the picture into 16 patches of
-# $4 \times 4$: these are the tokens.
-
-# %%
-v, u = np.indices((4, 4)) - 1.5
-# blob, frame, X, plus, two bars, two triangles: (8, 4, 4)
-GLYPHS = np.array([u * u + v * v < 3, np.maximum(abs(u), abs(v)) > 1,
-                   abs(abs(u) - abs(v)) < 0.5, np.minimum(abs(u), abs(v)) < 1,
-                   abs(v) < 1, abs(u) < 1, v >= u, u >= -v], float)
-
-def pictures(n, rng):
-    """-> patches (n, 16, 16) of 16 pixels each, same (n,) of 0 and 1"""
-    same, first = rng.integers(2, size=n), rng.integers(8, size=n)
-    second = np.where(same, first, (first + rng.integers(1, 8, size=n)) % 8)
-    # (n, 16)  the first two are different patches
-    where = rng.permuted(np.tile(np.arange(16), (n, 1)), axis=1)
-    x = 0.2 * rng.standard_normal((n, 16, 16))
-    for glyph, at in ((first, where[:, 0]), (second, where[:, 1])):
-        x[np.arange(n), at] += GLYPHS[glyph].reshape(n, 16)
-    return x.astype(np.float32), same
-
-some, answers = pictures(6, np.random.default_rng(1))
-
-# %% tags=["plot"]
-fig, axes = plots.figure(11, 2.3, ncols=6)
-for ax, patches, same in zip(axes, some, answers):
-    picture = patches.reshape(4, 4, 4, 4).swapaxes(1, 2).reshape(16, 16)
-    ax.imshow(picture, cmap="cividis")
-    ax.grid(color="white", alpha=1)
-    ax.set(xticks=(3.5, 7.5, 11.5), yticks=(3.5, 7.5, 11.5), xticklabels=[],
-           yticklabels=[], title="same" if same else "different")
-
-# %% [markdown]
-# The classifier is one layer like those of lesson 02, without a mask: patches to $C$
-# channels, plus a position, mix the tokens, an MLP, the mean over the tokens, two
-# logits. `mix` is the only thing that changes: softmax attention, the Gaussian kernel,
-# or **nothing**, as a control. Without mixing the logits are sums over the patches, one
-# term each, and no such sum has a loss below that of a guess, $\ln 2$: the task treats
-# the eight glyphs alike and the loss is convex, so the best is to give all glyphs the
-# same term, which tells nothing.
-
-# %%
-C, H, N = 32, 4, 16  # channels, heads, tokens
-
-def heads(a):
-    """(B N, C) -> (B, H, N, D)"""
-    return a.reshape(-1, N, H, C // H).swapaxes(1, 2)
-
-def merge(a):
-    """(B, H, N, D) -> (B N, C)"""
-    return a.swapaxes(1, 2).reshape(-1, C)
-
-# %%
-def mix(kind, a, p, grads):
-    """a (B N, C) -> what the tokens receive (B N, C), and its backward"""
-    if kind == "nothing":
-        return a, lambda d: d
-    module, arrays = gaussian, (heads(a), p.get("log_sigma"))
-    if kind == "softmax":
-        module, arrays = softmax, [heads(b) for b in np.split(a @ p["qkv"], 3, axis=1)]
-    out, cache = module.forward(*arrays)
-    def back(d):
-        part = module.backward(heads(d), cache)
-        if kind == "gaussian":
-            grads["log_sigma"] = part["log_sigma"]
-            return merge(part["x"])
-        dqkv = np.hstack([merge(part[name]) for name in "qkv"])      # (B N, 3C)
-        grads["qkv"] = a.T @ dqkv
-        return dqkv @ p["qkv"].T
-    return merge(out), back
-
-# %%
-def classify(kind, p, x, same):
-    """-> loss, gradients, share of right answers"""
-    grads, caches = {}, {}
-    def layer(name, forward, a):
-        a, caches[name] = forward(a, p[name])
-        return a
-    def back(name, backward, d):
-        part = backward(d, caches[name])
-        grads[name] = part["weight"]
-        return part["x"]
-    h = layer("embed", ops.linear_forward, x.reshape(-1, 16))         # (B N, C)
-    h = h + np.tile(p["position"], (len(x), 1))
-    a, mixed_back = mix(kind, layer("norm_1", ops.layer_norm_forward, h), p, grads)
-    h = h + layer("out", ops.linear_forward, a)
-    a = layer("norm_2", ops.layer_norm_forward, h)
-    a, act = ops.gelu_forward(layer("fc", ops.linear_forward, a))
-    h = h + layer("proj", ops.linear_forward, a)
-    h = layer("norm_3", ops.layer_norm_forward, h)
-    mean = h.reshape(-1, N, C).mean(axis=1)                           # (B, C)
-    logits = layer("head", ops.linear_forward, mean)                  # (B, 2)
-    loss, last = ops.cross_entropy_forward(logits, same)
-    d = ops.cross_entropy_backward(1.0, last)["logits"]
-    d = back("head", ops.linear_backward, d)
-    d = back("norm_3", ops.layer_norm_backward, np.repeat(d / N, N, axis=0))
-    e = ops.gelu_backward(back("proj", ops.linear_backward, d), act)["x"]
-    d = d + back("norm_2", ops.layer_norm_backward, back("fc", ops.linear_backward, e))
-    e = mixed_back(back("out", ops.linear_backward, d))
-    d = d + back("norm_1", ops.layer_norm_backward, e)
-    grads["position"] = d.reshape(-1, N, C).sum(axis=0)
-    back("embed", ops.linear_backward, d)
-    return loss, grads, np.mean(logits.argmax(axis=1) == same)
-
-# %%
-def see(kind, seed, steps=900):
-    """-> parameters, losses while training, share of right answers on new pictures"""
-    rng = np.random.default_rng(seed)
-    shapes = {"embed": (16, C), "position": (N, C), "out": (C, C), "fc": (C, 2 * C),
-              "proj": (2 * C, C), "head": (C, 2)}
-    if kind == "softmax":
-        shapes["qkv"] = (C, 3 * C)
-    p = {name: rng.standard_normal(shape) / np.sqrt(shape[0])
-         for name, shape in shapes.items()}
-    p |= {f"norm_{n}": np.ones(C) for n in (1, 2, 3)}
-    if kind == "gaussian":
-        p["log_sigma"] = np.full(H, np.log((C // H)**0.25))
-    state = parallel.start({name: a.astype(np.float32) for name, a in p.items()})
-    settings = Settings(steps=steps, lr=5e-3, min_lr=5e-4, warmup=30, beta2=0.99,
-                        weight_decay=0.0, clip=0.0)
-    losses = []
-    for _ in range(steps):
-        loss, grads, _ = classify(kind, state.params, *pictures(64, rng))
-        for name, grad in grads.items():
-            state.grads[name][:] = grad
-        parallel.update(state, settings)
-        losses.append(loss)
-    new = pictures(2000, np.random.default_rng(99))
-    return state.params, losses, classify(kind, state.params, *new)[2]
-
-# %% tags=["plot"]
-fig, ax = plots.figure(7, 3.8)
-with parallel.workers(1):
-    for kind, colour in (("nothing", 6), ("softmax", 0), ("gaussian", 1)):
-        for seed in (0, 1):
-            p, losses, right = see(kind, seed)
-            smooth = np.convolve(losses, np.ones(30) / 30, "valid")
-            ax.plot(smooth, color=plots.COLOURS[colour], ls="-" if seed else "--",
-                    label=kind if seed else None)
-            number = sum(a.size for a in p.values())
-            print(f"{kind:9s} seed {seed}  {number:,} parameters   right: {right:.3f}")
-ax.legend(frameon=False)
-ax.set(xlabel="step", ylabel="loss, mean of 30 steps (nats)",
-       title="Are the two glyphs the same?", ylim=(0, 0.8));
-
-# %% [markdown]
-# (Dashed: seed 0, solid: seed 1.) `nothing` stays at $\ln 2 \approx 0.69$, as it must;
-# it is right about as often as always answering "same", for 51.9 % of the 2000 new
-# pictures are. The kernel asks the right question here, "who is like me?", and answers
-# it with a third fewer parameters, but it learns more slowly than softmax; how slowly
-# depends on the seed.
-#
 # **What we now know.** Gaussian kernel attention is kernel smoothing among tokens: the
 # bandwidth says how near is near, each token is its own best key, and the whole is
 # dot-product attention with $q = k = v$, a scale of $1/\sigma^2$ and a bias on the
-# keys. It saves three of four matrices. Where likeness was the question, learning was
-# slower; on text the loss was worse than that of a softmax with as few parameters.
+# keys. It saves three of four matrices. In float32 the identity needs its row term, and
+# a shift against common offsets.
 #
-# **What remains unknown.** How far training can bend features so that "near" means what
-# the task needs: the paper's pictures lose little (the vision transformer DeiT-S, 22.05
-# to 16.73 million parameters: 79.8 to 78.23 % of ImageNet right). And where the paper
-# is silent: the start of $\sigma$, its learning rate, and whether rotary positions turn
-# the values too (an option of the package).
+# **What remains unknown.** What is lost without the three matrices. Two experiments are
+# in [lesson 20](20_a_kernel_reads_and_sees.ipynb).
 #
 # **Source.** arXiv 2605.02144; Nadaraya 1964 and Watson 1964 for the smoothing. In the
 # package: `minattn/attention/gaussian.py`.

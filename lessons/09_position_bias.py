@@ -3,9 +3,9 @@
 # **The question.** A causal model reads a text in which nothing tells it that the
 # beginning matters. Does it use all places equally? If not, what is the cause: the
 # training or the mask? **Time:** 40 minutes to read, 100 with the exercises. **You
-# need:** attention ([lesson 01](01_softmax_attention.ipynb)), positions
-# ([lesson 03](03_positions.ipynb)), first-token mass
-# ([lesson 05](05_sinks_and_gates.ipynb)); 02 for training.
+# need:** attention ([lesson 01](01_softmax_attention.ipynb)), positions ([lesson
+# 03](03_positions.ipynb)), first-token mass ([lesson 05](05_sinks_and_gates.ipynb)); 02
+# for training. (The letters: [notation](NOTATION.md).)
 #
 # The theorems are those of *On the emergence of position bias in transformers* (arXiv
 # 2502.01951). They are about attention alone; on the way we look at what a residual

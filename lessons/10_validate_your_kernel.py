@@ -7,7 +7,7 @@
 # forward and backward, in 32 bits? **Time:** 50 minutes to read, 75 with the exercises.
 # **You need:** lessons 00 and 01. The validation kit used here also checks kernels in
 # PyTorch and JAX from the command line: [validate your kernel in five
-# minutes](../docs/validate_your_kernel.md).
+# minutes](../docs/validate_your_kernel.md). (The letters: [notation](NOTATION.md).)
 #
 # ## The picture
 #

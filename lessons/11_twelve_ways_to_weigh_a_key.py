@@ -5,7 +5,7 @@
 # What are the others, and what does each of them change? **Time:** 40 minutes to read,
 # 60 with the exercises. **You need:** softmax attention and its gradient ([lesson
 # 01](01_softmax_attention.ipynb)). Lessons 05 and 06 explain two of the rules at
-# length, but are not needed here.
+# length, but are not needed here. (The letters: [notation](NOTATION.md).)
 
 # %%
 import math
@@ -169,9 +169,9 @@ fig.suptitle("The same ten scores. Gray: softmax; orange: below zero; "
 #   matches it hardly counts; if all scores are low, it takes almost everything.
 # - **relu** (2410.13835): $P_j = \max(s_j, 0) / n$. A key's weight depends on its own
 #   score alone: keys no longer compete. If no score is above 0, the row is silent.
-# - **sigmoid** (2409.04431): $P_j = \sigma(s_j - \ln n)$, with
-#   $\sigma(u) = 1 / (1 + e^{-u})$. No competition either, but every weight is positive
-#   and none reaches 1. Many good keys may add up to much more than 1.
+# - **sigmoid** (2409.04431): $P_j = \mathrm{sigmoid}(s_j - \ln n)$, with
+#   $\mathrm{sigmoid}(u) = 1 / (1 + e^{-u})$. No competition either, but every weight is
+#   positive and none reaches 1. Many good keys may add up to much more than 1.
 #
 # **Below zero.**
 #

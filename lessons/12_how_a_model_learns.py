@@ -2,10 +2,11 @@
 # # 12 · How a model learns: from gradient descent to Muon
 #
 # **The question.** The gradient says in which direction the loss grows fastest. How far
-# should a step go the other way, and is that the best way to go? **Time:** forty
-# minutes. **You need:** what a gradient is; for section 4, singular values. The model
-# that is trained below is that of [lesson 02](02_character_model.ipynb), but with
-# rotary positions ([lesson 03](03_positions.ipynb)).
+# should a step go the other way, and is that the best way to go? **Time:** 45 minutes
+# to read, 80 with the exercises. **You need:** what a gradient is; for section 4,
+# singular values. The model that is trained below is that of [lesson
+# 02](02_character_model.ipynb), but with rotary positions ([lesson
+# 03](03_positions.ipynb)). (The letters: [notation](NOTATION.md).)
 
 # %%
 import numpy as np

@@ -3,7 +3,8 @@
 A lesson's source is lessons/NN_name.py in jupytext's percent format; the notebook beside it has the
 same cells, executed. A code cell tagged "exercise" ends in its check. The cell after it, tagged
 "solution", is run here and must pass; in the notebook it is a folded text. A cell tagged "plot" is
-folded too, and its figure is not.
+folded too, and its figure is not. It may begin with the comment "# Picture: ...", which says in
+words what is seen and becomes the figure's alternative text.
 
 --check executes every source and fails if a cell raises or prints to stderr, a solution is not
 right, the committed notebook was made from another source, or a limit of time, length or size is
@@ -14,6 +15,9 @@ refuses a lesson whose code has changed.
 """
 import argparse
 import ast
+import base64
+import io
+import itertools
 import os
 import re
 import sys
@@ -21,7 +25,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SECONDS, LINES, BYTES = 90, 600, 1_500_000
+SECONDS, LINES, BYTES = 60, 600, 700_000
 # an absolute path, or a time
 LEAKS = re.compile(r"(?<![\w./:])/[\w.-]+/[\w.-]|\b[A-Z]:\\|\b20\d\d-\d\d-\d\d[T ]\d\d:")
 
@@ -75,7 +79,8 @@ def execute(source):
     notebook = jupytext.read(source)
     path = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
-    options = {"kernel_name": "python3", "extra_arguments": ["--log-level=40"], "timeout": 600,
+    arguments = ["--log-level=40", "--InlineBackend.figure_formats=['retina']"]
+    options = {"kernel_name": "python3", "extra_arguments": arguments, "timeout": 600,
                "resources": {"metadata": {"path": str(HERE)}}}
     problems = []
     try:
@@ -87,6 +92,8 @@ def execute(source):
         if cell.cell_type != "code":
             continue
         for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                compress(output)
             if output.get("name") == "stderr":
                 last = output.text.strip().splitlines()[-1]
                 problems.append(f"a cell writes to stderr: {last[:100]}")
@@ -135,9 +142,10 @@ def published(notebook):
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
             for output in cell.outputs:
-                output.pop("metadata", None)
+                size = output.pop("metadata", {}).get("image/png")
                 if output.output_type != "stream":
                     output.metadata = described(output, cell.source)
+                    output.metadata.update({"image/png": size} if size else {})
         cells.append(cell)
     notebook.cells = cells
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -146,15 +154,35 @@ def published(notebook):
 
 
 def described(output, code):
-    """The metadata of an output: for a figure, its titles and axes as alternative text."""
+    """The metadata of an output: for a figure, its alternative text.
+
+    That is the comment at the beginning of the cell, if it starts with "Picture:"; otherwise the
+    figure's titles and axes.
+    """
     if "image/png" not in output.get("data", {}):
         return {}
-    named = [keyword for call in ast.walk(ast.parse(code)) if isinstance(call, ast.Call)
-             for keyword in call.keywords if isinstance(keyword.value, ast.Constant)]
-    titles = {str(one.value.value) for one in named if one.arg == "title"}
-    axes = {str(one.value.value) for one in named if one.arg in ("xlabel", "ylabel")}
-    text = f"{'; '.join(sorted(titles)) or 'Figure'}. Axes: {'; '.join(sorted(axes)) or 'none'}."
-    return {"alt": " ".join(text.replace("$", "").split())}
+    comment = itertools.takewhile(lambda line: line.startswith("#"), code.splitlines())
+    text = " ".join(line.strip("# ") for line in comment)
+    if not text.startswith("Picture: "):
+        named = [keyword for call in ast.walk(ast.parse(code)) if isinstance(call, ast.Call)
+                 for keyword in call.keywords if isinstance(keyword.value, ast.Constant)]
+        titles = {str(one.value.value) for one in named if one.arg == "title"}
+        axes = {str(one.value.value) for one in named if one.arg in ("xlabel", "ylabel")}
+        text = (f"{'; '.join(sorted(titles)) or 'Figure'}. "
+                f"Axes: {'; '.join(sorted(axes)) or 'none'}.")
+    text = " ".join(text.removeprefix("Picture: ").replace("$", "").split())
+    return {"alt": text[0].upper() + text[1:]}
+
+
+def compress(output):
+    """Show a figure of twice the pixels ("retina") at half its size, in at most 256 colours."""
+    from PIL import Image
+    image = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
+    size = dict(zip(("width", "height"), (side // 2 for side in image.size)))
+    small = io.BytesIO()
+    image.quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    output.data["image/png"] = base64.b64encode(small.getvalue()).decode()
+    output.metadata = {"image/png": size}
 
 
 def written(notebook):

@@ -108,57 +108,6 @@ def check_attention_backward():
 
 
 @exercise
-def check_slope():
-    """f, x, u, h -> the slope of f at x along u, to six digits."""
-    rng = np.random.default_rng(0)
-    A = rng.standard_normal((5, 5))
-
-    def quadratic(x):
-        return float(x @ A @ x)
-
-    def waves(x):
-        return float(np.sin(2 * x).sum())
-
-    def log_of_a_sum(x):
-        return float(np.log(np.exp(x).sum()))
-
-    gradient = {
-        quadratic: lambda x: (A + A.T) @ x,
-        waves: lambda x: 2 * np.cos(2 * x),
-        log_of_a_sum: lambda x: np.exp(x) / np.exp(x).sum(),
-    }
-    inputs = [(f, rng.standard_normal(5), 2 * rng.standard_normal(5), 1e-4) for f in gradient]
-    return Exercise(
-        lambda f, x, u, h: float(gradient[f](x) @ u),
-        inputs,
-        returns=("the slope",),
-        tolerance=1e-6,
-        hints=[
-            (
-                lambda f, x, u, h: (f(x + h * u) - f(x)) / h,
-                "A step to one side bends away by h: step to both sides.",
-            ),
-            (
-                lambda f, x, u, h: (f(x + h * u) - f(x - h * u)) / h,
-                "From x - h u to x + h u it is two steps of h: twice too much.",
-            ),
-            (
-                lambda f, x, u, h: f(x + h * u) - f(x - h * u),
-                "That is the difference: divide it by the length of the step.",
-            ),
-            (
-                lambda f, x, u, h: (f(x + h) - f(x - h)) / (2 * h),
-                "That steps along all ones instead of along u.",
-            ),
-            (
-                lambda f, x, u, h: (f(x - h * u) - f(x + h * u)) / (2 * h),
-                "The sign is the wrong way round.",
-            ),
-        ],
-    )
-
-
-@exercise
 def check_weights():
     """s, visible (Tq, Tk) -> P (Tq, Tk), in the corners: large scores, far negative scores,
     rows that see nothing.

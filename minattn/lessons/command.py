@@ -65,7 +65,7 @@ def copy_lessons(notebooks):
         raise InputError(f"cannot make the folder {COPIES} in {Path.cwd()}: {error.strerror}; "
                          "move away what stands in its place, or start from another folder."
                          ) from None
-    for source in [FOLDER / "README.md", *notebooks]:
+    for source in [*FOLDER.glob("*.md"), *notebooks]:
         if not os.path.lexists(COPIES / source.name):
             files.write(COPIES / source.name, source.read_bytes())
 

@@ -41,11 +41,6 @@ def right_ds(dP, P, dout, v):
     return P * (dP - (P * dP).sum(axis=1, keepdims=True))
 
 
-def four_values(f, x, u, h):
-    delta = lambda h: f(x + h * u) - f(x - h * u)
-    return (8 * delta(h) - delta(2 * h)) / (12 * h)
-
-
 def one_row_at_a_time(s, visible):
     P = np.zeros_like(s)
     for p, row, see in zip(P, s, visible):
@@ -79,11 +74,6 @@ RIGHT = {
         by_loops,
         from_ds(right_ds),
         from_ds(lambda dP, P, dout, v: P * (dP - (dout * (P @ v)).sum(axis=1, keepdims=True))),
-    ],
-    "slope": [
-        lambda f, x, u, h: (f(x + h * u) - f(x - h * u)) / (2 * h),
-        four_values,
-        lambda f, x, u, h: (f(x + h / 2 * u) - f(x - h / 2 * u)) / h,
     ],
     "weights": [one_row_at_a_time, guarded],
 }
@@ -119,15 +109,6 @@ WRONG = {
         ),
         (lambda dout, q, k, v, P: by_loops(dout, q, k, v, P)[:2], ""),
         (lambda dout, q, k, v, P: by_loops(dout, q, k, v, P)[::-1], ""),
-    ],
-    "slope": [
-        (lambda f, x, u, h: (f(x + h * u) - f(x)) / h, "both sides"),
-        (lambda f, x, u, h: (f(x + h * u) - f(x - h * u)) / h, ""),
-        (lambda f, x, u, h: f(x + h * u) - f(x - h * u), ""),
-        (lambda f, x, u, h: (f(x + h) - f(x - h)) / (2 * h), ""),
-        (lambda f, x, u, h: (f(x - h * u) - f(x + h * u)) / (2 * h), ""),
-        (lambda f, x, u, h: (f(x + h * u) - f(x - h * u)) / (2 * h * h), ""),
-        (lambda f, x, u, h: (f(x + h * u) - f(x - h * u)) / (2 * h) / np.linalg.norm(u), ""),
     ],
     "weights": [
         (

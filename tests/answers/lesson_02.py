@@ -59,43 +59,9 @@ def rms_by_jacobian(dy, x, eps=EPS):
     return np.array(rows)
 
 
-def shares(z, temperature, k):
-    kept = np.argsort(z)[-k:]
-    p = np.zeros(len(z))
-    p[kept] = np.exp((z[kept] - z[kept].max()) / temperature)
-    return p / p.sum()
-
-
-def shares_by_differences(z, temperature, k):
-    """1 / sum of exp(z_u - z_v) over the kept u"""
-    kept = sorted(range(len(z)), key=lambda v: -z[v])[:k]
-    with np.errstate(over="ignore"):
-        return np.array(
-            [
-                1 / sum(np.exp((z[u] - z[v]) / temperature) for u in kept) if v in kept else 0.0
-                for v in range(len(z))
-            ]
-        )
-
-
-def shares_wrong(z, temperature, k, power=-1, cut="after"):
-    p = np.exp((z - z.max()) * temperature**power)
-    best = z >= np.sort(z)[-k]
-    if cut == "before":
-        p = np.where(best, p, 0)
-    p = p / p.sum()
-    return np.where(best, p, 0) if cut == "after" else p
-
-
-def shares_overflowing(z, temperature, k):
-    p = np.where(z >= np.sort(z)[-k], np.exp(z / temperature), 0)
-    return p / p.sum()
-
-
 RIGHT = {
     "embedding_backward": [dW_by_add_at, dW_by_loop, dW_by_one_hot],
     "rms_norm_backward": [rms_by_y, rms_by_jacobian],
-    "sampling_probabilities": [shares, shares_by_differences],
 }
 WRONG = {
     "embedding_backward": [
@@ -135,17 +101,5 @@ WRONG = {
         (rms_eps_outside, "inside the root"),
         (lambda dy, x, eps=EPS: rms_by_y(dy, x, 1e-5), "should be"),
         (lambda dy, x, eps=EPS: rms_by_y(x, dy, eps), "should be"),
-    ],
-    "sampling_probabilities": [
-        (lambda z, t, k: shares_wrong(z, t, k, power=1, cut="before"), "multiplies"),
-        (lambda z, t, k: shares(z, 1, k), "not used"),
-        (lambda z, t, k: shares_wrong(z, t, k, cut=None), "All characters"),
-        (shares_wrong, "sum to 1"),
-        (shares_overflowing, "nan. exp overflows"),
-        (lambda z, t, k: np.log(shares(z, t, k)), "should be"),
-        (lambda z, t, k: shares(z, t, k)[np.argsort(z)], "should be"),
-        (lambda z, t, k: np.where(z >= np.sort(z)[-k], 1 / k, 0), "should be"),
-        (lambda z, t, k: shares(z, t, min(k + 1, len(z))), "should be"),
-        (lambda z, t, k: shares(-z, t, k), "should be"),
     ],
 }
