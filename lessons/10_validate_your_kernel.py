@@ -443,7 +443,7 @@ for name, change in kernels.items():
 # Write a function that is handed an implementation, `forward` and `backward` as ours,
 # and says whether something is wrong. It is tried on two right ones and ten wrong ones,
 # which take all options of the package's `softmax`. Use what you like: `softmax` as the
-# truth, or the kit.
+# truth, or the kit (its `conventions="ours"` demands 0 in rows that see nothing).
 
 # %% tags=["exercise"]
 def is_wrong(forward, backward):
@@ -458,7 +458,8 @@ grader_10.check_is_wrong(is_wrong);
 
 # %% tags=["solution"]
 def is_wrong(forward, backward):
-    return not check("softmax", (forward, backward), quick=True, show=False).ok
+    return not check("softmax", (forward, backward), quick=True, show=False,
+                     conventions="ours").ok           # rows that see nothing must be 0
 
 grader_10.check_is_wrong(is_wrong);
 
