@@ -14,7 +14,7 @@ from gpt_cases import config_of, inputs
 
 from minattn import bench, checks, generate, model, train
 from minattn.attention import core
-from minattn.bench import floor, long, numpy_jobs, sample, sides, speedrun, step
+from minattn.bench import floor, growth, long, numpy_jobs, sample, sides, speedrun, step
 from minattn.errors import InputError
 
 TINY = dict(n_layer=2, n_head=2, n_embd=12, block_size=8, batch_size=3, steps=5, chunks=2)
@@ -73,6 +73,75 @@ def test_growth_exponent():
     assert long.exponent((), ()) is None
 
 
+def grown():
+    """What the growth suite would find where time goes as size^1.5 and memory as size^0.5"""
+    points = [
+        {"what": what, "size": n, "bytes": 1e6 * n**0.5, "seconds": sides.spread([n**1.5])}
+        for what, sizes in growth.SIZES.items()
+        for n in sizes
+    ]
+    points[3]["seconds"] = sides.spread([4 * points[2]["seconds"]["median"]])
+    part = {"seconds": sides.spread([0.5]), "turns": [[0.5]], "speedup": 1.5}
+    threads = [
+        {"preset": preset, "threads": n, "most": n, "step": part, "step_floor": part}
+        for preset in growth.THREADS_OF
+        for n in (1, 2)
+    ]
+    return {"points": points, "fits": growth._fits(points), "threads": threads}
+
+
+def test_growth_is_fitted_and_shown(tmp_path):
+    found = grown()
+    batch, context = found["fits"][:2]
+    assert batch["time"]["last"] == pytest.approx(2) and batch["time"]["all"] > 1.5
+    assert context["time"] == pytest.approx({"all": 1.5, "last": 1.5})
+    assert context["memory"] == pytest.approx({"all": 0.5, "last": 0.5})
+    text = growth._text(*found.values(), arguments())
+    assert "size^2.00" in text and "batch 32, context 128, 128 channels, 4 layers" in text
+    growth.picture(found, tmp_path / "it.png")
+    assert (tmp_path / "it.png").stat().st_size > 5000
+    page = tmp_path / "page.md"
+    page.write_text("a\n```\nb\n```\n```text\nold\n```\nc\n```text\nd\n```\n")
+    for _ in range(2):                                     # and again
+        growth.fill(page, "new\n\nlines")
+        assert page.read_text() == (
+            "a\n```\nb\n```\n```text\nnew\n\nlines\n```\nc\n```text\nd\n```\n")
+
+
+@pytest.mark.parametrize("what, size", [(what, n) for what, ns in growth.SIZES.items() for n in ns])
+def test_one_size_changes_at_a_time(what, size):
+    base, other = growth.spec(), growth.spec(**{what: size})
+    config, settings = ({name for name in a if a[name] != b[name]} for a, b in
+                        zip(base.values(), other.values()))
+    names = {"batch": {"batch_size"}, "context": {"block_size"}, "layers": {"n_layer"},
+             "channels": {"n_embd", "n_head"}}[what]
+    assert config | settings <= names and bool(config | settings) == (
+        size != {"batch": 32, "context": 128, "layers": 4, "channels": 128}[what])
+    assert other["config"]["n_embd"] == growth.HEAD * other["config"]["n_head"]
+    model.Config(**other["config"])
+
+
+@pytest.mark.slow
+def test_growth(tiny, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(growth, "SIZES", {"batch": (4, 8), "context": (16, 64),
+                                          "channels": (32, 64), "layers": (1, 2)})
+    monkeypatch.setattr(growth, "THREADS_OF", ("tiny",))
+    page = tmp_path / "page.md"
+    page.write_text("```text\n```\n")
+    given = ["--suite", "growth", "--repeat", "2", "--json", str(tmp_path / "it.json"),
+             "--page", str(page), "--picture", str(tmp_path / "it.png")]
+    assert bench.run(arguments(*given)) == 0
+    out, err = capsys.readouterr()
+    assert "warning" not in err and out.split("\n", 1)[1].strip() in page.read_text()
+    found = json.loads((tmp_path / "it.json").read_text())["growth"]
+    for fit in found["fits"]:
+        assert 0 < fit["memory"]["all"] < 2.2, fit
+    sizes = [row["bytes"] for row in found["points"]]
+    assert all(small < large for small, large in zip(sizes[::2], sizes[1::2]))
+    assert found["threads"][0]["threads"] == 1 and found["threads"][0]["step"]["speedup"] == 1
+    assert found["threads"][-1]["most"] <= 2
+
+
 def test_summary_of_a_row(tiny):
     times = {
         "minattn": [[1.0], [1.0]],
@@ -120,6 +189,9 @@ def test_options_are_read_and_every_case_is_known():
         (["--repeat", "0"], "--repeat must be at least 1"),
         (["--suite", "long", "--longest", "100"], "--longest must be at least 512"),
         (["--picture", "it.png"], "add --suite long"),
+        (["--page", "docs/growth.md"], "add --suite growth"),
+        (["--suite", "growth", "--page", "no/page.md"], "no/page.md"),
+        (["--suite", "growth", "--page", "pyproject.toml"], "no place for the tables"),
         (["--json", "no/such/folder.json"], "cannot write"),
         (["--json", "."], "cannot write"),
     ],

@@ -17,7 +17,7 @@ costs it more than it costs a thread that has a chunk of its own, and the ratios
 import os
 
 SUITES = {"step": "bench.step", "long": "bench.long", "sample": "bench.sample",
-          "run": "bench.whole", "speedrun": "bench.speedrun",
+          "run": "bench.whole", "speedrun": "bench.speedrun", "growth": "bench.growth",
           "bias": "experiments.position_bias.benchmark"}
 ALL = ("step", "long", "sample")
 TORCH = "pip install torch==2.13.0"
@@ -28,7 +28,8 @@ def add_arguments(parser):
     default = " (default %(default)s)"
     parser.add_argument("--suite", default="step", choices=[*SUITES, "all"],
                         help="training steps, long sequences, generation, whole runs, "
-                             "time to a loss, position-bias networks; all: the first three"
+                             "time to a loss, how a step grows, position-bias networks; "
+                             "all: the first three"
                              + default)
     parser.add_argument("--preset", help="sizes of the step and run suites (default "
                                          "nano,laptop,paper), recipes of the speedrun (fast)")
@@ -45,7 +46,11 @@ def add_arguments(parser):
                         help="maximum length in the long suite" + default)
     parser.add_argument("--json", metavar="FILE", help="write all measurements as JSON")
     parser.add_argument("--picture", metavar="FILE",
-                        help="draw time and memory against length (long suite)")
+                        help="draw time and memory against length (long suite) or each size of "
+                             "a model (growth suite)")
+    parser.add_argument("--page", metavar="FILE",
+                        help="put the tables of the growth suite into this Markdown page, in the "
+                             "place of its first block of ```text")
     parser.add_argument("--no-compile", action="store_true",
                         help="skip torch.compile, which takes most of the time")
 
@@ -83,21 +88,30 @@ def run(args):
     if args.json:
         content = json.dumps({**result, "problems": problems}, indent=1)
         files.write(files.named("--json", args.json, "file"), content, follow=True)
+    from minattn.bench import growth, long
     if args.picture:
-        from minattn.bench import long
-        long.picture(result["long"]["rows"], args.picture)
+        if args.suite == "growth":
+            growth.picture(result["growth"], args.picture)
+        else:
+            long.picture(result["long"]["rows"], args.picture)
+    if args.page:
+        growth.fill(args.page, describe(about) + "\n" + result["growth"]["text"])
     return 1 if any("differ" in problem for problem in problems) else 0
 
 
 def _check(args, suites):
     from minattn import checks
-    from minattn.bench import long, speedrun, step
+    from minattn.bench import growth, long, speedrun, step
     from minattn.errors import InputError
     for name in ("threads", "repeat", "seeds"):
         checks.number(f"--{name}", getattr(args, name), 1, integer=True)
     checks.number("--longest", args.longest, long.LENGTHS[0], integer=True)
-    if args.picture and "long" not in suites:
-        raise InputError("--picture draws the long suite: add --suite long.")
+    if args.picture and not {"long", "growth"} & set(suites):
+        raise InputError("--picture draws the long or the growth suite: add --suite long.")
+    if args.page:
+        if "growth" not in suites:
+            raise InputError("--page takes the tables of the growth suite: add --suite growth.")
+        growth.page_parts(args.page)
     for file in filter(None, (args.json, args.picture)):
         if not os.path.isdir(os.path.dirname(os.path.abspath(file))) or os.path.isdir(file):
             raise InputError(f"cannot write {file!r}: not a file in a folder that exists.")

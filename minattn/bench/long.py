@@ -78,9 +78,9 @@ def curves(rows):
         yield window, side, *zip(*((row["T"], row["seconds"], row["extra_bytes"]) for row in mine))
 
 
-def exponent(T, values):
-    """The p of the best fit c T^p, in logarithms, from FIT_FROM on; None for fewer than two."""
-    points = [(t, value) for t, value in zip(T, values) if t >= FIT_FROM and value > 0]
+def exponent(T, values, first=FIT_FROM):
+    """The p of the best fit c T^p, in logarithms, from `first` on; None for fewer than two."""
+    points = [(t, value) for t, value in zip(T, values) if t >= first and value > 0]
     return float(np.polyfit(*np.log(points).T, 1)[0]) if len(points) > 1 else None
 
 

@@ -104,6 +104,8 @@ def _serve(pipe, module, threads, trace):
                 if command == "job":
                     name, spec, checks = arguments
                     work = None                                # let go of the last one first
+                    if trace:
+                        tracemalloc.reset_peak()
                     work, input_bytes = getattr(module, name)(spec, session)
                     answer = {"input_bytes": input_bytes, "checks": [work() for _ in range(checks)]}
                 elif command == "time":
