@@ -16,6 +16,7 @@ def seen(q, k, *, allowed=None, **mask):
 def backend(name):
     """scaled_dot_product_attention by one of its kernels"""
     def attention(q, k, v, *, scale=None, bias=None, **mask):
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         causal, aligned = mask.get("causal", False), mask.get("align") == "start"
         with sdpa_kernel(name):
             if bias is None and mask.keys() <= {"causal", "align"} and (

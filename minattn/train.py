@@ -120,6 +120,9 @@ class Settings:
                                        or self.compile):
             raise InputError("device, autocast and compile are PyTorch's: give engine = torch too, "
                              "or leave them out.")
+        if self.autocast != "none" and self.dtype == "float64":
+            raise InputError("autocast = bfloat16 changes float32 only, and this run has dtype = "
+                             "float64: leave one of the two out.")
 
 
 DEFAULTS = dataclasses.asdict(Settings())

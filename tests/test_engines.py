@@ -1,5 +1,6 @@
 """The PyTorch engine takes the steps that NumPy takes, and leaves the same run folder."""
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,12 @@ from minattn.studies import tables
 torch = pytest.importorskip("torch")
 
 from minattn.torch_refs import ATTENTION  # noqa: E402  (torch first)
+from minattn.torch_refs import attention as refs  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
 FAST = ["affine+gated", "energy-morlet"]
-# not "grouped-norm-length-window": its energy gates drift by 1 % in float32 (1e-11 in float64)
+# not "grouped-norm-length-window": see test_a_step_of_the_energy_gate
 FEW = ["softmax", "affine+gated", "energy-morlet", "grouped-softcap-rope"]
 BOTH = dict(overwrite=True, threads=1, say=lambda line: None)
 
@@ -85,6 +87,22 @@ def test_two_hundred_steps_in_float32(case, optimizer):
     np.testing.assert_allclose(others[:, 0], rows[:, 0], rtol=2e-3, atol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_of_the_energy_gate(optimizer, monkeypatch):
+    """With two keys z = +-1, whichever has more energy: a step as narrow as the variance's eps.
+
+    Energies that differ by rounding alone land anywhere on it: with 1e-8 this model's losses drift
+    apart by 0.7 %. With a wide step they do not.
+    """
+    monkeypatch.setattr("minattn.attention.energy.EPS", 1e-2)
+    for form in (refs.standard_energy, refs.energy_gated_attention):
+        monkeypatch.setitem(form.__kwdefaults__, "eps", 1e-2)
+    (rows, _), (others, _) = steps("grouped-norm-length-window", 200, dtype="float32", lr=1e-3,
+                                   optimizer=optimizer)
+    np.testing.assert_allclose(others[:, 0], rows[:, 0], rtol=1e-4, atol=0)
+
+
 @pytest.fixture(scope="module")
 def folders(corpus, tmp_path_factory):
     """The same run by both engines"""
@@ -142,6 +160,8 @@ def test_a_gradient_that_is_not_finite(corpus, tmp_path, capsys):
 BAD = {
     "device": (dict(engine="numpy", device="cuda"), "device, autocast and compile are PyTorch's"),
     "autocast": (dict(autocast="bfloat16"), "device, autocast and compile are PyTorch's"),
+    "autocast of float64": (dict(engine="torch", autocast="bfloat16", dtype="float64"),
+                            "autocast = bfloat16 changes float32 only"),
     "engine": (dict(engine="jax"), "engine must be one of numpy, torch; got 'jax'"),
     "no such device": (dict(engine="torch", device="tpu"), "device must be one of cpu, cuda"),
     "no CUDA": (dict(engine="torch", device="cuda"), "PyTorch finds no CUDA device"),
@@ -247,6 +267,10 @@ def test_compare(tmp_path):
         assert theirs == pytest.approx(ours, rel=1e-9)
 
 
+# sums kept in half precision from tile to tile; its log-sum-exp; NaN for a causal scale <= 0
+FLASH_ON_A_CPU = r"^many_small_terms/|^dominant_score/hidden|causal.*,scale=(-|0\.0)"
+
+
 @pytest.mark.slow
 def test_the_script_for_a_gpu(tmp_path):
     """The whole of it, on a CPU at less than a hundredth of the size"""
@@ -259,7 +283,14 @@ def test_the_script_for_a_gpu(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = tables.read_csv(tmp_path / "out" / "gate" / tables.RESULTS)
     assert [row["status"] for row in rows] == ["done"] * 6
-    reports = {path.stem: json.loads(path.read_text())["ok"] for path in
+    reports = {path.stem: json.loads(path.read_text()) for path in
                (tmp_path / "out").glob("*.json")}
-    assert reports == {"flash-float16": True, "flash-bfloat16": False,     # its log-sum-exp
-                       "flex-float16": True, "flex-bfloat16": True, "flex-float32": True}
+    assert reports.keys() == {"flash-float16", "flash-bfloat16", "flex-float16", "flex-bfloat16",
+                              "flex-float32"}
+    for name, report in reports.items():
+        cases = [case["id"] for case in report["cases"] if case["status"] != "not covered"]
+        failed = [case["id"] for case in report["cases"] if case["status"] == "failed"]
+        assert len(cases) > 20 and report["ok"] == (not failed)
+        if name.startswith("flash"):                       # how much it finds depends on the build
+            failed = [case for case in failed if not re.search(FLASH_ON_A_CPU, case)]
+        assert not failed, name
