@@ -385,3 +385,70 @@ def test_a_process_that_is_ended_for_its_memory(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "crashed the process (SIGKILL), as when the memory is full." in out
     assert "2 passed, 1 failed" in out
+
+
+# ------------------------------------------------------------------- packed sequences, paged caches
+
+
+def varlen(q, k, v, *, causal=False, cu_seqlens, scale=None, bug=""):
+    """Sequence by sequence; its backward goes the same way."""
+    parts = [slice(a, b) for a, b in zip(cu_seqlens, cu_seqlens[1:])]
+    parts = parts[:-1] if bug == "last" else parts
+    out, caches = np.zeros((*q.shape[:3], v.shape[3]), q.dtype), []
+    for part in parts:
+        out[:, :, part], cache = softmax.forward(*(x[:, :, part] for x in (q, k, v)),
+                                                 causal=causal, scale=scale)
+        caches.append((part, cache, q, k, v))
+    return out, caches
+
+
+def varlen_backward(dout, caches):
+    grads = {n: np.zeros_like(x) for n, x in zip("qkv", caches[0][2:])}
+    for part, cache, *_ in caches:
+        for n, x in softmax.backward(dout[:, :, part], cache).items():
+            grads[n][:, :, part] = x
+    return grads
+
+
+def test_packed_sequences_in_three_forms():
+    how = {"cases": ["packed"], "show": False, "exclude": ["allowed"]}
+    found = check("softmax", (varlen, varlen_backward), **how)
+    assert found.ok and found.count(report.PASSED) == 3, str(found)
+    assert len(check("softmax", (partial(varlen, bug="last"), varlen_backward), **how).failed) == 3
+
+    def by_segments(q, k, v, *, segments, **options):
+        assert segments.dtype == np.int32 and segments.shape == (1, q.shape[2])
+        same = segments[:, None, :, None] == segments[:, None, None]
+        return softmax.forward(q, k, v, allowed=same, **options)
+    assert check("softmax", (by_segments, softmax.backward), **how).count(report.PASSED) == 3
+    masks = check("softmax", softmax, cases=["packed"], show=False)
+    assert masks.count(report.PASSED) == 3
+    assert check("softmax", softmax, **how).count(report.NOT_COVERED) == 3
+
+
+def test_packed_sequences_in_torch():
+    torch = pytest.importorskip("torch")
+
+    def fn(q, k, v, *, causal=False, cu_seqlens):
+        assert cu_seqlens.dtype == torch.int32
+        ends = cu_seqlens.tolist()
+        sdpa = torch.nn.functional.scaled_dot_product_attention
+        return torch.cat([sdpa(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], is_causal=causal)
+                          for a, b in zip(ends, ends[1:])], dim=2)
+    found = check("softmax", fn, framework="torch", cases=["packed"], show=False)
+    assert found.ok and {t.name for t in found.results[0].tensors} == {"out", "dq", "dk", "dv"}
+
+
+def test_decoding_against_a_paged_cache():
+    def gather(pool, table):
+        return np.concatenate([pool[table[:, n]] for n in range(table.shape[1])], axis=2)
+
+    def fn(q, k, v, *, block_table, lengths, bug=0):
+        k, v = gather(k, block_table), gather(v, block_table)
+        see = np.arange(k.shape[2]) < lengths[:, None] + bug
+        return softmax.forward(q, k, v, allowed=see[:, None, None])
+    how = {"cases": ["decode"], "show": False}
+    found = check("softmax", (fn, softmax.backward), exclude=["allowed"], **how)
+    assert found.ok and {t.name for t in found.results[0].tensors} == {"out", "dq"}
+    assert check("softmax", softmax, **how).ok
+    assert check("softmax", (partial(fn, bug=1), softmax.backward), **how).failed

@@ -21,7 +21,7 @@ from minattn.attention import MECHANISMS
 from minattn.errors import InputError
 from minattn.files import one_line
 from minattn.validate import cases as case_module
-from minattn.validate import covering, frameworks, precision, report
+from minattn.validate import covering, frameworks, packing, precision, report
 from minattn.validate.arithmetic import FORMATS
 from minattn.validate.frameworks import Finding, Problem
 from minattn.validate.report import DIFFERS, FAILED, NOT_COVERED, PASSED, Report, Result, Tensor
@@ -377,7 +377,10 @@ def smallest(case, setup, result, alive=lambda: None):
 
 def _not_covered(case, setup):
     """Why a case is out of the question for this function; empty if it is not."""
-    excluded = sorted(setup.exclude & (case.flags | {case.family}))
+    flags = case.flags | {case.family}
+    if packing.form(case, setup.target.forward):             # takes it without a mask
+        flags -= {"allowed"}
+    excluded = sorted(setup.exclude & flags)
     if excluded:
         return f"you excluded {', '.join(excluded)}"
     if case.family == "non_contiguous" and not setup.adapter.strided:

@@ -254,7 +254,8 @@ def place(x, layout):
                 strides[axis] = 0
     offset = GUARD + (layout == "offset")
     length = offset + sum((n - 1) * s for n, s in zip(x.shape, strides)) + 1 + GUARD
-    buffer = np.full(max(length, 2 * GUARD), True if x.dtype == bool else np.nan)
+    guard = {"b": True, "i": 2.0**30}.get(x.dtype.kind, np.nan)
+    buffer = np.full(max(length, 2 * GUARD), guard)
     view(buffer, x.shape, strides, offset)[...] = x
     return buffer, strides, offset
 

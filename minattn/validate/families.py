@@ -77,6 +77,13 @@ def generic(mechanism, T, fixed=()):
     yield Plan("prefix", "K=4,W=3", {**causal, "prefix": 4, "window": 3})
     yield Plan("padding", "keys", {"allowed": padding})
     yield Plan("padding", "per_head", {"allowed": scattered})
+    one = {"B": 1}
+    yield Plan("packed", "causal", {**causal, "allowed": packed}, one, quick=True)
+    yield Plan("packed", "T=97,causal", {**causal, "allowed": packed},
+               {"B": 1, "H": 2, "Tq": 97, "Tk": 97})
+    yield Plan("packed", "T", {"allowed": packed}, one)
+    if not mechanism.optional:
+        yield Plan("decode", "Tk=97", {"allowed": padding}, {"Tq": 1, "Tk": 97}, quick=True)
     yield Plan("fully_masked_row", "sample", {"allowed": first_sample_hidden}, quick=True)
     yield Plan("fully_masked_row", "holes,causal", {**causal, "allowed": holes})
     for align in ("end", "start"):
@@ -122,6 +129,13 @@ def padding(size, rng):
     """The last keys of each sequence are padding, another number in each."""
     lengths = size["Tk"] - 1 - np.arange(size["B"])
     return (np.arange(size["Tk"]) < lengths[:, None])[:, None, None]
+
+
+def packed(size, rng):
+    """Four sequences side by side, the second of one token: each sees itself only"""
+    T = size["Tk"]
+    sequence = np.searchsorted([T // 3, T // 3 + 1, 3 * T // 4], np.arange(T), side="right")
+    return (sequence[:, None] == sequence)[None, None]
 
 
 def scattered(size, rng):

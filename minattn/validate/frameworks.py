@@ -17,7 +17,7 @@ import numpy as np
 from minattn import attention, checks
 from minattn.errors import InputError
 from minattn.files import one_line
-from minattn.validate import covering
+from minattn.validate import covering, packing
 from minattn.validate.precision import LOG
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -115,8 +115,14 @@ class NumpyAdapter:
             self.type = np.dtype(dtype)
 
     def array(self, x, layout="contiguous", leaf=False):
-        """Our numbers as a fresh array of this framework; booleans stay. leaf: takes a gradient."""
-        return stride(x, self.type, layout)
+        """Our numbers as a fresh array of this framework; booleans stay, integers have 32 bits.
+
+        leaf: takes a gradient.
+        """
+        return stride(x, self.type_of(x), layout)
+
+    def type_of(self, x):
+        return {"b": bool, "i": np.dtype(np.int32)}.get(x.dtype.kind, self.type)
 
     def numbers(self, x):
         return np.asarray(x).astype(np.float64)
@@ -164,9 +170,12 @@ class TorchAdapter(NumpyAdapter):
     def array(self, x, layout="contiguous", leaf=False):
         buffer, strides, offset = covering.place(x, layout)
         flat = self.torch.from_numpy(buffer).to(self.device)
-        t = flat if x.dtype == bool else flat.to(self.type)
+        t = flat if x.dtype == bool else flat.to(self.type_of(x))
         t = self.torch.as_strided(t, x.shape, strides, offset)
         return t.requires_grad_() if leaf and x.dtype != bool else t
+
+    def type_of(self, x):
+        return self.torch.int32 if x.dtype.kind == "i" else self.type
 
     def numbers(self, x):
         return x.detach().to("cpu", self.torch.float64).numpy().copy()
@@ -227,7 +236,7 @@ class JaxAdapter(NumpyAdapter):
             raise _no_device("jax", device, error) from None
 
     def array(self, x, layout="contiguous", leaf=False):
-        return self.jax.device_put(x if x.dtype == bool else x.astype(self.type), self.device)
+        return self.jax.device_put(x.astype(self.type_of(x)), self.device)
 
     def belongs(self, x):
         return isinstance(x, self.jax.Array)
@@ -276,11 +285,13 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
     row, findings = attention.MECHANISMS[case.mechanism], []
     by_hand = target.backward is not None
     turn = lambda name, x: x if name in case.options else target.turned(x)
+    arrays, asked_for, without = packing.taken(case, arrays, target.forward)
+    wanted = [name for name in wanted if name not in without]
     leaf = lambda name: name in wanted and not by_hand
     inputs = {n: adapter.array(target.turned(x), covering.of_input(case.layout, i + 1), leaf(n))
               for i, (n, x) in enumerate(arrays.items())}
     options = {n: adapter.array(x, case.aside, leaf(n)) if isinstance(x, np.ndarray) else x
-               for n, x in case.options.items() if n not in target.hidden}
+               for n, x in asked_for.items() if n not in target.hidden}
     args = [inputs[n] for n in row.arguments]
     kwargs = {**{n: x for n, x in inputs.items() if n not in row.arguments}, **options}
     fits_signature(target.forward, args, kwargs)
@@ -343,7 +354,8 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
         except Problem as problem:
             findings.append(problem.finding)
     given["dout"] = cotangent
-    after = {n: turn(n, adapter.numbers(x)) for n, x in given.items() if adapter.belongs(x)}
+    after = {n: turn(n, adapter.numbers(x)) for n, x in given.items()
+             if adapter.belongs(x) and n not in without}
     return Run(tensors, tuple(findings), after, given, returned, len(further),
                said or adapter.fell_back())
 
