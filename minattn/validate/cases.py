@@ -15,7 +15,7 @@ import numpy as np
 
 from minattn import attention, checks, masks, memory, spec
 from minattn.errors import InputError
-from minattn.validate import covering, families
+from minattn.validate import covering, families, positions
 
 SIZES = {"B": 2, "H": 3, "Tq": 7, "Tk": 7, "D": 11, "Dv": 13}
 BITS = 8  # significant bits of every number: what bfloat16 holds
@@ -108,6 +108,8 @@ def named(text):
     if len(layers) > 1 or len(layers[0]) > 1:
         raise InputError(f"expected one mechanism, such as energy[norm=prefix]; got {text!r}.")
     name, options = layers[0][0]
+    if name in positions.ROWS:
+        return positions.ROWS[name], dict(options)
     return attention.versioned(name, options)
 
 
@@ -182,7 +184,7 @@ def transforms(mechanism):
 
 @lru_cache(maxsize=32)
 def _all(name, module_id, seed, sizes, fixed, without, strength):
-    mechanism, sizes, fixed = attention.mechanism(name), dict(sizes), dict(fixed)
+    mechanism, sizes, fixed = positions.row(name), dict(sizes), dict(fixed)
     if "Hkv" in sizes:
         sizes["G"] = sizes.pop("Hkv")
         sizes = {"H": 3 * sizes["G"], **sizes}
@@ -190,6 +192,8 @@ def _all(name, module_id, seed, sizes, fixed, without, strength):
     if T:
         sizes = {"Tq": T, "Tk": T, **sizes}
     _weigh(sizes, 1)
+    if name in positions.ROWS:
+        return positions.cases(mechanism, sizes, fixed, seed)
     plans = [*families.generic(mechanism, sizes.get("Tk", SIZES["Tk"]), fixed),
              *families.OWN.get(name, list)()]
     _weigh(sizes, len(plans))

@@ -21,7 +21,7 @@ from minattn.attention import MECHANISMS
 from minattn.errors import InputError
 from minattn.files import one_line
 from minattn.validate import cases as case_module
-from minattn.validate import covering, frameworks, packing, precision, report
+from minattn.validate import covering, frameworks, packing, positions, precision, report
 from minattn.validate.arithmetic import FORMATS
 from minattn.validate.frameworks import Finding, Problem
 from minattn.validate.report import DIFFERS, FAILED, NOT_COVERED, PASSED, Report, Result, Tensor
@@ -152,7 +152,7 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
             raise InputError(f"no option, family or gradient of {mechanism} is called "
                              f"{name!r}.{near}")
     checks.choice("conventions", conventions, ("any", "ours"))
-    lacks = unasked(target.forward, sizes or {})
+    lacks = unasked(target.forward, sizes or {}) if row.name not in positions.ROWS else ()
     if "align" in lacks:
         target = target._replace(hidden=("align",))
     return Setup(target, adapter, frozenset(exclude), time_limit, lacks, [], conventions,
@@ -280,6 +280,8 @@ def calls(case, setup, one):
 
 def by_convention(case, setup, right):
     """The Result of a case in which a function differs by nothing but a convention, or None"""
+    if case.family == "positions":
+        return None
     forms, (Tq, Tk) = [("", case, right)], _lengths(case)
     if "align" in setup.unasked and Tq != Tk and case.options.keys() & {"causal", "window"}:
         other = changed(case, options={**case.options, "align": "start"})

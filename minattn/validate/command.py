@@ -11,12 +11,13 @@ from minattn.errors import InputError
 
 
 def add_arguments(parser):
-    parser.add_argument("target", nargs="?",
+    parser.add_argument("target", nargs="*", default=[], metavar="[MECHANISM] TARGET",
                         help="module:function, file.py:function, or a module with forward and "
                              "backward")
-    parser.add_argument("--mechanism", default="softmax",
+    parser.add_argument("--mechanism",
                         help="the mechanism it implements, from `minattn list`: softmax (default), "
-                             "energy, ...; energy[norm=prefix] keeps an option fixed")
+                             "energy, ...; energy[norm=prefix] keeps an option fixed; "
+                             "or a position: rotary, morlet, decay")
     parser.add_argument("--framework", default="numpy",
                         help="framework of its arrays: numpy, torch or jax (default numpy)")
     parser.add_argument("--dtype", default="float32",
@@ -56,8 +57,17 @@ def add_arguments(parser):
 
 def run(args):
     """Check the function -> exit code 0 or 1; InputError if that cannot be done."""
+    from minattn.attention import MECHANISMS
     from minattn.validate import isolate
     from minattn.validate.check import MOST_SECONDS, select
+    from minattn.validate.positions import ROWS
+    if len(args.target) > 2 or len(args.target) == 2 and args.mechanism:
+        raise InputError("name one function to check, and before it or with --mechanism what it "
+                         "implements.")
+    known = args.target and args.target[0].partition("[")[0] in {**MECHANISMS, **ROWS}
+    if len(args.target) == 2 or known and not args.mechanism:
+        args.mechanism, *args.target = args.target
+    args.mechanism, args.target = args.mechanism or "softmax", (args.target or [None])[0]
     checks.number("--seed", args.seed, 0, integer=True)
     checks.number("--time-limit", args.time_limit, above=0, high=MOST_SECONDS)
     sizes = sizes_of(args.sizes)

@@ -17,7 +17,7 @@ import numpy as np
 from minattn import attention, checks
 from minattn.errors import InputError
 from minattn.files import one_line
-from minattn.validate import covering, packing
+from minattn.validate import covering, packing, positions
 from minattn.validate.precision import LOG
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -282,7 +282,7 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
     between: called after the forward, as another layer would be. Then the backward runs twice,
     which may not change its result.
     """
-    row, findings = attention.MECHANISMS[case.mechanism], []
+    row, findings = positions.row(case.mechanism), []
     by_hand = target.backward is not None
     turn = lambda name, x: x if name in case.options else target.turned(x)
     arrays, asked_for, without = packing.taken(case, arrays, target.forward)

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn import attention
 from minattn.attention import naive
 from minattn.attention.core import attend_backward
+from minattn.validate import positions
 from minattn.validate.arithmetic import FORMATS, Arithmetic, fits
 from minattn.validate.cases import draw, seen
 
@@ -41,7 +41,7 @@ def plain(case, arithmetic, *, draws=0, early=False, dlse=None):
     def lift(x):
         return arithmetic.array(np.broadcast_to(x, (draws, *x.shape)) if draws else x)
 
-    mechanism = attention.mechanism(case.mechanism)
+    mechanism = positions.row(case.mechanism)
     forward, backward = (early_pair if early else naive_pair)(mechanism)
     arrays = {name: lift(x) for name, x in case.arrays.items()}
     options = {name: arithmetic.array(x) for name, x in case.options.items()}
@@ -177,7 +177,7 @@ def truth(case, lse="", dlse=None):
 
     lse: also "lse"; dlse: the gradient that comes in through it
     """
-    module = attention.mechanism(case.mechanism).module
+    module = positions.row(case.mechanism).module
     out, cache = module.forward(**case.arrays, **case.options)
     grads = module.backward(case.cotangent, cache)
     if dlse is not None:
@@ -222,7 +222,8 @@ def _yardstick(case, dtype, lse, dlse):
     right, given = truth(case, lse, dlse), numbers(case)
     if not fits(given, dtype):
         return Yardstick(right, {}, f"its inputs lie outside the range of {dtype}")
-    scores = right["out"][..., 0].size * max(x.shape[2] for x in case.arrays.values() if x.ndim > 2)
+    scores = right["out"][..., 0].size * max(x.shape[2] if x.ndim > 2 else 1
+                                               for x in case.arrays.values())
     draws = min(WORK // scores, DRAWS)  # at once, or one by one where there are many scores
     draws, repeats = (draws, 1) if draws >= FEW else (1, FEW)
     name = f"{case.mechanism}/{case.id}/{dtype}"

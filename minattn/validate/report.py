@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 from minattn import files
 from minattn.errors import InputError
+from minattn.validate.positions import ROWS
 
 PASSED, FAILED, NOT_COVERED = "passed", "failed", "not covered"
 DIFFERS = "differs by convention"
@@ -99,9 +100,10 @@ class Report:
 
     def __str__(self):
         how = f"{self.framework} {self.dtype} on {self.device}, seed {self.seed}"
+        kind = "positions" if self.mechanism.partition("[")[0] in ROWS else "attention"
         head = (f"{'family':<20}{'cases':>6}  {'worst':<14}{'error':>9}{'bound':>9}{'ratio':>9}"
                 f"{'RMS':>9}  verdict")
-        lines = [f"{self.target} as {self.mechanism} attention, {how}", "", head]
+        lines = [f"{self.target} as {self.mechanism} {kind}, {how}", "", head]
         lines += [_row(family, results, self.gradients)
                   for family, results in self.families().items()]
         lines += ["", *self._findings(), *self._not_covered()]

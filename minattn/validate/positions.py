@@ -1,0 +1,169 @@
+"""Positions that can be checked like a mechanism: `minattn check rotary file.py:function`.
+
+    rotary   f(x, *, base, start, pairs) -> x turned, (B, H, T, D)
+    morlet   f(log_omega, log_sigma, *, length, start, admissible, centre) -> (length, 2n)
+    decay    f(slopes, *, Tq, Tk, align) -> a bias (H, Tq, Tk)
+
+Below: each formula once more, plain, for the bounds. What depends on a position alone is computed
+in float32 at least, as everybody does: bfloat16 cannot tell 1000 from 1001.
+"""
+import zlib
+from types import SimpleNamespace as Cache
+
+import numpy as np
+
+from minattn import attention
+from minattn.positions import decay, morlet, rotary
+from minattn.validate.arithmetic import Arithmetic
+
+SIZES = {"B": 2, "H": 3, "Tq": 5, "Tk": 7, "D": 10}
+LONG = {"Tq": 97, "Tk": 97, "D": 64}
+CASES = {                                     # name: options, sizes, layout in memory
+    "rotary": {
+        "T=7": ({}, {}, "contiguous"), "base=50": ({"base": 50.0}, {}, "BTHD"),
+        "interleaved": ({"pairs": "interleaved"}, {}, "contiguous"),
+        "start=1000": ({"start": 1000}, {}, "contiguous"),
+        "start=5,T=1": ({"start": 5}, {"Tk": 1}, "contiguous"),
+        "interleaved,base=50,start=37": ({"pairs": "interleaved", "base": 50.0, "start": 37}, {},
+                                         "packed"),
+        "D=2": ({"start": 3}, {"D": 2}, "gaps"), "T=97,D=64": ({}, LONG, "packed"),
+        "interleaved,T=97,D=64": ({"pairs": "interleaved", "start": 64}, LONG, "BTHD")},
+    "morlet": {
+        "T=7": ({}, {}, "contiguous"), "start=5": ({"start": 5}, {}, "contiguous"),
+        "any": ({"admissible": False}, {}, "gaps"), "T=97,n=32": ({}, LONG, "contiguous"),
+        "any,start=-3": ({"admissible": False, "start": -3}, {}, "contiguous"),
+        "centre": ({"centre": True, "start": 2}, {}, "contiguous")},
+    "decay": {
+        "Tq=5,Tk=7": ({}, {}, "contiguous"), "align=start": ({"align": "start"}, {}, "contiguous"),
+        "T=97,H=8": ({}, {**LONG, "H": 8}, "gaps"), "Tq=7,Tk=5": ({}, {"Tq": 7, "Tk": 5}, "offset"),
+        "Tq=1,Tk=97": ({}, {"Tq": 1, "Tk": 97}, "contiguous")}}
+
+
+def wide(x):
+    """The arithmetic of positions beside numbers of this one"""
+    narrow = x.arithmetic.dtype in ("float16", "bfloat16")
+    return Arithmetic("float32", x.arithmetic.rng) if narrow else x.arithmetic
+
+
+def lifted(x):
+    return wide(x).array(np.asarray(x))
+
+
+def lowered(y, x):
+    """y as numbers of the arithmetic of x"""
+    return x.arithmetic.array(x.arithmetic.round(np.asarray(y)))
+
+
+def rotary_forward(x, *, base=10000.0, start=0, pairs="half"):
+    """(a, b) -> (a cos - b sin, b cos + a sin) of the angle p base^(-2k/D)"""
+    T, D = x.shape[-2:]
+    p = wide(x).array(np.broadcast_to(start + np.arange(T)[:, None] + 0.0,
+                                      (*x.shape[:-4], 1, 1, T, 1)))
+    angle = p * wide(x).array(np.full(D // 2, float(base))) ** (-2 * np.arange(D // 2) / D)
+    cos, sin = (x.arithmetic.array(np.asarray(f(angle))) for f in (np.cos, np.sin))
+    return _turn(x, cos, sin, pairs), Cache(cos=cos, sin=sin, pairs=pairs)
+
+
+def rotary_backward(dy, c):
+    return {"x": _turn(dy, c.cos, -c.sin, c.pairs)}
+
+
+def _turn(x, cos, sin, pairs):
+    n = x.shape[-1] // 2
+    a, b = (x[..., :n], x[..., n:]) if pairs == "half" else (x[..., 0::2], x[..., 1::2])
+    y = a * cos - b * sin, b * cos + a * sin
+    return np.concatenate(y, -1) if pairs == "half" else np.stack(y, -1).reshape(x.shape)
+
+
+def morlet_forward(log_omega, log_sigma, *, length, admissible=True, centre=None, start=0):
+    """cos and sin of omega p, under bells exp(-((p - centre) / sigma)^2 / 2)"""
+    omega, sigma = np.exp(lifted(log_omega)), np.exp(lifted(log_sigma))
+    capped, floored = omega > morlet.MAX_OMEGA, sigma < morlet.MIN_SIGMA
+    omega, sigma = np.minimum(omega, morlet.MAX_OMEGA), np.maximum(sigma, morlet.MIN_SIGMA)
+    projected = (omega * sigma < morlet.MIN_PRODUCT) & admissible
+    omega = np.where(projected, morlet.MIN_PRODUCT / sigma, omega)
+    omega, sigma = omega[..., None, :], sigma[..., None, :]                  # (..., 1, n)
+    p = lifted(log_omega[..., None, :] * 0) + (start + np.arange(length))[:, None]
+    offset = (p if centre is None else p - lifted(centre)) / sigma
+    bell = np.exp(-offset * offset / 2)
+    cosine, sine = bell * np.cos(omega * p), bell * np.sin(omega * p)
+    pe = np.stack([cosine, sine], -1).reshape(*p.shape[:-1], 2 * p.shape[-1])
+    return lowered(pe, log_omega), Cache(**locals())
+
+
+def morlet_backward(dpe, c):
+    dpe = lifted(dpe)
+    dcosine, dsine = dpe[..., 0::2], dpe[..., 1::2]
+    dlog_omega = ((dsine * c.cosine - dcosine * c.sine) * c.p).sum(axis=-2) * c.omega[..., 0, :]
+    doffset = -(dcosine * c.cosine + dsine * c.sine) * c.offset
+    dlog_sigma = -(doffset * c.offset).sum(axis=-2) - np.where(c.projected, dlog_omega, 0)
+    grads = {"log_omega": np.where(c.projected | c.capped, 0, dlog_omega),
+             "log_sigma": np.where(c.floored, 0, dlog_sigma)}
+    if c.centre is not None:
+        grads["centre"] = -(doffset / c.sigma).sum(axis=-2)
+    return {name: lowered(x, c.log_omega) for name, x in grads.items()}
+
+
+def decay_forward(slopes, *, Tq, Tk, align="end"):
+    """-slope (i - j)"""
+    i = np.arange(Tq)[:, None] + (Tk - Tq if align == "end" else 0)
+    distance = (i - np.arange(Tk)) + 0.0
+    return -slopes[..., None, None] * distance, Cache(distance=distance)
+
+
+def decay_backward(dbias, c):
+    return {"slopes": -(dbias * c.distance).sum(axis=(-2, -1))}
+
+
+def _row(module, arguments, forward, backward):
+    def by_name(*arrays, **options):
+        return module.forward(**dict(zip(arguments, arrays)), **options)
+    kind = Cache(forward=by_name, backward=module.backward, ARGUMENTS=arguments,
+                 OPTIONS=module.OPTIONS, REFUSES=("scale",), ARXIV=module.ARXIV,
+                 SUMMARY=module.SUMMARY)
+    return attention.describe(module.__name__.rpartition(".")[2], kind, forward, backward)
+
+
+ROWS = {row.name: row for row in (
+    _row(rotary, {"x": "B H T D"}, rotary_forward, rotary_backward),
+    _row(morlet, {"log_omega": "n", "log_sigma": "n"}, morlet_forward, morlet_backward),
+    _row(decay, {"slopes": "H"}, decay_forward, decay_backward))}
+
+
+def row(name):
+    """The row of a position or of a mechanism"""
+    return ROWS.get(name) or attention.mechanism(name)
+
+
+def cases(mechanism, sizes, fixed, seed):
+    """The cases of a position: a tuple of Case"""
+    from minattn.validate.cases import Case, draw
+    found = []
+    for name, (given, own, layout) in CASES[mechanism.name].items():
+        if any(given.get(option, value) != value for option, value in fixed.items()):
+            continue
+        rng = np.random.default_rng([seed, zlib.crc32(f"{mechanism.name}/{name}".encode())])
+        options, size = {**given, **fixed}, {**SIZES, **sizes, **own}
+        unmet = [f"it needs {s} = {n}, but you fixed {s} at {sizes[s]}"
+                 for s, n in own.items() if sizes.get(s, n) != n]
+        H, n = size["H"], size["D"] // 2
+        if mechanism.name == "rotary":
+            arrays = {"x": draw((size["B"], H, size["Tk"], 2 * n), rng)}
+        elif mechanism.name == "decay":
+            arrays = {"slopes": draw((H,), rng)}
+            options.update(Tq=size["Tq"], Tk=size["Tk"])
+        else:
+            arrays = {"log_omega": draw((n,), rng), "log_sigma": draw((n,), rng, _wide_bells)}
+            options["length"] = size["Tk"]
+            if options.get("centre"):
+                options["centre"] = draw((n,), rng)
+        cotangent = draw(mechanism.module.forward(**arrays, **options)[0].shape, rng)
+        flags = {*given, *(f"{o}={x}" for o, x in given.items())}
+        found.append(Case(f"positions/{name}", "positions", mechanism.name, arrays, options,
+                          cotangent, frozenset(flags), True, seed, layout,
+                          unmet="".join(unmet[:1])))
+    return tuple(found)
+
+
+def _wide_bells(x, rng):
+    return 1 + x / 2

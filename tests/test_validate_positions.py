@@ -1,0 +1,104 @@
+"""Positions through the kit: rotary, Morlet and decay, right and wrong."""
+from functools import partial
+
+import numpy as np
+import pytest
+
+from minattn import cli
+from minattn.errors import InputError
+from minattn.positions import morlet, rotary
+from minattn.validate import arithmetic, cases, check, positions, precision, report
+
+
+@pytest.mark.parametrize("name", positions.ROWS)
+def test_ours_pass_and_the_plain_formulas_are_the_same(name):
+    module = positions.ROWS[name].module
+    for dtype in ("float32", "float64"):
+        found = check(name, module, dtype=dtype, show=False)
+        assert found.ok and found.count(report.PASSED) == len(found.results) > 4, str(found)
+        assert any(t.name[0] == "d" for t in found.results[0].tensors)
+    assert f"as {name} positions" in str(found)
+    for case in cases.cases(name):
+        plain = precision.plain(case, arithmetic.Arithmetic("float64"))
+        for tensor, x in precision.truth(case).items():
+            np.testing.assert_allclose(plain[tensor], x, rtol=1e-9, atol=1e-10)
+
+
+def rope(x, *, base=10000.0, start=0, pairs="half", bug="", torch):
+    T, D = x.shape[2:]
+    inv = 1 / base ** (torch.arange(0, D, 2).float() / D)
+    angle = torch.outer(torch.arange(T).float() + (0 if bug == "start" else start), inv)
+    angle = angle.to(x.dtype).float() if bug == "half" else angle
+    if pairs == "half" or bug == "pairs":
+        angle, (a, b) = torch.cat([angle, angle], -1), x.chunk(2, -1)
+        turned = torch.cat([-b, a], -1)
+    else:
+        angle = angle.repeat_interleave(2, -1)
+        turned = torch.stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2)
+    sin = angle.sin() if bug != "sign" else -angle.sin()
+    return (x.float() * angle.cos() + turned.float() * sin).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_rotary_in_torch(dtype):
+    torch = pytest.importorskip("torch")
+    how = {"framework": "torch", "dtype": dtype, "show": False}
+    for layout in ("BHTD", "BTHD"):
+        fn = partial(rope, torch=torch)
+        if layout == "BTHD":
+            fn = lambda x, **o: rope(x.transpose(1, 2), torch=torch, **o).transpose(1, 2)
+        assert check("rotary", fn, layout=layout, **how).ok
+    wrong = {bug: {r.id for r in check("rotary", partial(rope, torch=torch, bug=bug), **how).failed}
+             for bug in ("start", "pairs", "sign", "half")}
+    assert "positions/start=1000" in wrong["start"] and "positions/T=7" not in wrong["start"]
+    assert wrong["pairs"] == {r.id for r in check("rotary", partial(rope, torch=torch, bug="pairs"),
+                                                  **how).results if "interleaved" in r.id}
+    assert len(wrong["sign"]) == 9
+    assert bool(wrong["half"]) == (dtype != "float32")       # angles in half precision
+
+
+def test_one_kind_of_pairs_alone():
+    def half(x, *, base=10000.0, start=0):
+        return rotary.forward(x, base=base, start=start)
+    how = {"backward": rotary.backward, "show": False}
+    found = check("rotary", half, exclude=["pairs"], **how)
+    assert found.ok and found.count(report.NOT_COVERED) == 3
+    found = check("rotary", half, sizes={"D": 6, "T": 7}, exclude=["pairs"], **how)
+    assert found.ok and "it needs D = 2, but you fixed D at 6" in str(found)
+    with pytest.raises(InputError, match="Did you mean 'pairs'"):
+        check("rotary[pair=half]", half)
+
+
+def test_wrong_morlet_and_decay():
+    def waves(log_omega, log_sigma, *, length, start=0, admissible=True, centre=None, bug=""):
+        if bug == "start":
+            start = 0
+        if bug == "admissible":
+            admissible = True
+        return morlet.forward(length, log_omega, log_sigma, admissible=admissible, start=start,
+                              centre=None if bug == "centre" else centre)
+    pair = lambda bug: (partial(waves, bug=bug), morlet.backward)
+    assert check("morlet", pair(""), show=False).ok
+    for bug, case in (("start", "start=5"), ("admissible", "any"), ("centre", "centre")):
+        failed = {r.id for r in check("morlet", pair(bug), show=False).failed}
+        assert f"positions/{case}" in failed and "positions/T=7" not in failed
+
+    def bias(slopes, *, Tq, Tk, align="end", sign=-1):
+        i = np.arange(Tq)[:, None] + (Tk - Tq if align == "end" else 0)
+        return (sign * slopes[:, None, None] * (i - np.arange(Tk))).astype(slopes.dtype)
+    assert check("decay", bias, show=False).ok
+    assert len(check("decay", partial(bias, sign=1), show=False).failed) == 5
+
+
+def test_positions_by_name_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rope.py").write_text("from minattn.positions.rotary import *\n")
+    assert cli.main(["check", "rotary", "rope.py"]) == 0
+    assert "all good: 9 passed" in capsys.readouterr().out
+    assert cli.main(["check", "rope.py:forward", "--mechanism", "rotary[pairs=half]"]) == 0
+    assert cli.main(["check", "rotary", "rope.py", "--mechanism", "decay"]) == 2
+    assert "name one function" in capsys.readouterr().err
+    assert cli.main(["check", "rotary"]) == 2
+    assert "name the function to check" in capsys.readouterr().err
+    assert cli.main(["check", "rotary", "--list"]) == 0
+    assert "positions/start=1000" in capsys.readouterr().out
