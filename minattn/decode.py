@@ -13,8 +13,9 @@ calls it waits for Python. So `prepare` does all that is the same for every toke
     gelu(x) @ W = (2 gelu(x)) @ (W / 2)                  2 gelu(x) = x + x tanh(u)
 
 The projections of a layer's input stand side by side in one matrix, with the scores' scale in the
-queries' columns. What is left for `step` are four products and a few short vectors per layer. Its
-logits differ from model.forward's by rounding only.
+queries' columns; a mechanism that takes the channels themselves has the identity there. What is
+left for `step` are four products and a few short vectors per layer. Its logits differ from
+model.forward's by rounding only.
 
 A weight matrix is cut into panels of PANEL columns. For a product as large as in training, BLAS
 first copies its operands into a layout of its own; for a few rows that copy would cost more than
@@ -45,8 +46,9 @@ class PreparedLayer(NamedTuple):
     constants: dict           # arguments of the mechanism that are the same for every token
     norms: Any                # the gains of q and k (heads, 1, D), or None; the scale is in q's
     log_length: Any           # (H,), or None
-    heads: tuple              # of q, k and v
-    projected: list           # (argument, its columns after attn_in, its shape), all but q, k, v
+    inputs: Any               # _qkv or _features
+    heads: list               # (heads, width) of q, k and v, or of x
+    projected: list           # (argument, its columns after attn_in, its shape), all but those
     attn_in: Linear           # ln_1's gain and bias, then every projection
     attn_out: Linear          # c_proj
     mlp_in: Linear            # ln_2's gain and bias, then c_fc
@@ -64,11 +66,6 @@ class Decoder(NamedTuple):
     mean_of: np.ndarray       # (C, 1)              x @ mean_of = x.mean(axis=1)
 
 
-def serves(config):
-    """Can `step` decode this model? It needs projections to merge a norm's gain into."""
-    return all("q" in layer.mechanism.arguments for layer in layers(config))
-
-
 # -------------------------------------------------------------------------------------------- once
 
 
@@ -78,7 +75,7 @@ def prepare(params, buffers, config):
     first, rotations, bias = layers(config)[0], {}, None              # all layers share positions
     if first.rotation:
         module, options = first.rotation
-        for D in {layer.heads("q", config)[1] for layer in layers(config)}:
+        for D in {layer.heads(_first(layer), config)[1] for layer in layers(config)}:
             rotations[D] = module.rotations(config.block_size, D, wte.dtype, **options)
     if first.bias:
         module, options = first.bias
@@ -90,22 +87,34 @@ def prepare(params, buffers, config):
                    np.full((C, 1), 1 / C, wte.dtype))
 
 
+def _first(layer):
+    """The argument that the query comes from: q, or the channels x themselves"""
+    return "q" if "q" in layer.mechanism.arguments else "x"
+
+
 def _prepare_layer(layer, params, buffers, config):
-    h, row, H = f"h.{layer.index}", layer.mechanism, config.n_head
+    h, row, H, C = f"h.{layer.index}", layer.mechanism, config.n_head, config.n_embd
     constants = {name: params[f"{h}.attn.{name}"] for name in row.parameters}
     learned = {name: params[f"{h}.attn.{name}"] for name in attention_parameters(layer, config)}
     constants.update((name, buffers[f"{h}.attn.{name}"]) for name in row.buffers)
     sizes = {name: n_out for name, n_out, _ in projections(layer, config)}
     linears = [_linear(params, f"{h}.attn.{name}") for name in sizes]
+    names, inputs, cached = "qkv", _qkv, layer.reads("Tk")
+    dtype = params["wte.weight"].dtype
+    if _first(layer) == "x":
+        names, inputs, cached = "x", _features, ["keys", "values"]
+        sizes = {"c_attn": C, **sizes}
+        linears.insert(0, Linear(np.eye(C, dtype=dtype), np.zeros(C, dtype)))
     attn_in = Linear(np.concatenate([linear.weight for linear in linears], axis=1),
                      np.concatenate([linear.bias for linear in linears]))
-    (n_q, D), (n_k, _), (n_v, _) = (layer.heads(name, config) for name in "qkv")
+    heads = [layer.heads(name, config) for name in names]
+    n_q, D = heads[0]
     scale = 1.0 if "scale" in row.refuses else 1 / math.sqrt(D)                  # of q k^T
     norms = log_length = None
     if config.qk_norm:
-        norms = tuple(learned[f"{name}_norm.weight"].reshape(heads, 1, D)
-                      for name, heads in (("q", n_q), ("k", n_k)))
-        norms = norms[0] * attn_in.weight.dtype.type(scale), norms[1]
+        norms = tuple(learned[f"{name}_norm.weight"].reshape(n, 1, D)
+                      for name, (n, _) in zip("qk", heads))
+        norms = norms[0] * dtype.type(scale), norms[1]
     else:
         for array in attn_in:
             array[..., :n_q * D] *= scale
@@ -118,8 +127,7 @@ def _prepare_layer(layer, params, buffers, config):
         projected.append((name, slice(start, start + n_out), shape))
         start += n_out
     mlp_out = _linear(params, f"{h}.mlp.c_proj")
-    return PreparedLayer(layer, layer.reads("Tk"), constants, norms, log_length, (n_q, n_k, n_v),
-                         projected,
+    return PreparedLayer(layer, cached, constants, norms, log_length, inputs, heads, projected,
                          _after_norm(params, f"{h}.ln_1", attn_in),
                          _centred_output(_linear(params, f"{h}.attn.c_proj")),
                          _after_norm(params, f"{h}.ln_2", _linear(params, f"{h}.mlp.c_fc")),
@@ -196,26 +204,44 @@ def _norm_linear(x, linear, decoder):
     return y
 
 
-def _attend(y, prepared, bias, decoder, kv_cache):
-    """Projections (B, m) of one new position -> merged heads (B, C)"""
-    layer, row = prepared.layer, prepared.layer.mechanism
-    C, t = decoder.config.n_embd, kv_cache.length
-    (n_q, n_k, n_v), (_, D) = prepared.heads, layer.heads("q", decoder.config)
+def _qkv(y, prepared, decoder, t):
+    """Projections (B, m) of one new position -> {"q", "k", "v"}, normalised and rotated"""
+    (n_q, D), (n_k, _), (n_v, width) = prepared.heads
     end = (n_q + n_k) * D
-    _, width = layer.heads("v", decoder.config)
     qk = y[:, :end].reshape(-1, n_q + n_k, 1, D)
-    v = y[:, end:end + n_v * width].reshape(-1, n_v, 1, width)
     if prepared.norms:
         q, k = (ops.rms_norm_forward(a)[0] * gain
                 for a, gain in zip((qk[:, :n_q], qk[:, n_q:]), prepared.norms))
         qk = np.concatenate([q, k], axis=1)
-    if layer.rotation:
-        module, options = layer.rotation
-        qk = module.rotate(qk, decoder.rotations[D][t:t + 1], **options)
-    q, k, given = qk[:, :n_q], qk[:, n_q:], {}
+    qk = _rotated(qk, prepared.layer, decoder, t)
+    v = y[:, end:end + n_v * width].reshape(-1, n_v, 1, width)
+    return {"q": qk[:, :n_q], "k": qk[:, n_q:], "v": v}
+
+
+def _features(y, prepared, decoder, t):
+    """The channels (B, m) of one new position -> {"x", "keys", "values"}, as attention_layer has"""
+    layer, ((H, D),) = prepared.layer, prepared.heads
+    values = y[:, :H * D].reshape(-1, H, 1, D)
+    if layer.layer_options.get("qk_norm"):
+        values = ops.rms_norm_forward(values)[0]
+    x = _rotated(values, layer, decoder, t)
+    return {"x": x, "keys": x, "values": x if layer.layer_options.get("rope_values") else values}
+
+
+def _rotated(x, layer, decoder, t):
+    if not layer.rotation:
+        return x
+    module, options = layer.rotation
+    return module.rotate(x, decoder.rotations[x.shape[3]][t:t + 1], **options)
+
+
+def _attend(y, prepared, bias, decoder, kv_cache):
+    """Projections (B, m) of one new position -> merged heads (B, C)"""
+    layer, row = prepared.layer, prepared.layer.mechanism
+    C, t, given = decoder.config.n_embd, kv_cache.length, {}
     if decoder.config.softcap:
         given["softcap"] = decoder.config.softcap
-    arguments = {"q": q, "k": k, "v": v, **prepared.constants}
+    arguments = {**prepared.inputs(y, prepared, decoder, t), **prepared.constants}
     for name, columns, shape in prepared.projected:
         arguments[name] = y[:, columns].reshape(shape)
     gate_logits = [arguments.pop(name) for name in layer.gate.projections] if layer.gate else []
@@ -227,12 +253,13 @@ def _attend(y, prepared, bias, decoder, kv_cache):
     elif row.decode:
         if layer.window:
             seen = slice(-layer.window, None)
-            arguments["k"], arguments["v"] = arguments["k"][:, :, seen], arguments["v"][:, :, seen]
+            for name in prepared.cached:
+                arguments[name] = arguments[name][:, :, seen]
             bias = None if bias is None else bias[..., seen]
         if prepared.log_length is not None:
             factor = prepared.log_length * math.log(min(t + 1, layer.window or t + 1))
             each = np.repeat(factor, len(arguments["q"][0]) // len(factor))       # of a pair, both
-            arguments["q"] = arguments["q"] * each[:, None, None].astype(q.dtype)
+            arguments["q"] = arguments["q"] * each[:, None, None].astype(y.dtype)
         out = row.decode(**arguments, **layer.options, bias=bias, **given)
     else:
         if "scale" not in row.refuses:

@@ -44,7 +44,7 @@ def stream(params, buffers, config, prompt, n_tokens, *, temperature=1.0, top_k=
     checks.integers("prompt", prompt, config.vocab_size, axes=2 if prompt.ndim == 2 else 1)
     rng = np.random.default_rng(seed)
     cached = cached and not recompute_reason(config)
-    decoder = decode.prepare(params, buffers, config) if cached and decode.serves(config) else None
+    decoder = decode.prepare(params, buffers, config) if cached else None
     context = np.atleast_2d(prompt).astype(np.int64)[:, -config.block_size:]         # (B, T)
     groups = [slice(i, i + TOGETHER) for i in range(0, len(context), TOGETHER)]
     map_groups = pool.map if pool and len(groups) > 1 else map

@@ -99,3 +99,12 @@ def backward(dout, cache):
     else:
         dx += dkeys
     return {"x": dx, **grads}
+
+
+def decode(x, log_sigma, *, keys, values, bias=None):
+    """forward for one query, in generation: see core.attend_last. No bias of the row, which cancels
+    """
+    inv = np.exp(-2 * log_sigma)[:, None]
+    key_bias = np.einsum("bhjd,bhjd->bhj", keys, keys) * (-0.5 * inv)
+    key_bias = key_bias[:, :, None] if bias is None else key_bias[:, :, None] + bias
+    return core.attend_last(x * inv[..., None], keys, values, bias=key_bias)
