@@ -452,3 +452,43 @@ def test_decoding_against_a_paged_cache():
     assert found.ok and {t.name for t in found.results[0].tensors} == {"out", "dq"}
     assert check("softmax", softmax, **how).ok
     assert check("softmax", (partial(fn, bug=1), softmax.backward), **how).failed
+
+
+# ------------------------------------------------------------------------- further frameworks, slow
+
+
+def attention_of(softmax, turn):
+    def fn(q, k, v, *, scale=None, bias=None, bug=0):
+        s = (q @ turn(k)) * (q.shape[3]**-0.5 if scale is None else scale)
+        P = softmax(s if bias is None else s + bias)
+        return (P - bug * P * P) @ v
+    return fn
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_mlx_arrays(dtype):
+    mlx = pytest.importorskip("mlx.core")
+    fn = attention_of(lambda s: mlx.softmax(s, axis=-1), lambda x: mlx.swapaxes(x, 2, 3))
+    how = {"framework": "mlx", "dtype": dtype, "show": False}
+    found = check("softmax", fn, cases=["noncausal", "bias/per_key", "scale"], **how,
+                  exclude=["causal"])
+    assert found.ok and {t.name for t in found.results[1].tensors} == {"out", "dq", "dk", "dv",
+                                                                       "dbias"}
+    assert check("softmax", partial(fn, bug=0.1), cases=["noncausal"], **how).failed
+    both = lambda q, k, v: (fn(q, k, v), mlx.logsumexp(q @ mlx.swapaxes(k, 2, 3)
+                                                       * q.shape[3]**-0.5, axis=-1))
+    assert check("softmax", both, cases=["noncausal"], lse="e", **how).ok
+
+
+@pytest.mark.slow
+def test_tinygrad_tensors(monkeypatch):
+    monkeypatch.setenv("DEV", "PYTHON")                      # needs no compiler
+    pytest.importorskip("tinygrad")
+    fn = attention_of(lambda s: s.softmax(3), lambda x: x.transpose(2, 3))
+    how = {"framework": "tinygrad", "show": False, "cases": ["noncausal"], "time_limit": 300,
+           "sizes": {"B": 1, "H": 1, "D": 4, "Dv": 4}}
+    for dtype in ("float32", "bfloat16"):
+        found = check("softmax", fn, dtype=dtype, **how)
+        assert found.ok and len(found.results[0].tensors) == 4, str(found)
+    assert check("softmax", partial(fn, bug=0.1), **how).failed

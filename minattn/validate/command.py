@@ -19,7 +19,7 @@ def add_arguments(parser):
                              "energy, ...; energy[norm=prefix] keeps an option fixed; "
                              "or a position: rotary, morlet, decay")
     parser.add_argument("--framework", default="numpy",
-                        help="framework of its arrays: numpy, torch or jax (default numpy)")
+                        help="framework of its arrays: numpy (default), torch, jax, mlx, tinygrad")
     parser.add_argument("--dtype", default="float32",
                         help="float32 (default), float64, float16 or bfloat16")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")

@@ -5,6 +5,7 @@ function return, and what are the gradients (by the framework's own differentiat
 backward that came with the function).
 """
 import contextlib
+import importlib
 import inspect
 import os
 import sys
@@ -156,10 +157,7 @@ class TorchAdapter(NumpyAdapter):
     name, autodiff = "torch", True
 
     def __init__(self, dtype, device="cpu"):
-        try:
-            import torch
-        except ImportError:
-            raise InputError("the framework torch is not installed: pip install torch") from None
+        torch = _installed("torch", "torch")
         try:
             self.torch, self.dtype, self.device = torch, dtype, torch.device(device)
             torch.zeros(1, device=self.device)
@@ -223,10 +221,7 @@ class JaxAdapter(NumpyAdapter):
     name, autodiff, strided = "jax", True, False
 
     def __init__(self, dtype, device="cpu"):
-        try:
-            import jax
-        except ImportError:
-            raise InputError("the framework jax is not installed: pip install jax") from None
+        jax = _installed("jax", "jax")
         if dtype == "float64":
             jax.config.update("jax_enable_x64", True)
         try:
@@ -246,17 +241,97 @@ class JaxAdapter(NumpyAdapter):
 
     def call(self, forward, args, kwargs, leaves, outputs=1):
         """jax.vjp over the leaves, wherever they stand among the arguments."""
-        place = {id(x): name for name, x in leaves.items()}
-
-        def only_leaves(values):
-            swap = lambda x: values[place[id(x)]] if id(x) in place else x
-            result = forward(*[swap(x) for x in args], **{n: swap(x) for n, x in kwargs.items()})
-            result = tuple(result) if isinstance(result, (tuple, list)) else (result,)
-            return result[:outputs], result[outputs:]
         if not leaves:
             return forward(*args, **kwargs), None
-        outs, back, rest = self.jax.vjp(only_leaves, leaves, has_aux=True)
+        of_leaves = function_of(leaves, forward, args, kwargs, outputs)
+        outs, back, rest = self.jax.vjp(of_leaves, leaves, has_aux=True)
         return (*outs, *rest), lambda outs, douts, keep=False: back(tuple(douts))[0]
+
+
+class MlxAdapter(JaxAdapter):
+    name = "mlx"
+
+    def __init__(self, dtype, device="cpu"):
+        self.mlx = _installed("mlx.core", "mlx")
+        if device not in ("cpu", "gpu"):
+            raise InputError(f"MLX has the devices cpu and gpu; got {device!r}.")
+        self.mlx.set_default_device(getattr(self.mlx, device))
+        self.dtype, self.device, self.type = dtype, device, getattr(self.mlx, dtype)
+
+    def array(self, x, layout="contiguous", leaf=False):
+        kind = {"b": self.mlx.bool_, "i": self.mlx.int32}.get(x.dtype.kind, self.type)
+        return self.mlx.array(np.ascontiguousarray(x), dtype=kind)
+
+    def numbers(self, x):
+        wide = x.dtype in (self.mlx.float64, self.mlx.int32)
+        return np.array(x if wide else x.astype(self.mlx.float32)).astype(np.float64)
+
+    def belongs(self, x):
+        return isinstance(x, self.mlx.array)
+
+    def dtype_of(self, x):
+        return str(x.dtype).removeprefix("mlx.core.")
+
+    def call(self, forward, args, kwargs, leaves, outputs=1):
+        of_leaves = function_of(leaves, forward, args, kwargs, outputs)
+
+        def grads(outs, douts, keep=False):
+            flat = lambda *values: list(of_leaves(dict(zip(leaves, values)))[0])
+            return dict(zip(leaves, self.mlx.vjp(flat, list(leaves.values()), list(douts))[1]))
+        return forward(*args, **kwargs), grads if leaves else None
+
+
+class TinygradAdapter(MlxAdapter):
+    name = "tinygrad"
+
+    def __init__(self, dtype, device="cpu"):
+        self.tinygrad = _installed("tinygrad", "tinygrad")
+        self.types = {n: getattr(self.tinygrad.dtypes, n) for n in DTYPES}
+        self.dtype, self.device, self.type = dtype, device, self.types[dtype]
+
+    def array(self, x, layout="contiguous", leaf=False):
+        dtypes = self.tinygrad.dtypes
+        kind = {"b": dtypes.bool, "i": dtypes.int32}.get(x.dtype.kind, self.type)
+        return self.tinygrad.Tensor(np.ascontiguousarray(x)).cast(kind)
+
+    def like(self, x, other):
+        return self.array(x).cast(other.dtype)
+
+    def numbers(self, x):
+        wide = x.dtype == self.types["float64"]
+        return (x if wide else x.cast(self.types["float32"])).numpy().astype(np.float64)
+
+    def belongs(self, x):
+        return isinstance(x, self.tinygrad.Tensor)
+
+    def dtype_of(self, x):
+        return next((n for n, kind in self.types.items() if kind == x.dtype), str(x.dtype))
+
+    def call(self, forward, args, kwargs, leaves, outputs=1):
+        def grads(outs, douts, keep=False):
+            total = sum((out * dout).sum() for out, dout in zip(outs, douts))
+            return dict(zip(leaves, total.gradient(*leaves.values())))
+        return forward(*args, **kwargs), grads if leaves else None
+
+
+def function_of(leaves, forward, args, kwargs, outputs):
+    """forward as a function of a dict of leaves -> so many outputs, and the rest"""
+    place = {id(x): name for name, x in leaves.items()}
+
+    def of_leaves(values):
+        swap = lambda x: values[place[id(x)]] if id(x) in place else x
+        result = forward(*[swap(x) for x in args], **{n: swap(x) for n, x in kwargs.items()})
+        result = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+        return result[:outputs], result[outputs:]
+    return of_leaves
+
+
+def _installed(module, package):
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"the framework {package} is not installed: pip install {package}"
+                         ) from None
 
 
 def _no_device(framework, device, error):
@@ -264,7 +339,8 @@ def _no_device(framework, device, error):
     return InputError(f"{framework} cannot use device {device!r}: {first}")
 
 
-ADAPTERS = {"numpy": NumpyAdapter, "torch": TorchAdapter, "jax": JaxAdapter}
+ADAPTERS = {"numpy": NumpyAdapter, "torch": TorchAdapter, "jax": JaxAdapter, "mlx": MlxAdapter,
+            "tinygrad": TinygradAdapter}
 
 
 def stride(x, dtype, layout):
@@ -391,9 +467,9 @@ def fits_signature(forward, args, kwargs):
 
 def _looks_right(adapter, what, x, shape, dtypes=()):
     if not adapter.belongs(x):
-        kind, package = type(x).__name__, type(x).__module__
+        kind, package = type(x).__name__, type(x).__module__.partition(".")[0]
         raise Problem("dtype", f"{what} is of type {kind}, not an array of {adapter.name}"
-                               f"{_meant(adapter.name, {package[:5], package[:3]})}.")
+                               f"{_meant(adapter.name, {package.removesuffix('lib')})}.")
     if tuple(x.shape) != tuple(shape):
         raise Problem("shape", f"{what} has shape {tuple(x.shape)}; expected {tuple(shape)}.")
     if adapter.dtype_of(x) not in (adapter.dtype, *dtypes):
