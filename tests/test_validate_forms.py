@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -492,3 +493,48 @@ def test_tinygrad_tensors(monkeypatch):
         found = check("softmax", fn, dtype=dtype, **how)
         assert found.ok and len(found.results[0].tensors) == 4, str(found)
     assert check("softmax", partial(fn, bug=0.1), **how).failed
+
+
+# ------------------------------------------------- kernels of a GPU on a CPU: Triton, Pallas, slow
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+def test_a_triton_kernel_interpreted(monkeypatch, capsys):
+    """The kernel of docs/gpu_kernels.py, forward"""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    args = ["check", f"{ROOT}/docs/gpu_kernels.py:tiled", "--framework", "torch",
+            "--sizes", "D=16,Dv=16", "--exclude", "window,prefix,allowed,bias,gradients",
+            "--time-limit", "600", "--case", "causal", "--case", "prime_sizes",
+            "--case", "long/T=97*", "--case", "tq_ne_tk"]
+    assert cli.main(args) == 0
+    assert "all good: 10 passed, 3 not covered" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_pallas_kernel_interpreted():
+    jax = pytest.importorskip("jax")
+    from jax.experimental import pallas
+
+    def kernel(q, k, v, out, *, scale, causal):
+        s = q[0] @ k[0].T * scale
+        if causal:
+            i, j = (jax.lax.broadcasted_iota(int, s.shape, axis) for axis in (0, 1))
+            s = jax.numpy.where(j <= i, s, -1e30)
+        out[0] = jax.nn.softmax(s, axis=1) @ v[0]
+
+    def attention(q, k, v, *, scale=None, causal=False, bug=1):
+        (B, H, Tq, D), Tk, Dv = q.shape, k.shape[2], v.shape[3]
+        block = lambda T, width: pallas.BlockSpec((1, T, width), lambda head: (head, 0, 0))
+        call = pallas.pallas_call(
+            partial(kernel, scale=bug * (D**-0.5 if scale is None else scale), causal=causal),
+            out_shape=jax.ShapeDtypeStruct((B * H, Tq, Dv), q.dtype), grid=(B * H,),
+            in_specs=[block(Tq, D), block(Tk, D), block(Tk, Dv)], out_specs=block(Tq, Dv),
+            interpret=True)
+        flat = lambda x: x.reshape(B * H, *x.shape[2:])
+        return call(flat(q), flat(k), flat(v)).reshape(B, H, Tq, Dv)
+    how = {"framework": "jax", "exclude": ["gradients"], "show": False, "time_limit": 600,
+           "cases": ["causal", "noncausal", "prime_sizes", "odd_head_dim/D=3"]}
+    found = check("softmax", attention, **how)
+    assert found.ok and found.count(report.PASSED) == 4, str(found)
+    assert len(check("softmax", partial(attention, bug=1.01), **how).failed) == 4
