@@ -253,12 +253,14 @@ def _attend(y, prepared, bias, decoder, kv_cache):
     elif row.decode:
         if layer.window:
             seen = slice(-layer.window, None)
-            for name in prepared.cached:
+            # only what is averaged: a mechanism's statistics may count hidden keys too
+            for name in {"k", "v", "keys", "values"} & arguments.keys():
                 arguments[name] = arguments[name][:, :, seen]
             bias = None if bias is None else bias[..., seen]
         if prepared.log_length is not None:
             factor = prepared.log_length * math.log(min(t + 1, layer.window or t + 1))
-            each = np.repeat(factor, len(arguments["q"][0]) // len(factor))       # of a pair, both
+            n_q = arguments["q"].shape[1]
+            each = np.repeat(factor, max(1, n_q // len(factor)))                  # of a pair, both
             arguments["q"] = arguments["q"] * each[:, None, None].astype(y.dtype)
         out = row.decode(**arguments, **layer.options, bias=bias, **given)
     else:

@@ -85,6 +85,22 @@ def test_decay_within_a_window():
     )
 
 
+@pytest.mark.parametrize(
+    "fields", [{"window": 3, "position": "decay"}, {"log_length": True, "softcap": 1.5}], ids=str
+)
+@pytest.mark.parametrize(
+    "attention", ["affine[length=visible]", "affine[length=7]", "forget", "energy[norm=none]",
+                  "energy[norm=prefix]", "collaborative", "differential[version=1]"]
+)
+def test_window_or_length_and_cap(attention, fields):
+    """What a mechanism takes of every key, of those in the window, and of the mixed queries"""
+    config, params, buffers, x = loud("softmax", attention=attention, **fields)
+    whole = model.forward(params, x, config, buffers=buffers)[0]
+    np.testing.assert_allclose(
+        one_by_one(config, params, buffers, x, 1), whole, rtol=0, atol=1e-12 * np.abs(whole).max()
+    )
+
+
 @pytest.mark.parametrize("case", ["softmax", "gated", "biases-exact", "off_by_one+gated"])
 def test_float32(case):
     """No farther from float64 than a few times forward's own distance."""
@@ -121,7 +137,7 @@ def test_a_mechanisms_decode_is_its_forward(name, bias):
                  for arg, shape in {**row.arguments, **row.optional}.items()}
     extra = {"bias": rng.normal(0, 3, (H, 1, T)) if bias else None}
     out = row.module.forward(**arguments, **extra, causal=True)[0]
-    if "q" in arguments:
+    if "scale" not in row.refuses:
         arguments["q"] = arguments["q"] / np.sqrt(D)
     np.testing.assert_allclose(row.decode(**arguments, **extra), out, rtol=1e-13, atol=1e-14)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn import checks, masks
-from minattn.attention.core import attend, attend_backward, sum_groups
+from minattn.attention.core import attend, attend_backward, attend_last, repeat, sum_groups
 from minattn.errors import InputError
 from minattn.ops import sigmoid
 
@@ -89,6 +89,16 @@ def backward(dout, cache):
     # 2. alpha = phi(logits)
     grads["alpha_logits"] = dalpha * slope
     return grads
+
+
+def decode(q, k, v, alpha_logits, alpha_ma, *, phi="linear_clip", length="total", **options):
+    """forward for one query, in generation: see core.attend_last"""
+    Pv = attend_last(q, k, v, **options)
+    alpha, _ = phi_forward(alpha_logits, phi)
+    n = k.shape[2] if isinstance(length, str) else length                   # it sees every key
+    beta = (alpha_ma[:, None] - alpha) / Pv.dtype.type(n)
+    sum_v = repeat(v.sum(axis=2, keepdims=True), q.shape[1])
+    return alpha[..., None] * Pv + beta[..., None] * sum_v
 
 
 def computed(cache):

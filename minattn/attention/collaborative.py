@@ -74,3 +74,11 @@ def backward(dout, cache):
     grads["mix"] = np.einsum("bhid,bid->hd", dmixed, cache.q[:, 0])
     grads["q"] = np.einsum("bhid,hd->bid", dmixed, cache.mix[:, 0])[:, None]
     return grads
+
+
+def decode(q, k, v, mix, content, *, bias=None, **options):
+    """forward for one query, in generation: see core.attend_last. k and v: the last keys"""
+    scale = q.dtype.type(math.sqrt(mix.shape[0] / mix.shape[1]))
+    key_bias = scale * content[:, :, None, -k.shape[2]:]
+    key_bias = key_bias if bias is None else key_bias + bias
+    return core.attend_last(q * (scale * mix[:, None]), k, v, bias=key_bias, **options)

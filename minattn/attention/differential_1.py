@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn import checks, ops
+from minattn.attention.core import attend_last
 from minattn.attention.differential import both, both_backward, pairs
 
 ARXIV = "2410.05258"
@@ -98,3 +99,11 @@ def backward(dout, cache):
     d1, d2 = dlam * cache.e1, -dlam * cache.e2
     return {**grads, "k": pairs(*dk), "lam_q1": d1 * lk1, "lam_k1": d1 * lq1,
             "lam_q2": d2 * lk2, "lam_k2": d2 * lq2, "gain": dgain}
+
+
+def decode(q, k, v, lam_q1, lam_k1, lam_q2, lam_k2, gain, *, layer_index=0, **options):
+    """forward for one query, in generation: see core.attend_last"""
+    start, dtype = lambda_init(layer_index), q.dtype.type
+    lam = dtype(np.exp(lam_q1 @ lam_k1) - np.exp(lam_q2 @ lam_k2) + start)
+    first, second = (attend_last(q[:, i::2], k[:, i::2], v, **options) for i in (0, 1))
+    return ops.rms_norm_forward(first - lam * second, EPS)[0] * (dtype(1 - start) * gain)

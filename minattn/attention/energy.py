@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn import checks
-from minattn.attention.core import attend, attend_backward
+from minattn.attention.core import attend, attend_backward, attend_last
 from minattn.attention.energy_prefix import PrefixGate
 from minattn.ops import log_sigmoid, sigmoid
 
@@ -90,6 +90,19 @@ def backward(dout, cache):
     # 1. z = (e - mean) / std
     grads["energy"] = _normalise_backward(dz, z, stats, norm, dstats)
     return grads
+
+
+def decode(q, k, v, energy, alpha, tau, *, norm="key", bias=None, **options):
+    """forward for one query, in generation: see core.attend_last. k and v: the last keys"""
+    z, stats = _normalise(energy, norm)
+    first = energy.shape[2] - k.shape[2]
+    if norm == "prefix":
+        every, T = slice(None), energy.shape[2]
+        gate = PrefixGate(z, stats.dmean, stats.rstd, alpha, tau)
+        log_gate = gate.tile(every, every, np.array([T - 1]), np.arange(first, T))
+    else:
+        log_gate = log_sigmoid(alpha[:, None] * (z[:, :, first:] - tau[:, None]))[:, :, None]
+    return attend_last(q, k, v, bias=log_gate if bias is None else log_gate + bias, **options)
 
 
 def computed(cache):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn import checks
-from minattn.attention.core import attend, attend_backward
+from minattn.attention.core import attend, attend_backward, attend_last
 from minattn.ops import log_sigmoid, sigmoid
 
 ARXIV = "2503.02130"
@@ -89,6 +89,13 @@ def backward(dout, cache):
     logits = cache.forget_logits
     grads["forget_logits"] = (dlog_f * sigmoid(-logits.astype(float))).astype(logits.dtype)
     return grads
+
+
+def decode(q, k, v, forget_logits, *, bias=None, **options):
+    """forward for one query, in generation: see core.attend_last. k and v: the last keys"""
+    c = np.cumsum(log_sigmoid(forget_logits.astype(float)), axis=2)
+    own = (c[:, :, -1:] - c[:, :, -k.shape[2]:]).astype(q.dtype)[:, :, None]      # c_i - c_j
+    return attend_last(q, k, v, bias=own if bias is None else own + bias, **options)
 
 
 def computed(cache):

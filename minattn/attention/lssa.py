@@ -120,6 +120,13 @@ def backward(dout, cache):
     return grads
 
 
+def decode(q, k, v, *, power=15, eps=1e-8, **options):
+    """forward for one query, in generation: see core.attend_last"""
+    scale = q.dtype.type(math.log(q.shape[3]) * math.log(k.shape[2]))
+    return core.attend_last(_unit(q)[0] * scale, _unit(k)[0], v, rule=Sharpened(power, eps),
+                            **options)
+
+
 def _unit(x):
     """x / |x|, |x| (at least FLOOR)"""
     norm = np.sqrt(np.einsum("bhid,bhid->bhi", x, x))[..., None]
