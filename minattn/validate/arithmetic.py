@@ -60,26 +60,25 @@ def round_to(x, dtype, rng=None):
     return y
 
 
-def _noise(bits, n, rng):
-    """n random integers of so many bits: a window, at a random place, of a list drawn once."""
-    if len(_pool.get(bits, ())) < n + WINDOWS:
-        _pool[bits] = np.random.default_rng(0).integers(0, 1 << bits, n + WINDOWS, dtype=np.uint64)
-    start = int(rng.integers(WINDOWS))
-    return _pool[bits][start:start + n]
-
-
-def blur(x, fmt, count, rng):
+def blur(x, dtype, rng, count=1):
     """x as `count` random roundings would leave it: off by up to half a unit times sqrt(count)"""
-    x = np.asarray(x)
-    if "uniform" not in _pool or len(_pool["uniform"]) < x.size + WINDOWS:
-        _pool["uniform"] = np.random.default_rng(0).uniform(-0.5, 0.5, x.size + WINDOWS)
-    start = int(rng.integers(WINDOWS))
-    noise = _pool["uniform"][start:start + x.size].reshape(x.shape) * (fmt.eps * math.sqrt(count))
-    noise += 1
-    y = x * noise
+    x, fmt = np.asarray(x), FORMATS[dtype]
+    y = x * (1 + _noise(0, x.size, rng).reshape(x.shape) * (fmt.eps * math.sqrt(count)))
     if not np.abs(y).max(initial=0) <= fmt.largest:
         y = np.where(np.abs(y) > fmt.largest, np.copysign(np.inf, y), y)
     return y
+
+
+def _noise(bits, n, rng):
+    """n random integers of so many bits, or with 0 bits numbers within 1/2 of 0: a window, at a
+    random place, of a list drawn once."""
+    if len(_pool.get(bits, ())) < n + WINDOWS:
+        once = np.random.default_rng(0)
+        _pool[bits] = once.uniform(-0.5, 0.5, n + WINDOWS)
+        if bits:
+            _pool[bits] = once.integers(0, 1 << bits, n + WINDOWS, dtype=np.uint64)
+    start = int(rng.integers(WINDOWS))
+    return _pool[bits][start:start + n]
 
 
 _pool: dict = {}
@@ -119,9 +118,12 @@ class Arithmetic:
         return y
 
     def round(self, x):
+        return self._rounded(x, self.dtype)
+
+    def _rounded(self, x, dtype, count=1):
         if self.block > 1:
-            return blur(x, FORMATS[self.dtype], 1, self.rng)
-        return round_to(x, self.dtype, self.rng)
+            return blur(x, dtype, self.rng, count)
+        return round_to(x, dtype, self.rng)
 
     def operate(self, ufunc, method, *inputs, axis=0, keepdims=False, **kwargs):
         """One ufunc, or one of its methods, on plain arrays."""
@@ -143,15 +145,10 @@ class Arithmetic:
 
     def _matmul(self, a, b):
         """(..., n, k), (..., k, m) -> (..., n, m), one k after another"""
-        total = 0.0
-        if self.block > 1:
-            wide = FORMATS[FORMATS[self.dtype].wide]
-            for i in range(0, a.shape[-1], self.block):
-                part = slice(i, i + self.block)
-                total = blur(total + a[..., part] @ b[..., part, :], wide, self.block, self.rng)
-            return total
-        for i in range(a.shape[-1]):
-            total = self._add(total, a[..., :, i, None] * b[..., None, i, :])
+        total, wide = 0.0, FORMATS[self.dtype].wide
+        for i in range(0, a.shape[-1], self.block):
+            part = slice(i, i + self.block)
+            total = self._rounded(total + a[..., part] @ b[..., part, :], wide, self.block)
         return total
 
     def _sum(self, x, axis, keepdims):
@@ -162,24 +159,23 @@ class Arithmetic:
             total = x.sum(axis=tuple(axes), keepdims=keepdims)
             apart = np.sqrt((x * x).sum(axis=tuple(axes), keepdims=keepdims))
             size = np.maximum(np.abs(total), apart)          # of the partial sums, about
-            wide, count = FORMATS[FORMATS[self.dtype].wide], x.size // max(1, total.size) // 2
-            return total + (blur(size, wide, count + 1, self.rng) - size)
+            wide, count = FORMATS[self.dtype].wide, x.size // max(1, total.size) // 2
+            return total + (blur(size, wide, self.rng, count + 1) - size)
         terms = np.moveaxis(x, axes, range(len(axes)))
-        total = 0.0
-        for term in terms.reshape(-1, *terms.shape[len(axes):]):
-            total = self._add(total, term)
+        terms = terms.reshape(-1, *terms.shape[len(axes):])
+        total = self._running_sum(terms, 0)[-1] if len(terms) else np.zeros(terms.shape[1:])
         shape = [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes]
         return np.reshape(total, shape)
 
     def _running_sum(self, x, axis):
         """np.cumsum, one term after another"""
-        total, sums = 0.0, np.empty(x.shape)
-        for term, place in zip(np.moveaxis(x, axis, 0), np.moveaxis(sums, axis, 0)):
-            place[...] = total = self._add(total, term)
-        return sums
-
-    def _add(self, total, term):
-        return round_to(total + term, FORMATS[self.dtype].wide, self.rng)
+        wide = FORMATS[self.dtype].wide
+        if self.rng is None:
+            return np.add.accumulate(x.astype(wide), axis).astype(np.float64)
+        sums = np.add.accumulate(x, axis)
+        each = round_to(sums - x, wide) + x                  # is rounded; the errors add up
+        errors = np.where((x != 0) & np.isfinite(sums), self._rounded(each, wide) - each, 0)
+        return round_to(sums + np.add.accumulate(errors, axis), wide)
 
 
 class Rounded(np.ndarray):
