@@ -44,7 +44,7 @@ def as_bthd(module):
 @pytest.mark.parametrize("module", [softmax, gated], ids=["softmax", "gated"])
 def test_functions_of_tokens_before_heads(module):
     name = module.__name__.rpartition(".")[2]
-    cases = [*PLAIN, "bias", "padding", "tq_ne_tk", "combinations/Tq=1,Tk=130*"]
+    cases = [*PLAIN, "bias", "padding", "tq_ne_tk", "combinations/Tq=1,Tk=300*"]
     found = check(name, as_bthd(module), cases=cases, layout="BTHD", show=False)
     assert found.ok and found.count(report.PASSED) == len(found.results) > 12, str(found)
     wrong = check(name, module, cases=PLAIN, layout="BTHD", show=False)
@@ -214,7 +214,7 @@ def test_alignment_is_a_convention_where_align_is_no_argument():
     def forward(q, k, v, *, causal=False, window=None, allowed=True, bias=None, start=True):
         options = {} if allowed is True else {"allowed": allowed}
         return dense(q, k, v, causal=causal, window=window, bias=bias, start=start, **options)
-    cases = ["tq_ne_tk", "prime_sizes", "combinations/Tq=1,Tk=130,*causal*"]
+    cases = ["tq_ne_tk", "prime_sizes", "combinations/Tq=1,Tk=300,*causal*"]
     found = check("softmax", (forward, dense_backward), cases=cases, exclude=["prefix", "scale"],
                   show=False, time_limit=300)
     by_id = {r.id: r for r in found.results}

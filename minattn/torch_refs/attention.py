@@ -78,6 +78,7 @@ def _every_head(x, H):
 
 def _masked_softmax(s, seen):
     """softmax over the visible entries of each row; a row without any is all zeros."""
+    seen = seen & ~torch.isneginf(s)                         # a bias may hide a whole row
     some = seen.any(-1, keepdim=True)                                              # (B, H, Tq, 1)
     s = torch.where(some, s.masked_fill(~seen, float("-inf")), 0)
     return torch.where(some, torch.softmax(s, -1), 0)

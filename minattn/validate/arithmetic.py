@@ -18,6 +18,7 @@ class Format(NamedTuple):
     largest: float
     tiny: float         # the smallest normal number
     wide: str           # in which sums and matrix products add up
+    product: int = 0    # bits of the fraction that a matrix product reads, if fewer
 
     @property
     def eps(self):
@@ -28,13 +29,14 @@ FORMATS = {
     "float16": Format(10, 65504.0, 2.0**-14, "float32"),
     "bfloat16": Format(7, (2 - 2.0**-7) * 2.0**127, 2.0**-126, "float32"),
     "float32": Format(23, float(np.finfo(np.float32).max), 2.0**-126, "float32"),
+    "tf32": Format(23, float(np.finfo(np.float32).max), 2.0**-126, "float32", product=10),
     "float64": Format(52, float(np.finfo(np.float64).max), 2.0**-1022, "float64"),
 }
 
 
 def round_to(x, dtype, rng=None):
     """float64 numbers rounded to a format, still held as float64: to nearest, or at random."""
-    fmt = FORMATS[dtype]
+    fmt = FORMATS[dtype] if isinstance(dtype, str) else dtype
     x = np.asarray(x, np.float64)
     if fmt.bits == 52:
         return x if rng is None else x * (1 + fmt.eps * rng.uniform(-1, 1, x.shape))
@@ -145,7 +147,10 @@ class Arithmetic:
 
     def _matmul(self, a, b):
         """(..., n, k), (..., k, m) -> (..., n, m), one k after another"""
-        total, wide = 0.0, FORMATS[self.dtype].wide
+        total, fmt = 0.0, FORMATS[self.dtype]
+        wide = fmt.wide
+        if fmt.product:
+            a, b = (round_to(x, fmt._replace(bits=fmt.product), self.rng) for x in (a, b))
         for i in range(0, a.shape[-1], self.block):
             part = slice(i, i + self.block)
             total = self._rounded(total + a[..., part] @ b[..., part, :], wide, self.block)

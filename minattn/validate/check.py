@@ -45,6 +45,7 @@ class Setup(NamedTuple):
     shrunk: list = []         # the smallest cases found so far, with what they found
     conventions: str = "any"  # "ours": where they differ, it is wrong
     repeat: int = 1           # calls beside the first two that must give the same
+    dtype: str = "float32"    # of the bounds: "tf32" holds float32 arrays to others
 
     @property
     def without(self):
@@ -73,9 +74,15 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
                 its options by name, and returns out (B, H, Tq, Dv), or a tuple that begins with it.
                 Or a pair (forward, backward), or a module with both: forward returns (out, cache),
                 backward(dout, cache) a dict argument -> gradient.
+<<<<<<< HEAD
     framework   whose arrays fn takes: "numpy", "torch", "jax", "mlx" or "tinygrad"; it
                 differentiates where no backward is given
     dtype       of inputs, outputs, gradients: "float32", "float64", "float16" or "bfloat16"
+=======
+    framework   whose arrays fn takes: "numpy", "torch" or "jax"; it differentiates where no
+                backward is given. dtype: "float32", "float64", "float16" or "bfloat16", of inputs,
+                outputs and gradients; "tf32": float32, of which matrix products read 10 bits.
+>>>>>>> a7591b4 (x)
     cases       globs on case ids, or Case objects; all if None. quick: a selection in seconds.
     thorough    every three settings of the combinations meet, not only every two: some minutes
     exclude     what fn does not do: an option ("window"), one value of it ("norm=prefix"), a family
@@ -135,7 +142,7 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
             repeat=1):
     """Check the question -> Setup, with which check_case answers it for one case."""
     target = frameworks.resolve(fn, backward, layout, lse)
-    adapter = frameworks.adapter(framework, dtype, device)
+    adapter = frameworks.adapter(framework, "float32" if dtype == "tf32" else dtype, device)
     checks.number("time_limit", time_limit, above=0, high=MOST_SECONDS)
     checks.mapping("sizes", sizes)
     known = set(SPECIAL)
@@ -156,7 +163,7 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
     if "align" in lacks:
         target = target._replace(hidden=("align",))
     return Setup(target, adapter, frozenset(exclude), time_limit, lacks, [], conventions,
-                 checks.number("repeat", repeat, 1, integer=True))
+                 checks.number("repeat", repeat, 1, integer=True), dtype)
 
 
 def unasked(forward, sizes):
@@ -220,7 +227,7 @@ def gradient_of_lse(case, setup):
 
 
 def yardstick(case, setup):
-    return precision.yardstick(case, setup.adapter.dtype, setup.target.lse,
+    return precision.yardstick(case, setup.dtype, setup.target.lse,
                                gradient_of_lse(case, setup)[1])
 
 

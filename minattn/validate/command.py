@@ -21,7 +21,8 @@ def add_arguments(parser):
     parser.add_argument("--framework", default="numpy",
                         help="framework of its arrays: numpy (default), torch, jax, mlx, tinygrad")
     parser.add_argument("--dtype", default="float32",
-                        help="float32 (default), float64, float16 or bfloat16")
+                        help="float32 (default), float64, float16, bfloat16, or tf32 (float32 "
+                             "arrays, 10 bits of the fraction in matrix products)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--backward",
                         help="module:function of its backward, if that is not part of the target")

@@ -113,6 +113,7 @@ def generic(mechanism, T, fixed=()):
     yield Plan("tiny_values", "scores", causal, edit=scaled(2.0**-100, *scores), quick=True)
     yield Plan("tiny_values", "values", causal, edit=scaled(2.0**-100, "v"))
     yield Plan("large_values", "scores", causal, edit=scaled(64, *scores), quick=True)
+    yield Plan("large_values", "scores,D=64", causal, {"D": 64}, edit=scaled(64, *scores))
     yield Plan("large_values", "values", causal, edit=scaled(4096, "v"))
     yield Plan("repeated_tokens", "pairs", causal, edit=pairs, quick=True)
     yield Plan("one_token", "T=1", {}, {"Tq": 1, "Tk": 1})
@@ -250,6 +251,13 @@ def _softmax():
         v[:] = np.sign(v[:, :, :1]) * near_one(v)
         v[:, :, 128:] *= -1
 
+    def weights(arrays, size):                               # 0.529 of the largest: 1/2 in 4 bits
+        q, k, v = arrays.values()
+        q[:], k[:] = 1, 0
+        k[:, :, 1:, 0] = math.log(0.529) * math.sqrt(size["D"])
+        v[:] = np.sign(v[:, :, :1]) * near_one(v)
+        v[:, :, 0] = 0
+
     def key_tiles(arrays, size):                             # dq
         q, k, v = arrays.values()
         q[:] = 0
@@ -268,6 +276,7 @@ def _softmax():
         return dout
 
     yield Plan("many_small_terms", "row_sums", {}, many, edit=row_sums, quick=True)
+    yield Plan("many_small_terms", "weights", {}, {**many, "Tk": 64}, edit=weights, quick=True)
     yield Plan("many_small_terms", "key_tiles", {}, many, edit=key_tiles, quick=True)
     yield Plan("many_small_terms", "query_tiles", {}, {**many, "Tq": 4096, "Tk": 8},
                edit=query_tiles, dout=first_rows, quick=True)

@@ -271,8 +271,7 @@ def main(line):
 
 
 def _check(question, first, say):
-    from minattn.validate.check import prepare, read_skips, smallest, with_rule
-    from minattn.validate.precision import yardstick
+    from minattn.validate.check import prepare, read_skips, smallest, with_rule, yardstick
     target = load(question["target"])
     backward = question["backward"] and load(question["backward"])
     keep = ("framework", "dtype", "device", "exclude", "time_limit", "sizes", "layout", "lse",
@@ -283,7 +282,7 @@ def _check(question, first, say):
     rules = read_skips(question["skip_file"], chosen) if question["skip_file"] else []
     say("ready", setup.target.name, setup.no_gradients, setup.without, setup.unasked)
     for case in chosen[first:]:
-        yardstick(case, setup.adapter.dtype)                 # before the clock runs
+        yardstick(case, setup)                               # before the clock runs
         alive = partial(say, "start", case.id)
         alive()
         say("done", smallest(case, setup, with_rule(case, setup, rules), alive))
