@@ -105,7 +105,7 @@ LARGE = ("power_overflows",)          # one key of 372 must dominate: half a min
     pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in FOUND_BY])
 def test_mutant_is_found(name):
     m = MUTANTS[name]
-    report = check(m.mechanism, m.load(), cases=[FOUND_BY[name]], show=False)
+    report = check(m.mechanism, m.load(), cases=[FOUND_BY[name]], conventions="ours", show=False)
     assert report.failed, f"{name} ({m.wrong}) passes {FOUND_BY[name]}"
 
 

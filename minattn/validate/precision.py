@@ -27,7 +27,6 @@ WORK = 1 << 18
 BLOCK = 32              # terms that a cheap run adds up at once
 SLACK = 2
 LSE = ("softmax", "off_by_one", "sink")        # whose lse may be an output
-LOG2_E = float(np.float32(1 / math.log(2)))
 LARGEST_LSE = 2.0**21   # beyond, its rounding in float32 alone spoils weights made from it
 LOG = {"e": 1.0, "2": math.log(2)}             # of the base of an lse
 
@@ -67,9 +66,9 @@ def again(core, arithmetic):
     and differences that round once. In half precision such kernels compute this in float32."""
     if FORMATS[arithmetic.dtype].wide != arithmetic.dtype or np.abs(core.lse).max() > LARGEST_LSE:
         return core.P
-    lse = np.asarray(core.lse * LOG2_E)
+    log2_e = float(np.asarray(1 / math.log(2), arithmetic.dtype))
     exp = arithmetic.functions.get(np.exp, np.exp)
-    exponent = np.log(2) * (np.asarray(core.s) * LOG2_E - lse)
+    exponent = math.log(2) * (np.asarray(core.s) * log2_e - np.asarray(core.lse * log2_e))
     return arithmetic.array(arithmetic.round(exp(exponent)))
 
 

@@ -65,7 +65,8 @@ def judge(mutant):
     start, module = time.perf_counter(), mutant.load()
     killed = {}
     named = [f for f in cases.family_names(mutant.mechanism) if f != "combinations"]
-    for result in check(mutant.mechanism, module, cases=named, show=False).failed:
+    found = check(mutant.mechanism, module, cases=named, conventions="ours", show=False)
+    for result in found.failed:
         killed.setdefault(result.family, f"{result.id}: {result.findings[0].message}")
     killed.update(causality_forms(mutant.mechanism, module))
     return Verdict(mutant, killed, time.perf_counter() - start)
