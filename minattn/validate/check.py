@@ -74,15 +74,10 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
                 its options by name, and returns out (B, H, Tq, Dv), or a tuple that begins with it.
                 Or a pair (forward, backward), or a module with both: forward returns (out, cache),
                 backward(dout, cache) a dict argument -> gradient.
-<<<<<<< HEAD
     framework   whose arrays fn takes: "numpy", "torch", "jax", "mlx" or "tinygrad"; it
                 differentiates where no backward is given
     dtype       of inputs, outputs, gradients: "float32", "float64", "float16" or "bfloat16"
-=======
-    framework   whose arrays fn takes: "numpy", "torch" or "jax"; it differentiates where no
-                backward is given. dtype: "float32", "float64", "float16" or "bfloat16", of inputs,
-                outputs and gradients; "tf32": float32, of which matrix products read 10 bits.
->>>>>>> a7591b4 (x)
+                ("tf32": float32, of which matrix products read 10 bits)
     cases       globs on case ids, or Case objects; all if None. quick: a selection in seconds.
     thorough    every three settings of the combinations meet, not only every two: some minutes
     exclude     what fn does not do: an option ("window"), one value of it ("norm=prefix"), a family
