@@ -350,6 +350,7 @@ def test_races_are_found_by_repeating():
     assert check("softmax", (forward, softmax.backward), **how).ok
     found = check("softmax", (forward, softmax.backward), repeat=100, **how)
     assert "out is different when the same call is made again" in str(found)
+    assert "each case was called 101 times, for races" in str(found)
     with pytest.raises(InputError, match="repeat must be"):
         check("softmax", softmax, repeat=0, **how)
 

@@ -110,7 +110,8 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     results = until_too_many_hang((smallest(case, setup, with_rule(case, setup, rules))
                                    for case in chosen), chosen, progress)
     found = Report(mechanism, setup.target.name, framework, dtype, device, seed, results,
-                   setup.no_gradients, time.perf_counter() - start, setup.unasked)
+                   setup.no_gradients, time.perf_counter() - start, setup.unasked,
+                   setup.repeat)
     if show:
         print(found)
     return found

@@ -102,7 +102,8 @@ def check(question, *, progress=False):
         results = until_too_many_hang(answers, chosen, progress)
     about = [question[n] for n in ("framework", "dtype", "device", "seed")]
     seconds = time.perf_counter() - start
-    return Report(question["mechanism"], name, *about, results, gradients, seconds, unasked)
+    return Report(question["mechanism"], name, *about, results, gradients, seconds, unasked,
+                  question.get("repeat", 1))
 
 
 def causality(**question):

@@ -72,11 +72,12 @@ class Report:
     """The results of one check. `.ok` is True if something was checked and nothing was found."""
 
     def __init__(self, mechanism, target, framework, dtype, device, seed, results, gradients="",
-                 seconds=0.0, unasked=()):
+                 seconds=0.0, unasked=(), repeat=1):
         self.mechanism, self.target, self.framework = mechanism, target, framework
         self.dtype, self.device, self.seed = dtype, device, seed
         self.results, self.seconds = tuple(results), seconds
         self.unasked = tuple(unasked)       # what the function does not take and need not
+        self.repeat = repeat                # how often each case was called again
         self.gradients = gradients          # why no gradient was checked; empty if they were
 
     @property
@@ -113,6 +114,8 @@ class Report:
             names = {"grouped": "grouped key heads (--sizes Hkv=2 asks for them)",
                      "align": "align (it takes none)"}
             lines.append(f"not asked for: {', '.join(names.get(n, n) for n in self.unasked)}")
+        if self.repeat > 1:
+            lines.append(f"each case was called {self.repeat + 1} times, for races")
         if any(r.further for r in self.results):
             lines.append("further outputs not covered: only the first is compared")
         statuses = (PASSED, FAILED, DIFFERS, XFAILED, XPASSED, SKIPPED, NOT_COVERED)
