@@ -147,6 +147,12 @@ def test_command_on_a_few(capsys, tmp_path):
     assert score["families"]["scale"]["alone"] == ["scale_ignored"]
 
 
+def test_command_in_half_precision(capsys):
+    pytest.importorskip("ml_dtypes")
+    assert command("--mutant", "scale_[bi]*", "--dtype", "bfloat16") == 0
+    assert "2 of 2 mutants killed" in capsys.readouterr().out
+
+
 def test_command_fails_when_a_mutant_survives(capsys, monkeypatch):
     harmless = mutants.Mutant("harmless", "softmax", "nothing",
                               "- s = scale * dots\n+ s = dots * scale")
@@ -179,6 +185,7 @@ def test_command_shows_and_lists(capsys):
 @pytest.mark.parametrize("words, message", [
     (["--mutant", "sink_ignord"], "Did you mean 'sink_ignored'"),
     (["--mechanism", "softmx"], "Did you mean 'softmax'"),
+    (["--dtype", "float8", "--mutant", "scale_ignored"], "--dtype must be"),
     (["--show", "nothing_visibl"], "Did you mean 'nothing_visible'"),
     (["--mutant", "sink_*", "--mechanism", "gated"], "no mutant of gated is called"),
     (["--mutant", "scale_ignored", "--json", "no/such/folder/score.json"], "cannot write"),

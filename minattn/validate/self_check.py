@@ -17,7 +17,10 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
+
+import numpy as np
 
 from minattn import checks
 from minattn.attention import MECHANISMS
@@ -59,17 +62,37 @@ class Verdict(NamedTuple):
         return not self.killed
 
 
-def judge(mutant):
+def judge(mutant, dtype="float32"):
     """Run one mutant through every family -> Verdict. The base itself (mutants.none) must pass."""
     from minattn.validate.check import check
-    start, module = time.perf_counter(), mutant.load()
+    start, module = time.perf_counter(), in_float32(mutant.load(), dtype)
     killed = {}
     named = [f for f in cases.family_names(mutant.mechanism) if f != "combinations"]
-    found = check(mutant.mechanism, module, cases=named, conventions="ours", show=False)
+    found = check(mutant.mechanism, module, dtype=dtype, cases=named, conventions="ours",
+                  show=False)
     for result in found.failed:
         killed.setdefault(result.family, f"{result.id}: {result.findings[0].message}")
-    killed.update(causality_forms(mutant.mechanism, module))
+    if dtype == "float32":
+        killed.update(causality_forms(mutant.mechanism, module))
     return Verdict(mutant, killed, time.perf_counter() - start)
+
+
+def in_float32(module, dtype):
+    """A module for arrays of another type, which computes in float32, as kernels do"""
+    if dtype == "float32":
+        return module
+
+    def wide(x):
+        return x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype != bool else x
+
+    def forward(*arrays, **options):
+        out, cache = module.forward(*map(wide, arrays), **{n: wide(x) for n, x in options.items()})
+        return out.astype(arrays[0].dtype), cache
+
+    def backward(dout, cache):
+        grads = module.backward(wide(dout), cache)
+        return {n: None if x is None else x.astype(dout.dtype) for n, x in grads.items()}
+    return SimpleNamespace(forward=forward, backward=backward, __name__=module.__name__)
 
 
 def causality_forms(mechanism, module):
@@ -159,7 +182,7 @@ class Score(NamedTuple):
                 "seconds": round(self.seconds, 1), "verdicts": verdicts, "families": families}
 
 
-def score(chosen=None, *, progress=False):
+def score(chosen=None, *, dtype="float32", progress=False):
     """Judge the mutants (all if None), and first the base of each of their mechanisms -> Score"""
     start = time.perf_counter()
     chosen = list(mutants.MUTANTS.values() if chosen is None else chosen)
@@ -168,7 +191,7 @@ def score(chosen=None, *, progress=False):
     if progress:
         from tqdm import tqdm
         queue = tqdm(queue, unit="mutant", leave=False)
-    verdicts = tuple(judge(m) for m in queue)
+    verdicts = tuple(judge(m, dtype) for m in queue)
     return Score(verdicts[len(bases):], verdicts[:len(bases)], time.perf_counter() - start)
 
 
@@ -207,6 +230,9 @@ def add_arguments(parser):
     parser.add_argument("--mutant", action="append", metavar="GLOB",
                         help="run only these mutants; may be repeated")
     parser.add_argument("--mechanism", help="only the mutants of this mechanism")
+    parser.add_argument("--dtype", default="float32",
+                        help="of inputs and results: float32 (default), or bfloat16 or float16, in "
+                             "which mutants compute in float32 and certificates are left out")
     parser.add_argument("--list", action="store_true",
                         help="show the mutants, with what is wrong in each, and exit")
     parser.add_argument("--show", metavar="NAME",
@@ -228,7 +254,8 @@ def run(args):
         for m in chosen:
             print(f"{m.name:<30}{m.mechanism:<12}{_half(m):<10}{m}")
         return 0
-    found = score(chosen, progress=sys.stderr.isatty())
+    checks.choice("--dtype", args.dtype, ("float32", "bfloat16", "float16"))
+    found = score(chosen, dtype=args.dtype, progress=sys.stderr.isatty())
     print(found)
     if args.json is not None:
         write_file(args.json, json.dumps(found.to_json(), indent=1))
