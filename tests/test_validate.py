@@ -289,6 +289,13 @@ def test_the_yardstick_refuses_what_a_precision_cannot_hold():
     assert 1e3 < narrow / wide < 1e6
 
 
+def test_a_gradient_that_nobody_can_see_has_a_floor():
+    case, = kit.cases("sink", only=["sink_far_below/-20"])
+    bounds = [precision.yardstick(case._replace(arrays={**case.arrays, "sink": np.full(3, s)}),
+                                  "float32").bounds["dsink"] for s in (-60.0, -20.0)]
+    assert 1e-15 < bounds[0] < 1e-12 and bounds[1] < 1e-9
+
+
 @pytest.fixture
 def warm(monkeypatch):
     """Softmax attention with a temperature per head, as a mechanism of the registry; 0 is 1."""

@@ -254,6 +254,9 @@ def _yardstick(case, dtype, lse, dlse):
     bounds = bounds_of(right, runs, dtype, given, few)
     if not np.isfinite(list(bounds.values())).all():         # those that scale the queries first
         bounds = bounds_of(right, runs[1 if few else 2::2], dtype, given, few)
+    floor = min(FORMATS[dtype].eps, 2.0**-23)**2             # far below what anything can see
+    floor *= np.abs(case.cotangent).max() * np.abs(right["out"]).max()
+    bounds.update({n: max(x, floor) for n, x in bounds.items() if right[n].ndim == 1})
     if not np.isfinite(list(bounds.values())).all():
         return Yardstick(right, {}, f"plain {dtype} arithmetic overflows here, so there is nothing "
                                     "to compare with")
