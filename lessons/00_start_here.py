@@ -223,14 +223,19 @@ ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"]);
 # %% [markdown]
 # ## The map
 #
-# - **The basis**: the gradient (lesson 01), a whole model (02), positions (03).
+# - **The basis**: the gradient (lesson 01) and how to check one (18), a whole model
+#   (02) and how it learns to write (19), many heads (15), positions (03).
+# - **Around it**: how a model learns (12), whether a difference is real (13), writing
+#   with a cache (14), why it is fast (16).
 # - **One paper each**: fading position waves, arXiv 2606.01258 (04); sinks and affine
 #   weights, 2602.23057 (05, 06); the energy gate, 2605.21842 (07); a Gaussian kernel in
 #   place of queries and keys, 2605.02144 (08); what a mask alone does, 2502.01951 (09).
-# - **Beyond**: checking a fast implementation (10), other rules for the weights (11),
-#   how a model learns (12).
+# - **Papers, continued**: energy gate and Morlet positions together, 2605.26355 (17);
+#   the kernel on text and pictures (20); who is believed (21).
+# - **Beyond**: checking a fast implementation (10), other rules for the weights (11).
 #
-# [The list of lessons](README.md) also names the files of the package for each.
+# [The list of lessons](README.md) gives an order to read, and the files of the package
+# for each.
 #
 # Every mechanism of the package is two functions that face each other:
 # `forward(arrays, options) -> out, cache` and `backward(dout, cache) -> gradients`.

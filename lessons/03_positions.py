@@ -308,6 +308,9 @@ kernels = {"learned table, untrained": table @ table.T,
            "decay": decay_bias(T, 4)[1]}
 
 # %% tags=["plot"]
+# Picture: five kernels of positions, query by key, the future white. Sinusoidal, RoPE
+# and decay have diagonal stripes that depend on the distance alone; the learned table
+# and the projected one do not.
 fig, axes = plots.figure(11, 2.9, ncols=5)
 for ax, (name, K) in zip(axes, kernels.items()):
     ax.imshow(np.where(np.tri(T, dtype=bool), K, np.nan), cmap="cividis")
@@ -324,7 +327,7 @@ axes[0].set_ylabel("query $i$");
 #
 # ## The experiment: what is lost
 #
-# One layer, 64 channels, trained as in lesson 02 (`parallel.train_step`) on windows of
+# One layer, 64 channels, trained as in lesson 19 (`parallel.train_step`) on windows of
 # 32 characters, two seeds each. Then we read windows of 128, four times as long as any
 # in training, and look at the loss place by place. One entry needs explaining. The
 # waves have size 1, the rows of a fresh `wte` size 0.02: added, the waves drown the
@@ -432,7 +435,10 @@ right.set_xlim(0, LONG + 26);
 # Where do the heads look? The mean weight by distance, in four of these models (queries
 # from the second half of a short window):
 
-# %%
+# %% tags=["plot"]
+# Picture: mean weight against how far back a key is, four heads each. Without
+# positions the curves are level; with learned places, decay and RoPE some heads peak
+# within three characters.
 fig, axes = plots.figure(11, 3.2, ncols=4, sharey=True)
 for ax, name in zip(axes, ("none", "learned", "decay", "rope")):
     params, config, _ = results[name][0]

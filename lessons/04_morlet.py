@@ -37,7 +37,10 @@ from minattn.positions import morlet, sinusoidal
 # From $\omega\sigma = 5$ on this is below $4 \cdot 10^{-6}$: zero for most purposes.
 # The rule $\omega\sigma \ge 5$ is called *admissibility*.
 
-# %%
+# %% tags=["plot"]
+# Picture: a cosine under a bell for three products of frequency and width: 1, 5 and
+# 15. The larger the product, the more waves fit under the bell. Dots mark the tokens;
+# the half before the text is shaded.
 fig, axes = plots.figure(10, 3.2, ncols=3, sharey=True)
 fine = np.linspace(-60, 60, 24_001)  # the real axis, finely
 for ax, product in zip(axes, (1, 5, 15)):
@@ -226,7 +229,10 @@ for width in (1e2, 1e3, 1e4, 1e5):
 # kernel is relative; for narrow ones the same distance means less and less as the text
 # goes on.
 
-# %%
+# %% tags=["plot"]
+# Picture: dot products of positions for three widths. Very wide bells give stripes
+# along the whole diagonal; at 20 tokens they fade; at the published start only the
+# first few tokens are left.
 fig, axes = plots.figure(10, 3.7, ncols=3)
 widths = {r"$\sigma = 10^4$: relative": 1e4, r"$\sigma = 20$": 20,
           r"$\sigma = 5/\omega$: the published start": np.exp(log_sigma)}
@@ -335,7 +341,7 @@ grader_04.check_gradient_log_sigma(gradient_log_sigma);
 # The published start has $\omega\sigma = 5$ for every pair (the cap puts the last two a
 # little below). Which side of the edge is that? Rounding decides.
 
-# %%
+# %% tags=["varies"]
 for dtype in (np.float64, np.float32):
     start_omega, start_sigma = (a.astype(dtype) for a in morlet.initial(C // 2))
     _, _, product = morlet.effective(start_omega, start_sigma)
@@ -357,7 +363,7 @@ for dtype in (np.float64, np.float32):
 # follows? **Back**: which character stood two places ago? The second is easy for a
 # model that knows where it is and hard for one that does not, so it measures positions
 # and little else. `train` returns the loss at each position of the block, on text that
-# was not trained on (`lessons.train`: lesson 02's training, and gradients whose norm is
+# was not trained on (`lessons.train`: lesson 19's training, and gradients whose norm is
 # above 1 are scaled back to 1).
 
 # %%
@@ -376,6 +382,17 @@ def targets(x, y, question):
     return np.concatenate([x[:, :2], x[:, :-2]], axis=1)  # (B, T)
 
 # %%
+def loss_by_place(params, config, question):
+    """-> (T,): the validation loss at each place of a window"""
+    logits = np.concatenate([model.forward(params, val_x[i:i + 20], config)[0]
+                             for i in range(0, len(val_x), 20)])      # (N, T, V)
+    logits -= logits.max(axis=2, keepdims=True)
+    right = targets(val_x, val_y, question)[:, :, None]               # (N, T, 1)
+    right = np.take_along_axis(logits, right, axis=2)[:, :, 0]        # (N, T)
+    return (np.log(np.exp(logits).sum(axis=2)) - right).mean(axis=0)
+
+
+# %%
 def train(question, position, *, steps=500, seed=0, token_scale=1, start=None):
     """-> params, loss at each position (T,)
 
@@ -390,14 +407,7 @@ def train(question, position, *, steps=500, seed=0, token_scale=1, start=None):
         params, _ = lessons.train(pool, config, train_ids, steps=steps, batch=8,
                                   lr=5e-3, seed=seed, params=params,
                                   targets=lambda x, y: targets(x, y, question))
-        logits = [model.forward(params, val_x[i:i + 20], config)[0]
-                  for i in range(0, len(val_x), 20)]
-    logits = np.concatenate(logits)                                   # (N, T, V)
-    logits -= logits.max(axis=2, keepdims=True)
-    right = targets(val_x, val_y, question)[:, :, None]               # (N, T, 1)
-    right = np.take_along_axis(logits, right, axis=2)[:, :, 0]        # (N, T)
-    loss = np.log(np.exp(logits).sum(axis=2)) - right
-    return params, loss.mean(axis=0)                                  # (T,)
+    return params, loss_by_place(params, config, question)
 
 # %% [markdown]
 # Six models. The last two start from frequencies between one turn in 80 tokens and
@@ -405,7 +415,7 @@ def train(question, position, *, steps=500, seed=0, token_scale=1, start=None):
 # control: its bells are so wide ($\sigma = 10^4$) that there is no fading at all, only
 # clocks whose frequencies are trained.
 
-# %%
+# %% tags=["varies"]
 def morlet_start(sigma):
     omega = np.geomspace(5 / T, 0.9 * np.pi, C // 2)
     return {"position.morlet.log_omega": np.log(omega).astype(np.float32),
@@ -427,7 +437,7 @@ print("two places back                    seed   tokens 2-11   tokens 48-63")
 for (name, seed), (_, loss) in back.items():
     print(f"{name:37s}{seed:2d}{loss[2:12].mean():14.3f}{loss[48:].mean():15.3f}")
 
-# %%
+# %% tags=["plot"]
 fig, ax = plots.figure(8.4, 4.2)
 for (name, seed), (_, loss) in back.items():
     n = list(runs).index(name)
@@ -465,7 +475,7 @@ ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1));
 #
 # And the usual question, the next character, two seeds each:
 
-# %%
+# %% tags=["varies"]
 for name in ("none", "learned", "morlet"):
     losses = [train("next", name, seed=n, steps=200)[1] for n in (0, 1)]
     near, far = ([loss[part].mean() for loss in losses]
@@ -486,7 +496,10 @@ for name in ("none", "learned", "morlet"):
 #
 # The products $\omega\sigma$ of all pairs after training on *back*: raw, and in use.
 
-# %%
+# %% tags=["plot", "varies"]
+# Picture: product of frequency and width for every pair, before and after training.
+# From the published start most pairs stay at the boundary, 5; from the wide start
+# nearly all stay above it.
 fig, axes = plots.figure(10, 3.8, ncols=2)
 starts = {"morlet": morlet.initial(C // 2),
           "morlet, wide, tokens x 10": wide_start.values()}

@@ -161,7 +161,7 @@ def sink_backward(dout, q, k, v, sink):
     return ds @ k, ds.T @ q, dv, dsink
 
 
-dout = rng.standard_normal(out.shape)  # random: ones would hide bugs (lesson 01)
+dout = rng.standard_normal(out.shape)  # random: ones would hide bugs (lesson 18)
 ours = dict(zip(("q", "k", "v", "sink"), sink_backward(dout, q, k, v, 0.7)))
 above, below = (np.sum(dout * sink_forward(q, k, v, 0.7 + h)[0]) for h in (1e-6, -1e-6))
 print("dsink by hand", f"{ours['sink']:.8f}",
@@ -314,7 +314,8 @@ def head(name, p, before, here):
     return MODULES[name].forward(*arrays, causal=True, return_weights=True)
 
 # %%
-def train_head(name, steps=300, lr=0.03):
+def fresh(name):
+    """What a head learns, at the start: {name: array}"""
     draw = np.random.default_rng(1)
     p = {"query": draw.normal(0, 0.5, (V, D)), "key": draw.normal(0, 0.5, (V, D))}
     if name == "sink":
@@ -323,25 +324,35 @@ def train_head(name, steps=300, lr=0.03):
         p["gate"] = np.zeros((V, 1))
     if name == "start token":
         p["k0"], p["v0"] = draw.normal(0, 0.5, D), draw.normal(0, 0.5, D)
-    vector, p, _ = optim.flatten(p)      # all parameters in one vector, and views of it
+    return p
+
+
+# %%
+def add_gradients(name, p, ids, grads):
+    """Add the gradients of the mean squared error on ids (B, T + 1) to grads"""
+    before, here, target, _ = task(ids)
+    out, cache, _ = head(name, p, before, here)
+    error = out[:, 0] - target                          # (B, T, D)
+    d = MODULES[name].backward(2 * error[:, None] / error.size, cache)
+    np.add.at(grads["query"], here, d["q"][:, 0])
+    np.add.at(grads["key"], before, d["k"][:, 0, -T:])  # the T keys of the text
+    if name == "start token":
+        grads["k0"] += d["k"][:, 0, 0].sum(axis=0)
+        grads["v0"] += d["v"][:, 0, 0].sum(axis=0)
+    if name == "sink":
+        grads["sink"] += d["sink"]
+    if name == "gate":
+        np.add.at(grads["gate"], here, d["gate_logits"][:, 0])
+
+
+# %%
+def train_head(name, steps=300, lr=0.03):
+    vector, p, _ = optim.flatten(fresh(name))  # all in one vector, and views of it
     g, grads, _ = optim.flatten({n: np.zeros_like(a) for n, a in p.items()})
     m, m2 = np.zeros((2, vector.size))                      # AdamW's two moments
     for step in range(steps):
-        before, here, target, _ = task(data.batch(train_ids, 16, T + 1, 0, step)[0])
-        out, cache, _ = head(name, p, before, here)
-        error = out[:, 0] - target                          # (B, T, D)
-        dout = 2 * error[:, None] / error.size              # of the mean squared error
-        d = MODULES[name].backward(dout, cache)
         g[:] = 0
-        if name == "start token":
-            grads["k0"][:] = d["k"][:, 0, 0].sum(axis=0)
-            grads["v0"][:] = d["v"][:, 0, 0].sum(axis=0)
-        np.add.at(grads["query"], here, d["q"][:, 0])
-        np.add.at(grads["key"], before, d["k"][:, 0, -T:])  # the T keys of the text
-        if name == "sink":
-            grads["sink"][:] = d["sink"]
-        if name == "gate":
-            np.add.at(grads["gate"], here, d["gate_logits"][:, 0])
+        add_gradients(name, p, data.batch(train_ids, 16, T + 1, 0, step)[0], grads)
         optim.adamw(vector, g, m, m2, step + 1, lr)
     return p
 
@@ -408,13 +419,16 @@ shown = {"softmax": seen["softmax"][row, 0, :30, :30],
 w = seen["sink"][row, 0, :30, :30]
 shown["sink"] = np.hstack([1 - w.sum(axis=1, keepdims=True), w])  # the sink first
 for ax, (name, w) in zip(axes, shown.items()):
-    image = ax.imshow(w, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     extra = ["•"] * (w.shape[1] - 30)
+    seen_by = np.tri(30, w.shape[1], k=len(extra), dtype=bool)
+    w = np.where(seen_by, w, np.nan)                     # the future stays white
+    image = ax.imshow(w, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     ax.set_xticks(range(w.shape[1]), extra + letters, fontsize=7)
     ax.set_yticks(range(30), letters, fontsize=7)
     ax.set(title=name + " (•)" * len(extra), xlabel="key (its value: this character)")
     ax.grid(False)
 axes[0].set_ylabel("query")
+fig.suptitle("A start token becomes a sink by itself; a learned sink looks the same")
 fig.colorbar(image, ax=axes, label="weight", shrink=0.8);
 
 # %% [markdown]
@@ -430,17 +444,18 @@ fig.colorbar(image, ax=axes, label="weight", shrink=0.8);
 #
 # Softmax and the three others in a model of two layers with four heads each and rotary
 # positions (lesson 03), trained for a short while to guess the next character
-# (`lessons.train`: lesson 02's training, and gradients whose norm is above 1 are scaled
+# (`lessons.train`: lesson 19's training, and gradients whose norm is above 1 are scaled
 # back to 1). There is no start token: a window begins anywhere. The usual measure of a
 # sink is the **first-token mass**: the mean weight on key 0 over the queries $i \ge 1$
 # (query 0 has no choice). A head that looks at all visible keys alike gives key 0 the
 # weight $1/(i+1)$; the mean of these is the dashed line.
 
 # %%
+NAMES = ("softmax", "off_by_one", "sink", "gated")
 x, y = (a[::20] for a in data.blocks(val_ids, 64))
-fig, (left, right) = plots.figure(9.6, 3.8, ncols=2)
+masses, totals = [], []
 with parallel.workers(2) as pool:
-    for n, name in enumerate(("softmax", "off_by_one", "sink", "gated")):
+    for name in NAMES:
         config = model.Config(vocab_size=V, block_size=64, n_layer=2, n_head=4,
                               n_embd=64, attention=name, position="rope", bias=True,
                               scaled_init=False)
@@ -448,13 +463,18 @@ with parallel.workers(2) as pool:
                                         lr=6e-3)
         layers = maps.weights(params, buffers, config, x)  # (B, H, T, T) for each layer
         mass = np.concatenate([statistics.first_token_mass(w) for w in layers])
-        total = np.concatenate([statistics.row_sums(w)[0] for w in layers])
+        masses.append(mass)
+        totals.append(np.concatenate([statistics.row_sums(w)[0] for w in layers]))
         loss = parallel.mean_loss(pool, params, buffers, x, y, config)
         print(f"{name:11s} validation loss {loss:.3f}",
               f"  first-token mass {mass.mean():.3f}",
-              f"  sum of the weights {total.mean():.3f}   (means over heads)")
-        for ax, value in ((left, mass), (right, total)):
-            ax.plot(np.linspace(n - 0.3, n + 0.3, 8), value, "os^D"[n], ms=6)
+              f"  sum of the weights {totals[-1].mean():.3f}   (means over heads)")
+
+# %% tags=["plot"]
+fig, (left, right) = plots.figure(9.6, 3.8, ncols=2)
+for n in range(len(NAMES)):
+    for ax, values in ((left, masses), (right, totals)):
+        ax.plot(np.linspace(n - 0.3, n + 0.3, 8), values[n], "os^D"[n], ms=6)
 left.axhline(np.mean(1 / np.arange(2, 65)), color="gray", ls="--", lw=1,
              label="a uniform head")
 left.legend(frameon=False, loc="lower left")
@@ -462,6 +482,7 @@ for ax, what in ((left, "first-token mass"), (right, "sum of the weights of a ro
     ax.set_xticks(range(4), ["softmax", "off-by-one", "sink", "gate"])
     ax.set(xlabel="each mark is a head: four of layer 0, then four of layer 1",
            ylabel=what, ylim=(0, 1.06 * ax.get_ylim()[1]))
+fig.suptitle("No head of these models makes the first token a sink")
 
 # %% [markdown]
 # **No first-token sink here.** The heads lie about the uniform line or below it, in all

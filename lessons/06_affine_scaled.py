@@ -5,7 +5,7 @@
 # on any key. What happens if the model may choose how much a row spends, and weights
 # may be negative? **Time:** 30 minutes to read, 50 with the exercises. **You need:**
 # softmax attention and its gradient ([lesson 01](01_softmax_attention.ipynb)), training
-# a small model ([lesson 02](02_character_model.ipynb)). (The letters:
+# a small model ([lesson 19](19_learning_to_write.ipynb)). (The letters:
 # [notation](NOTATION.md).)
 
 # %%
@@ -279,7 +279,7 @@ print(f"after 20 steps {alpha_ma:.6f}   m (1 - 0.9^20) {m * (1 - 0.9**20):.6f}  
 # So for some twenty steps $\alpha_\text{ma}$ is too small and $\beta$ clearly negative:
 # at first the late rows of `total`, and all rows of `visible`, sum to almost nothing.
 # Watch it on real text in two layers with four heads and rotary positions
-# (`lessons.train`: lesson 02's training, and gradients whose norm is above 1 are scaled
+# (`lessons.train`: lesson 19's training, and gradients whose norm is above 1 are scaled
 # back to 1). A fresh $W_\alpha$ is small, so that $\alpha \approx \varphi(0) = 1/2$
 # (dashed); later each head goes its own way:
 
@@ -325,6 +325,10 @@ ax.legend(frameon=False);
 
 # %%
 x, y = (a[::20] for a in data.blocks(val_ids, T))      # validation windows (n, T)
+
+# %% tags=["plot"]
+# Picture: histograms of the sum of the weights of a row. Softmax: always 1. Affine,
+# total: a hill around 0.4. Affine, visible: a few values near one half.
 fig, axes = plots.figure(9.6, 3.4, ncols=3, sharex=True)
 for ax, (name, parts), colour in zip(axes, trained.items(), plots.COLOURS):
     params, buffers, config, _ = parts

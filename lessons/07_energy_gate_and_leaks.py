@@ -4,7 +4,8 @@
 # **The question.** A new mechanism has a lower loss. Is it better, or has it seen the
 # answer? **Time:** 40 minutes to read, 55 with the exercises. **You need:** softmax
 # attention and its gradient ([lesson 01](01_softmax_attention.ipynb)), training a small
-# model ([lesson 02](02_character_model.ipynb)). (The letters: [notation](NOTATION.md).)
+# model ([lesson 19](19_learning_to_write.ipynb)). (The letters:
+# [notation](NOTATION.md).)
 
 # %%
 import numpy as np
@@ -329,7 +330,7 @@ grader_07.check_prefix_only_loss(prefix_only_loss);
 # ## Experiment: is the gain real?
 #
 # Three models that differ only in the attention: softmax, the energy gate as published,
-# and its causal form (`lessons.train`: lesson 02's training, and gradients whose norm
+# and its causal form (`lessons.train`: lesson 19's training, and gradients whose norm
 # is above 1 are scaled back to 1). Windows are short, 16 characters: in a mean over 16
 # tokens each one has a large share, so a model can find the leak within seconds of
 # training. (Afterwards try `T=64`: is it found as quickly? A leak need not be used,

@@ -137,6 +137,16 @@ def tiles(Tq, Tk, causal, shift):
         yield rows, [slice(j, min(j + TILE, Tk)) for j in range(0, end, TILE)]
 
 # %%
+def merged(so_far, total, acc, s, v):
+    """One tile more: scores s (B, H, R, K), values v (B, H, K, Dv)"""
+    new = np.maximum(so_far, s.max(axis=3, keepdims=True))  # (B, H, R, 1)
+    safe = np.where(new == -np.inf, 0, new).astype(s.dtype)
+    e, old = np.exp(s - safe), np.exp(so_far - safe)        # (R, K), (R, 1)
+    total = total * old + e.sum(axis=3, keepdims=True)
+    acc = acc * old + e @ v                                 # (R, K), (K, Dv) -> (R, Dv)
+    return new, total, acc
+
+# %%
 def forward(q, k, v, *, scale=None, causal=False, align="end"):
     """q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, Dv) -> out, cache"""
     (B, H, Tq, D), (Tk, Dv) = q.shape, v.shape[2:]
@@ -149,12 +159,7 @@ def forward(q, k, v, *, scale=None, causal=False, align="end"):
         total, acc = np.zeros_like(so_far), np.zeros_like(out[:, :, rows])
         for keys in blocks:
             s = scores(q, k, rows, keys, scale, causal, shift)
-            new = np.maximum(so_far, s.max(axis=3, keepdims=True))  # (B, H, R, 1)
-            safe = np.where(new == -np.inf, 0, new).astype(q.dtype)
-            e, old = np.exp(s - safe), np.exp(so_far - safe)  # (R, K), (R, 1)
-            total = total * old + e.sum(axis=3, keepdims=True)
-            acc = acc * old + e @ v[:, :, keys]  # (R, K), (K, Dv) -> (R, Dv)
-            so_far = new
+            so_far, total, acc = merged(so_far, total, acc, s, v[:, :, keys])
         total[total == 0] = 1                           # a row that sees nothing: 0 / 1
         out[:, :, rows] = acc / total
         m[:, :, rows] = np.where(so_far == -np.inf, 0, so_far)
@@ -237,7 +242,7 @@ print({name: f"{np.abs(grads[name] - expected[name]).max():.0e}" for name in gra
 # knows no windows, prefixes, padding or biases, so those are excluded: "not covered" is
 # not "passed".
 
-# %%
+# %% tags=["varies"]
 CANNOT = ("window", "prefix", "allowed", "bias")
 report = check("softmax", (forward, backward), exclude=CANNOT)
 
@@ -276,7 +281,8 @@ print("two numbers, exp(s - m - ln total): ", np.exp(x - x - np.log(n)))
 # %%
 def changed(*pairs):
     """(forward, backward) of this lesson with (old, new) pieces of source exchanged."""
-    source = "\n".join(inspect.getsource(f) for f in (scores, tiles, forward, backward))
+    source = "\n".join(inspect.getsource(f)
+                       for f in (scores, tiles, merged, forward, backward))
     for old, new in pairs:
         assert source.count(old) == 1, old
         source = source.replace(old, new)
@@ -318,8 +324,8 @@ BUGS = {
     "query i always sits at key i":
         ('shift = Tk - Tq if align == "end" else 0', "shift = 0"),
     "weights times values in float16":
-        ("+ e @ v[:, :, keys]",
-         "+ (e.astype('f2') @ v[:, :, keys].astype('f2')).astype(e.dtype)"),
+        ("acc * old + e @ v",
+         "acc * old + (e.astype('f2') @ v.astype('f2')).astype(e.dtype)"),
     "dk overwritten by each tile": ("dk[:, :, keys] += ds", "dk[:, :, keys] = ds"),
     "rowsum(out) for rowsum(dout out)": ("(dout * out).sum", "out.sum"),
     "mask forgotten in the backward": (CALL, CALL.replace("causal", "False")),
@@ -374,7 +380,7 @@ for line in str(reports["dk overwritten by each tile"]).splitlines():
 # How near to its bound does a kernel come? If bounds were generous, half precision
 # could hide behind them.
 
-# %%
+# %% tags=["plot"]
 fig, ax = plots.figure(8.6, 3.8)
 for bug, label, marker, n in (
         ("nothing", "float32, cured", "o", 0),

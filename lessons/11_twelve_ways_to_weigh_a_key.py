@@ -108,7 +108,7 @@ def weigh(name, s):
     q, k = vectors(name, s)
     return attend(name, q, k, k)[0][0]             # the values do not matter here
 
-# %%
+# %% tags=["plot"]
 def panels(height, xlabel, ylabel):
     """A panel for each rule, four rows by theme -> figure, {name: axes}"""
     fig, axes = plots.figure(9.6, height, nrows=4, ncols=3, sharex=True, sharey=True)

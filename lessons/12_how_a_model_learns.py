@@ -58,8 +58,7 @@ def walk(rule, lr, steps, H=CURVATURES, start=START):
         points.append(w.copy())
     return np.array(points)
 
-
-# %%
+# %% tags=["plot"]
 def draw_path(ax, points, title):
     steep, flat = np.meshgrid(np.linspace(-2.5, 2.5, 80), np.linspace(-5, 13, 80))
     ax.contour(flat, steep, 50 * steep**2 + flat**2 / 2, levels=[1, 5, 15, 35, 70, 150],
@@ -68,7 +67,9 @@ def draw_path(ax, points, title):
     ax.plot(0, 0, "+", ms=12, color="black")
     ax.set(xlim=(-5, 13), ylim=(-1.3, 1.3), title=title, xlabel="$w_2$ (flat)")
 
-
+# %% tags=["plot"]
+# Picture: three walks of gradient descent over the contours of a valley: slow along
+# the floor, zigzag across it, and jumps that grow.
 fig, axes = plots.figure(9.6, 3.2, ncols=3, sharey=True)
 for ax, lr, what in zip(axes, (0.002, 0.019, 0.0202), ("slow", "zigzag", "unstable")):
     draw_path(ax, walk(gradient_descent, lr, 40), rf"$\eta$ = {lr}: {what}")
@@ -109,7 +110,9 @@ def momentum(w, mu=0.9):
         w -= lr * m
     return update
 
-
+# %% tags=["plot"]
+# Picture: three walks over the same contours: without momentum a zigzag, with momentum
+# a swinging path that ends near the minimum.
 fig, axes = plots.figure(9.6, 3.2, ncols=3, sharey=True)
 draw_path(axes[0], walk(gradient_descent, 0.019, 40), r"without, $\eta$ = 0.019")
 draw_path(axes[1], walk(momentum, 0.002, 40), r"with, $\eta$ = 0.002")
@@ -171,7 +174,6 @@ print(f"momentum         {fewest_steps(momentum):4d} steps")
 #
 # ## Exercise 1: one step of Adam
 
-
 # %% tags=["exercise"]
 def adam_step(w, g, m, v, t, lr, beta1=0.9, beta2=0.999, eps=1e-8):
     """w, g, m, v (n,): the weights, their gradient, the two means before the step
@@ -183,7 +185,6 @@ def adam_step(w, g, m, v, t, lr, beta1=0.9, beta2=0.999, eps=1e-8):
 
 
 grader_12.check_adam_step(adam_step);
-
 
 # %% tags=["solution"]
 def adam_step(w, g, m, v, t, lr, beta1=0.9, beta2=0.999, eps=1e-8):
@@ -250,7 +251,6 @@ def gradients(params, seed, step):
     factor = optim.clip_factor(optim.global_norm(grads), 1.0)
     return {name: factor * g for name, g in grads.items()}
 
-
 # %%
 params, _ = model.init(config, seed=0)
 updates = {name: adam(p) for name, p in params.items()}
@@ -286,8 +286,7 @@ def last_update(rule):
         update(w, g, t, 1.0)
     return w - before
 
-
-# %%
+# %% tags=["plot"]
 fig, ax = plots.figure(6.6, 3.8)
 for name, rule in (("gradient", gradient_descent), ("momentum", momentum),
                    ("Adam", adam), ("Muon", muon_rule)):
@@ -353,7 +352,6 @@ for name, values in shares.items():
 #
 # ## Exercise 2: one Newton–Schulz step
 
-
 # %% tags=["exercise"]
 def newton_schulz_step(X, a, b, c):
     """X (n, m) -> a X + b X X^T X + c (X X^T)^2 X, (n, m)"""
@@ -361,7 +359,6 @@ def newton_schulz_step(X, a, b, c):
 
 
 grader_12.check_newton_schulz_step(newton_schulz_step);
-
 
 # %% tags=["solution"]
 def newton_schulz_step(X, a, b, c):
@@ -384,6 +381,8 @@ def after(s, steps):
 
 
 s = np.geomspace(1e-4, 1, 2000)
+
+# %% tags=["plot"]
 fig, ax = plots.figure(6.6, 3.6)
 for steps in (5, 3):
     ax.semilogx(s, after(s, steps), label=f"{steps} steps")
@@ -438,11 +437,12 @@ def noisy_losses(rates, copies=2000, seed=0):
         losses.append(np.mean(w**2) / 2)
     return losses
 
-
 # %%
 high, low = np.full(200, 0.2), np.full(200, 0.02)
 falling = [optim.learning_rate(t, lr=0.2, min_lr=0, warmup=0, steps=200,
                                schedule="linear", cooldown=0.6) for t in range(200)]
+
+# %% tags=["plot"]
 fig, ax = plots.figure(6.8, 3.8)
 for name, rates in (("constant 0.2", high), ("constant 0.02", low),
                     ("0.2, then a line to 0", falling)):
@@ -487,7 +487,6 @@ for t in range(1, 51):
 # falls by equal amounts: the first of them still has `peak`, and one more step after
 # the last would have 0. In between it is `peak`.
 
-
 # %% tags=["exercise"]
 def rate(t, steps, peak, warmup, cooldown):
     """The learning rate of step t, 0 <= t < steps; warmup + cooldown <= steps"""
@@ -495,7 +494,6 @@ def rate(t, steps, peak, warmup, cooldown):
 
 
 grader_12.check_rate(rate);
-
 
 # %% tags=["solution"]
 def rate(t, steps, peak, warmup, cooldown):
@@ -534,7 +532,6 @@ def parts(name, params, lr):
     return ([(key, at, muon_rule(params[key][at]), lr) for key, at in matrices]
             + [(key, ..., adam(params[key]), 0.01) for key in rest])
 
-
 # %%
 def learn(job):
     """(rule, learning rate, seed) -> losses on both halves of the validation windows"""
@@ -557,7 +554,9 @@ with parallel.workers(2) as pool:
     losses = list(pool.map(learn, jobs))
 losses = np.reshape(losses, (3, 3, 3, 2))  # (rule, learning rate, seed, half)
 
-# %%
+# %% tags=["plot", "varies"]
+# Picture: final losses of three rules, three learning rates and three seeds each.
+# Momentum lies highest, Adam in the middle, Muon lowest at its chosen rate.
 fig, axes = plots.figure(8.6, 3.6, ncols=3, sharey=True)
 for ax, name, its in zip(axes, GRID, losses):
     chosen = its[..., 0].mean(axis=1).argmin()           # by the first half
@@ -585,7 +584,7 @@ fig.suptitle("Muon ends lowest (150 steps, three seeds; filled: the chosen rate)
 # Adam gives each coordinate its own scale, which helps if the valleys lie along the
 # coordinates. Muon gives each *direction* of a matrix the same scale, whatever the
 # axes, and needs products only. Noise sets a floor proportional to the learning rate;
-# a cool-down removes it.
+# a cool-down ends below that of the rate it began with.
 #
 # **What remains unknown.** Why equal singular values are good for learning. The bound
 # on the spectral norm is a reason to choose $U V^\top$ once this bound is accepted; it

@@ -3,7 +3,7 @@
 #
 # **The question.** Two models are trained, and one ends with a loss that is 0.01 lower.
 # Is it the better model, or was it lucky? **Time:** 25 minutes to read, 50 with the
-# exercises. **You need:** lesson 02 (how a model is trained), mean and standard
+# exercises. **You need:** lesson 19 (how a model is trained), mean and standard
 # deviation. Every comparison of this project follows the rules of this lesson. (The
 # letters: [notation](NOTATION.md).)
 
@@ -69,8 +69,8 @@ ax.set(xlabel="validation loss (nats per character); bar: the mean",
        title="One run says little: seeds differ by more than models do")
 
 # %% [markdown]
-# Pick one dot from each row and you can tell almost any story. Who trains each model
-# once and reports the better one reports the seed, too.
+# Pick one dot from each row and you can tell almost any story. Whoever trains each
+# model once and reports the better one is reporting the seed as well.
 #
 # ## Pair what belongs together
 #
@@ -81,7 +81,7 @@ ax.set(xlabel="validation loss (nats per character); bar: the mean",
 # $$ d_k = b_k - a_k, \qquad k = 1 \dots n, $$
 #
 # where $a_k$ is the loss of the first model with seed $k$ and $b_k$ that of the second.
-# How far do the differences scatter, paired and in random order?
+# How much do the differences scatter if the seeds are paired, and if they are not?
 
 # %%
 def scatter(a, b):
@@ -96,7 +96,7 @@ for name, its in list(zip(MODELS, losses))[1:]:
 
 # %% [markdown]
 # Pairing does not always help so much. In longer training the paths of two models
-# separate, and the batches in common matter less. It never costs anything.
+# separate, and the batches in common matter less. But it never costs anything.
 #
 # ## How sure is a mean of eight?
 #
@@ -171,7 +171,7 @@ grader_13.check_interval(interval);
 # says: the difference is probably no larger than the ends of this interval, and we
 # cannot tell its sign.
 
-# %%
+# %% tags=["varies"]
 def paired_interval(a, b):
     d = b - a
     half = stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
@@ -293,8 +293,8 @@ for name, wrong in (("one interval at 95 %", 0.05), ("Bonferroni", 0.05 / 20)):
 #   (lesson 07).
 #
 # The seed does not fix everything, either. Another processor rounds differently, and
-# after some hundred steps the same seed has become another run. Signs and intervals
-# should survive that; the third digit does not.
+# after some hundred steps the same seed has become another run. A clear sign
+# survives that; the third digit does not.
 #
 # **What we now know.** One run measures model and seed together. The same seeds for
 # both models, paired differences, Student's interval: then a difference has a size, an

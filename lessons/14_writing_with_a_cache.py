@@ -3,12 +3,12 @@
 #
 # **The question.** A model that has read 1000 characters writes one more. Must it read
 # all 1001 again to write the next? **Time:** 20 minutes to read, 45 with the exercises.
-# **You need:** lesson 00 (causal attention), lesson 02 (a model and how it writes).
+# **You need:** lesson 00 (causal attention), lesson 19 (how a model writes).
 # (The letters: [notation](NOTATION.md).)
 #
-# The short answer is no: what the earlier characters computed can be kept, *if* it does
-# not depend on what comes later. We first write the cache, then look at attention that
-# breaks the condition.
+# The short answer is no: what was computed for the earlier characters can be kept, *if*
+# it does not depend on what comes later. We first write the cache, then look at
+# attention that breaks the condition.
 
 # %%
 import time
@@ -126,7 +126,7 @@ print(f"largest logit {np.abs(whole).max():.1f}; "
 # shapes are added up in another order. A text that is drawn from the probabilities is
 # nearly always the same.
 
-# %%
+# %% tags=["varies"]
 prompt = vocabulary.encode("ROMEO:\n")
 texts = [list(generate.stream(params, {}, config, prompt, 150, temperature=0.7, seed=1,
                               cached=cached)) for cached in (True, False)]
@@ -212,8 +212,8 @@ ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
 # For these two, the predictions made while training on a whole window are not the ones
 # that the model makes when it writes. That is worse than slow. The loss that was
 # reported belongs to a model that cannot be run: each of its predictions knew something
-# of the text behind it. A cache makes this visible, because it is the first program
-# that takes causality at its word. Both have a causal form (`key`, `visible`), which
+# of the text behind it. A cache makes this visible, because it relies on
+# causality. Both have a causal form (`key`, `visible`), which
 # can be cached.
 #
 # ## Exercise 3: a cache that forgets
@@ -266,7 +266,7 @@ grader_14.check_window_step(window_step);
 # It depends on the machine and on what else it does; what should remain is that it
 # grows with the length of the text.
 
-# %%
+# %% tags=["varies"]
 long = shape(block_size=256)
 fresh, _ = model.init(long, seed=0)
 

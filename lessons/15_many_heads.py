@@ -47,8 +47,8 @@ for text, values in (("ab", np.stack([a, b])), ("ba", np.stack([b, a]))):
 #    = \sum_h o^h\, W_O^h $$
 #
 # where $W_O^h$ is the block of the rows $hD$ to $(h + 1)D - 1$ of $W_O$. Read the sum:
-# *heads add*. Each writes into all $C$ channels of the stream, and none knows of the
-# others in the same layer.
+# *heads add*. Each writes into all $C$ channels of the stream, and none sees what the
+# others in the same layer have found.
 #
 # The number of weights is $4C^2$ for every $H$. The arithmetic is the same, too: the
 # scores of all heads together take $2 T^2 D H = 2 T^2 C$ operations. What changes is
@@ -225,9 +225,9 @@ ax.set(xlabel="removed: layer, head", ylabel="rise of the loss (nats)",
 print(f"loss with all heads: {full:.2f}")
 
 # %% [markdown]
-# Removing a head after training is not the same as training without it: the rest had
-# counted on it. In large trained models many heads can be removed one at a time almost
-# for free (arXiv 1905.10650). So how many should there be?
+# Removing a head after training is not the same as training without it: the other
+# weights were trained together with it. In large trained models many heads can be
+# removed one at a time almost for free (arXiv 1905.10650). So how many should there be?
 #
 # ## How many heads?
 #

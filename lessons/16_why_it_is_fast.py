@@ -54,7 +54,7 @@ for N in rows:
     rates.append(2 * N * 2048 * 2048 / time_of_one)
 rates = np.array(rates) / rates[-1]
 
-# %% tags=["plot"]
+# %% tags=["plot", "varies"]
 # Picture: operations per second of a matrix product, relative to 256 rows, against the
 # number of rows. With one row it is a small share; it rises towards 1.
 fig, ax = plots.figure(6.4, 3.4)
@@ -223,7 +223,7 @@ block_times = [seconds(lambda size=size: by_blocks(large, size, result))
                for size in sizes]
 block_times = np.array(block_times) / min(block_times)
 
-# %% tags=["plot"]
+# %% tags=["plot", "varies"]
 # Picture: time of nine elementwise passes against the rows in a block, relative to the
 # best, on logarithmic axes. It is lowest in the middle and higher at both ends: highest
 # for single rows.
@@ -238,17 +238,16 @@ print("relative to the best block: the whole array at once takes "
       f"{block_times[-1]:.1f} times as long, row by row {block_times[0]:.0f} times")
 
 # %% [markdown]
-# Two prices meet here. A call of NumPy costs some microsecond or so before it computes
+# There are two costs. A call of NumPy costs about a microsecond before it computes
 # anything, and on the left there are very many calls. On the right every pass goes to
 # memory. In between the blocks fit the cache. The package's `ops.py` cuts its layers in
 # this way (`row_blocks`).
 #
 # ## Do not compute what is hidden
 #
-# A causal mask hides nearly half of all scores. A program that computes all of them and
-# then overwrites half has wasted a quarter of an attention layer's forward and more.
-# The package cuts the queries into blocks of rows and computes only the keys that some
-# row of the block may see.
+# A causal mask hides nearly half of all scores. A program that computes all of them
+# first does nearly twice the work. The package cuts the queries into blocks of rows and
+# computes only the keys that some row of the block may see.
 #
 # ## Exercise 3: how many tiles?
 #
@@ -304,10 +303,10 @@ ax.legend(frameon=False);
 # do ([where the time goes](../docs/where_the_time_goes.md) has measurements, and what
 # was tried without success).
 #
-# **What we now know.** Operations are cheap, fetching is dear. Products of large
-# matrices use each number often and run near the speed of the processor; passes over
-# large arrays do not. Blocks that fit the cache, no work for what is hidden, and few
-# calls of useful size: that is most of what makes this package fast.
+# **What we now know.** Arithmetic is cheap; fetching numbers is expensive. Products of
+# large matrices use each number often and run near the speed of the processor; passes
+# over large arrays do not. Blocks that fit the cache, no work for what is hidden, and
+# few calls of useful size: that is most of what makes this package fast.
 #
 # **What remains unknown.** How much is left. A compiler can merge all passes over a
 # block into one; NumPy cannot. [Benchmarks](../docs/benchmarks.md) compares with two

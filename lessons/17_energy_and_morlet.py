@@ -130,7 +130,7 @@ grader_17.check_prefix_only(prefix_only);
 # ## What we found in longer runs
 #
 # Here are the losses of a study of this project: four layers, 128 channels, 1000 steps,
-# three seeds. It took hours, so the notebook only reads its numbers
+# three seeds. It took hours, so only its numbers are given here
 # ([all of it](../docs/results.md#the-energy-gate)). The order in each row is softmax
 # with learned positions, gate with learned, softmax with Morlet, both.
 
@@ -191,8 +191,9 @@ ax.set(xlabel="interaction (below 0: superadditive)",
 # %% [markdown]
 # Evaluated as published, our interaction has the published sign in all three seeds, and
 # half the size; but the interval still contains 0. Prefix-only, with the very same
-# models, the sign turns: whatever Morlet positions add to this gate, they add to its
-# view of the future. The causal gate shows nothing that three seeds can see.
+# models, the sign turns in all three seeds. That suggests that what Morlet positions
+# add to this gate, they add to its view of the future. The causal gate shows nothing
+# that three seeds can see.
 #
 # So what is reproduced? That Morlet positions alone are worse than learned ones: by
 # 0.032 in the paper, by 0.089 in our study, with an interval that is clear of 0. What
@@ -260,7 +261,7 @@ jobs = [(*pair, seed) for pair in PAIRS for seed in range(3)]
 with parallel.workers(2) as pool:
     losses = np.reshape(list(pool.map(both_losses, jobs)), (4, 3, 2))
 
-# %%
+# %% tags=["varies"]
 print("teacher-forced / prefix-only, means of three seeds")
 for (attention, position), its in zip(PAIRS, losses.mean(axis=1)):
     print(f"{attention:22s} {position:8s} {its[0]:.3f} / {its[1]:.3f}")
@@ -269,7 +270,7 @@ for name, its in zip(("teacher-forced", "prefix-only"), np.moveaxis(losses, 2, 0
     print(f"interaction, {name:15s}", *(f"{one:+.3f}" for one in d))
 
 # %% [markdown]
-# So early in training the two are in each other's way: the interaction is above 0 for
+# So early in training the two hinder each other: the interaction is above 0 for
 # both losses. After 200 steps a model hardly knows more than which characters follow
 # each other, and Morlet waves are still noise to it (lesson 04). A short run is not a
 # small version of a long one. That cuts both ways: our 1000 steps are short beside the

@@ -145,7 +145,7 @@ print(f"{model.count_parameters(config):,} parameters, "
       f"{STEPS} steps of {BATCH} x {config.block_size} characters")
 losses, checked = [], []
 
-# %%
+# %% tags=["varies"]
 for step in range(STEPS + 1):
     if step % 150 == 0 or step == 50:
         checked.append((step, model.forward(params, val_x, config, targets=val_y)[1]))
@@ -254,7 +254,7 @@ def sampling_probabilities(z, temperature, k):
     return p / p.sum()
 grader_19.check_sampling_probabilities(sampling_probabilities);
 
-# %%
+# %% tags=["varies"]
 for temperature in (0.2, 0.8, 2.0):
     print(f"--- temperature {temperature} ---\n{write(150, temperature).strip()}\n")
 

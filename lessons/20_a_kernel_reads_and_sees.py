@@ -204,7 +204,7 @@ def see(kind, seed, steps=900):
     right = np.mean(classify(kind, state.params, x)[0].argmax(axis=1) == same)
     return len(state.p), losses, right
 
-# %%
+# %% tags=["varies"]
 KINDS = ("nothing", "softmax", "gaussian")
 with parallel.workers(2) as pool:
     jobs = [(kind, seed) for kind in KINDS for seed in range(3)]
@@ -227,10 +227,10 @@ ax.set(xlabel="step", ylabel="loss, mean of 30 steps (nats)", ylim=(0, 0.8),
        title="The kernel sees likeness, but learns it later");
 
 # %% [markdown]
-# `nothing` stays at $\ln 2 \approx 0.69$, as it must; it is right about as often as
-# always answering "same", for 51.9 % of the 2000 new pictures are. The kernel asks the
-# right question here, "who is like me?", and answers it with a third fewer parameters,
-# but it learns more slowly than softmax; how slowly depends on the seed.
+# `nothing` stays at $\ln 2 \approx 0.69$, as it must; it is right about as often as a
+# guess. The kernel asks the right question here, "who is like me?", and answers it with
+# a third fewer parameters, but it learns more slowly than softmax; how slowly depends
+# on the seed.
 #
 # ## Exercise 2: how many parameters are saved?
 #
@@ -306,12 +306,11 @@ ax.set(xlabel="validation loss (nats per character)",
 # %% [markdown]
 # Fewer parameters and a higher loss, but not *because* of the fewer parameters: a
 # softmax model just as small loses far less. The bandwidths stay near their start in
-# such a short training run. A reader of text must often look at a neighbour that is not
-# like itself, and a Gaussian head looks first at itself: a likely reason, though we did
-# not isolate it. The paper finds the same direction at a far larger scale (validation
-# loss from .788 to .819 bits per byte with 378 instead of 896 million parameters; 419
-# of the 518 million saved are embedding tables of the model it is compared with, and
-# not attention).
+# such a short training run. The likely reason is the one above, for a Gaussian head
+# looks first at itself; we did not isolate it. The paper finds the same direction at a
+# far larger scale (validation loss from .788 to .819 bits per byte with 378 instead of
+# 896 million parameters; 419 of the 518 million saved are embedding tables of the model
+# it is compared with, and not attention).
 #
 # **What we now know.** Where likeness was the question, a kernel answers it with fewer
 # parameters, but learns more slowly. On text the loss was worse than that of a softmax

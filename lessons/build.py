@@ -8,7 +8,10 @@ words what is seen and becomes the figure's alternative text.
 
 --check executes every source and fails if a cell raises or prints to stderr, a solution is not
 right, the committed notebook was made from another source, or a limit of time, length or size is
-broken. It writes nothing.
+broken. It also compares what the cells print: the words must be those of the committed notebook,
+and every number must agree within 0.05 or 10 %, whichever allows more, because other processors
+round differently. Cells tagged "varies" (times, texts that a model writes) are not compared. It
+writes nothing.
 
 --text runs nothing: where only text has changed, the outputs of the notebook stay as they are. It
 refuses a lesson whose code has changed.
@@ -26,6 +29,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SECONDS, LINES, BYTES = 60, 600, 700_000
+NUMBER = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
 # an absolute path, or a time
 LEAKS = re.compile(r"(?<![\w./:])/[\w.-]+/[\w.-]|\b[A-Z]:\\|\b20\d\d-\d\d-\d\d[T ]\d\d:")
 
@@ -164,14 +168,25 @@ def described(output, code):
     comment = itertools.takewhile(lambda line: line.startswith("#"), code.splitlines())
     text = " ".join(line.strip("# ") for line in comment)
     if not text.startswith("Picture: "):
-        named = [keyword for call in ast.walk(ast.parse(code)) if isinstance(call, ast.Call)
-                 for keyword in call.keywords if isinstance(keyword.value, ast.Constant)]
-        titles = {str(one.value.value) for one in named if one.arg == "title"}
-        axes = {str(one.value.value) for one in named if one.arg in ("xlabel", "ylabel")}
+        calls = [call for call in ast.walk(ast.parse(code)) if isinstance(call, ast.Call)]
+        named = [(word.arg, word.value) for call in calls for word in call.keywords]
+        named += [(call.func.attr.removeprefix("set_"), call.args[0]) for call in calls
+                  if isinstance(call.func, ast.Attribute) and call.args]
+        titles = {_words(value) for name, value in named if name in ("title", "suptitle")} - {""}
+        axes = {_words(value) for name, value in named if name in ("xlabel", "ylabel")} - {""}
         text = (f"{'; '.join(sorted(titles)) or 'Figure'}. "
                 f"Axes: {'; '.join(sorted(axes)) or 'none'}.")
     text = " ".join(text.removeprefix("Picture: ").replace("$", "").split())
     return {"alt": text[0].upper() + text[1:]}
+
+
+def _words(value):
+    """The text of a string in code, with dots for what an f-string puts in; else an empty one"""
+    parts = value.values if isinstance(value, ast.JoinedStr) else [value]
+    if not all(isinstance(one, ast.FormattedValue) or isinstance(getattr(one, "value", None), str)
+               for one in parts):
+        return ""
+    return "".join(one.value if isinstance(one, ast.Constant) else "..." for one in parts)
 
 
 def compress(output):
@@ -225,9 +240,28 @@ def stale(target, notebook):
     def cells(one):
         return [(cell.cell_type, cell.source) for cell in one.cells]
 
-    if cells(committed) == cells(notebook) and figures(committed) == figures(notebook):
-        return []
-    return [f"{target.name} was not made from this source: make lessons"]
+    if cells(committed) != cells(notebook) or figures(committed) != figures(notebook):
+        return [f"{target.name} was not made from this source: make lessons"]
+    return [f"cell {n} prints another result than in {target.name}: {why}"
+            for n, (old, new) in enumerate(zip(committed.cells, notebook.cells))
+            if "varies" not in tags(new) and (why := another_result(printed(old), printed(new)))]
+
+
+def printed(cell):
+    return "".join(output.get("text", "") for output in cell.get("outputs", []))
+
+
+def another_result(old, new):
+    """What differs between two printed texts by more than rounding may, or an empty string"""
+    words, numbers = (NUMBER.sub("#", text).split() for text in (old, new)), []
+    if len({tuple(one) for one in words}) > 1:
+        return f"{new.strip()[:60]!r}"
+    for one in (old, new):
+        numbers.append([float(x.replace(",", "")) for x in NUMBER.findall(one)])
+    for a, b in zip(*numbers):
+        if abs(a - b) > max(0.05, 0.1 * max(abs(a), abs(b))):
+            return f"{b:g} in place of {a:g}"
+    return ""
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minattn.experiments.position_bias import bounds, recall_task, stacks
+from minattn.experiments.position_bias import bounds, stacks
 from minattn.lessons.grading import Exercise, exercise
 
 
@@ -101,35 +101,6 @@ def check_critical_distance():
             (
                 lambda layers, m: math.floor((layers - 1) / m),
                 "e^m - 1 is near m for a small slope only.",
-            ),
-        ],
-    )
-
-
-@exercise
-def check_largest_gap():
-    """items, copies, labels -> the gap of a network that believes the earlier item."""
-
-    def reference(items, copies, labels):
-        return recall_task.largest_gap(recall_task.Task(items=items, burst=copies, labels=labels))
-
-    inputs = [(8, 4, 32), (6, 2, 5), (9, 3, 7), (5, 1, 3), (12, 3, 2)]
-    return Exercise(
-        reference,
-        inputs,
-        hints=[
-            (
-                lambda n, c, labels: (1 - c / n) * (1 - 1 / labels),
-                "b is not a: of the other items, copies - 1 are of a's class.",
-            ),
-            (lambda n, c, labels: (n - c) / (n - 1), "Two classes may have the same label."),
-            (
-                lambda n, c, labels: (c - 1) / (n - 1) + (n - c) / (n - 1) / labels,
-                "That is the accuracy on [b, a], not the gap.",
-            ),
-            (
-                lambda n, c, labels: 1 - 1 / labels,
-                "Both items may be of one class; then both labels are right.",
             ),
         ],
     )

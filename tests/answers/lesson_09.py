@@ -42,21 +42,6 @@ def largest_weight(layers, m):
     return max(range(400), key=lambda x: math.comb(t + x, x) * math.exp(-m * x))
 
 
-def by_counting(items, copies, labels):
-    """Every ordered pair of items, and every pair of labels of their classes."""
-    right = pairs = 0
-    for a in range(items):
-        for b in range(items):
-            if a != b:
-                pairs += 1
-                right += (
-                    1
-                    if a // copies == b // copies
-                    else sum(x == y for x in range(labels) for y in range(labels)) / labels**2
-                )
-    return 1 - right / pairs
-
-
 RIGHT = {
     "is_center": [search, lambda M: reached(M, len(M) - 1).all(axis=0)],
     "one_more_layer": [
@@ -64,7 +49,6 @@ RIGHT = {
         lambda P, A, residual: (A @ P + P) / 2 if residual else A @ P,
     ],
     "critical_distance": [lambda layers, m: math.floor(star(layers - 1, m)), largest_weight],
-    "largest_gap": [by_counting, lambda n, c, labels: (n - c) / (n - 1) * (1 - 1 / labels)],
 }
 WRONG = {
     "is_center": [
@@ -92,13 +76,5 @@ WRONG = {
         (lambda layers, m: round(star(layers - 1, m)), ""),
         (lambda layers, m: math.floor((layers - 1) / math.exp(m)), "not e^m"),
         (lambda layers, m: math.floor((layers - 1) / m), "small slope"),
-    ],
-    "largest_gap": [
-        (lambda n, c, labels: (1 - c / n) * (1 - 1 / labels), "b is not a"),
-        (lambda n, c, labels: (n - c) / (n - 1), "same label"),
-        (lambda n, c, labels: 1 - 1 / labels, "one class"),
-        (lambda n, c, labels: (c - 1) / (n - 1) + (n - c) / (n - 1) / labels, "not the gap"),
-        (lambda n, c, labels: 1 - c / n, ""),
-        (lambda n, c, labels: 1.0, ""),
     ],
 }
