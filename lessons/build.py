@@ -32,6 +32,7 @@ SECONDS, LINES, BYTES = 60, 600, 700_000
 NUMBER = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
 # an absolute path, or a time
 LEAKS = re.compile(r"(?<![\w./:])/[\w.-]+/[\w.-]|\b[A-Z]:\\|\b20\d\d-\d\d-\d\d[T ]\d\d:")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def main():
@@ -144,7 +145,8 @@ def published(notebook):
         if "plot" in tags(cell):
             cell.metadata["jupyter"] = {"source_hidden": True}
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"
+                            and WIDGET not in o.get("data", {})]      # nothing runs behind a page
             for output in cell.outputs:
                 size = output.pop("metadata", {}).get("image/png")
                 if output.output_type != "stream":

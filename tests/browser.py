@@ -64,6 +64,19 @@ def deep(driver, selector, what=""):
         return what ? found.map(one => one[what]) : found;""", selector, what)
 
 
+def click(driver, selector):
+    """Click the first element that is found, as soon as there is one that stays"""
+    from selenium.common.exceptions import WebDriverException
+
+    def clicked():
+        try:
+            deep(driver, selector)[0].click()
+            return True
+        except (IndexError, WebDriverException):
+            return False
+    wait(clicked, 60)
+
+
 def complaints(driver):
     """What the page wrote to the console, beside plain information"""
     return [entry["message"] for entry in driver.get_log("browser") if entry["level"] != "INFO"]

@@ -156,6 +156,49 @@ def test_a_figure_keeps_its_size_and_loses_bytes():
     assert again.size == (96, 64)
 
 
+def test_a_page_keeps_the_figure_of_a_slider_alone():
+    nbformat = pytest.importorskip("nbformat")
+    v4 = nbformat.v4
+    outputs = [v4.new_output("display_data", {"image/png": "abc="}),
+               v4.new_output("display_data", {"text/plain": "SelectionSlider()",
+                                              build().WIDGET: {"model_id": "random"}})]
+    page = build().published(v4.new_notebook(cells=[v4.new_code_cell("x", outputs=outputs)]))
+    assert [list(output.data) for output in page.cells[0].outputs] == [["image/png"]]
+
+
+def test_a_slider_draws_the_figure_anew(monkeypatch):
+    shown = pytest.importorskip("IPython.display")
+    widgets = pytest.importorskip("ipywidgets")
+    from matplotlib import pyplot
+    seen, drawn = [], []
+
+    class Handle:
+        def update(self, fig):
+            seen.append(("again", fig))
+
+    def display(what, display_id=False):
+        seen.append(("first", what))
+        return Handle() if display_id else None
+
+    def draw(value):
+        drawn.append(value)
+        return pyplot.figure()
+
+    monkeypatch.setattr(shown, "display", display)
+    lessons.slider(draw, "width", [0.5, 1, 2], start=1)
+    assert drawn == [1] and [how for how, _ in seen] == ["first", "first"]
+    slider = seen[1][1]
+    assert isinstance(slider, widgets.SelectionSlider) and slider.description == "width"
+    assert [label for label, _ in slider.options] == ["0.5", "1", "2"]
+    slider.value = 2
+    assert drawn == [1, 2] and seen[2][0] == "again" and seen[2][1] is not seen[0][1]
+    assert pyplot.get_fignums() == []
+
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)        # not installed: the figure stays
+    lessons.slider(draw, "width", [0.5, 1, 2], start=0.5)
+    assert drawn == [1, 2, 0.5] and len(seen) == 4
+
+
 def test_text_alone_is_rewritten_without_running_it(tmp_path, monkeypatch, capsys):
     nbformat = pytest.importorskip("nbformat")
     pytest.importorskip("jupytext")

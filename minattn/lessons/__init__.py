@@ -82,6 +82,30 @@ def progress(folder="."):
     print(f"{done} of {count} exercises are solved; save a notebook to count its latest ones.")
 
 
+def slider(draw, name, values, start):
+    """Show the figure draw(start) and below it a slider through values, each of which draws it anew.
+
+    Without ipywidgets, and on a page that nothing runs behind, the first figure stays.
+    """
+    from IPython.display import display
+    from matplotlib import pyplot
+
+    def figure(value):
+        fig = draw(value)
+        pyplot.close(fig)                                # the cell's end would show it once more
+        return fig
+
+    shown = display(figure(start), display_id=True)
+    try:
+        from ipywidgets import SelectionSlider
+    except ImportError:
+        return
+    one = SelectionSlider(options=[(f"{value:g}", value) for value in values], value=start,
+                          description=name, style={"description_width": "initial"})
+    one.observe(lambda change: shown.update(figure(change["new"])), "value")
+    display(one)
+
+
 def train(pool, config, ids, *, steps, batch, lr, seed=0, params=None, targets=None, each=None):
     """Train a small character model on ids (N,) with the trainer's own step -> params, buffers.
 
