@@ -1,4 +1,4 @@
-# make train | test | lint | lessons-open | lessons | wheel
+# make train | test | lint | lessons-open | lessons | site | wheel
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 EACH_CORE = -n auto --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test crosscheck lint lessons-open lessons lessons-check wheel clean
+.PHONY: train test crosscheck lint lessons-open lessons lessons-check site wheel clean
 
 $(VENV)/.done: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,10 @@ lessons: $(VENV)/.lessons        ## run every lesson's source and write its note
 
 lessons-check: $(VENV)/.lessons  ## run every lesson's source; fail if its notebook differs
 	$(BIN)/python lessons/build.py --check
+
+site: $(VENV)/.done              ## lessons, pages and reference as a site: build/site/README.html
+	$(INSTALL) -e ".[site]"
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/site
 
 wheel: $(VENV)/.done             ## build the wheel and use it in a fresh environment
 	PATH="$(abspath $(BIN)):$$PATH" .ci/wheel.sh
