@@ -41,7 +41,7 @@ def opened(address, profile, size=LAPTOP):
         driver.quit()
 
 
-def wait(function, seconds=30):
+def wait(function, seconds=120):
     """Call it until what it returns is true -> that"""
     until = time.perf_counter() + seconds
     while not (found := function()):
@@ -74,12 +74,12 @@ def click(driver, selector):
             return True
         except (IndexError, WebDriverException):
             return False
-    wait(clicked, 60)
+    wait(clicked)
 
 
-def complaints(driver):
-    """What the page wrote to the console, beside plain information"""
-    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] != "INFO"]
+def complaints(driver, levels=("SEVERE", "WARNING")):
+    """What the page wrote to the console at these levels"""
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in levels]
 
 
 def asked(driver):

@@ -1,5 +1,6 @@
-"""A lesson's notebook opens in JupyterLab in a real browser, runs, and its slider moves a figure."""
+"""In a real browser a notebook opens in JupyterLab, runs, and its slider moves a figure."""
 import os
+import re
 import signal
 import subprocess
 
@@ -54,10 +55,18 @@ def test_a_slider_moves_its_figure(address, tmp_path):
         def all_of(selector):
             return browser.deep(driver, selector)
 
-        browser.click(driver, ".jp-CodeCell .cm-content")
-        shift = ActionChains(driver).key_down(Keys.SHIFT)
-        shift.send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()         # runs the cell
-        (handle,) = browser.wait(lambda: all_of(".widget-slider .noUi-handle"), 60)
+        def run():
+            """Press Shift-Enter in the first cell -> whether the kernel has done it"""
+            browser.click(driver, ".jp-CodeCell .cm-content")
+            keys = ActionChains(driver).key_down(Keys.SHIFT)
+            keys.send_keys(Keys.ENTER).key_up(Keys.SHIFT).pause(3).perform()
+            prompts = browser.deep(driver, ".jp-InputPrompt", "innerText")
+            return re.match(r"\[\d+\]", "".join(prompts))
+
+        browser.wait(lambda: "Idle" in "".join(     # before, Jupyter would ask for a kernel
+            browser.deep(driver, "#jp-main-statusbar", "innerText")))
+        browser.wait(run)
+        (handle,) = browser.wait(lambda: all_of(".widget-slider .noUi-handle"))
         (picture,) = browser.wait(lambda: all_of(".jp-OutputArea img"))
         first = picture.get_attribute("src")
         handle.send_keys(Keys.ARROW_RIGHT)
@@ -66,4 +75,4 @@ def test_a_slider_moves_its_figure(address, tmp_path):
         if folder := os.environ.get("MINATTN_SCREENSHOTS"):
             driver.save_screenshot(f"{folder}/slider.png")
         assert len(all_of(".jp-OutputArea img")) == 1
-        assert browser.complaints(driver) == []
+        assert browser.complaints(driver, ["SEVERE"]) == []

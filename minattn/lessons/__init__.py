@@ -83,7 +83,7 @@ def progress(folder="."):
 
 
 def slider(draw, name, values, start):
-    """Show the figure draw(start) and below it a slider through values, each of which draws it anew.
+    """Show the figure draw(start), and below it a slider: another of the values draws it anew.
 
     Without ipywidgets, and on a page that nothing runs behind, the first figure stays.
     """
