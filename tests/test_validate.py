@@ -399,6 +399,15 @@ def test_torch_references_pass(mechanism):
         assert found.ok, alarms(found)
 
 
+@pytest.mark.parametrize("mechanism", ["softmax", "sparse"])
+def test_torch_references_give_0_where_a_bias_hides_a_row(mechanism):
+    pytest.importorskip("torch")
+    some = tuple(c for c in kit.cases(mechanism, quick=mechanism == "softmax")
+                 if c.family == "combinations" and c.row["bias"].startswith("-inf"))[:6]
+    found = check(mechanism, torch_reference(mechanism), framework="torch", cases=some, show=False)
+    assert some and found.ok, alarms(found)
+
+
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_both_plain_forms_are_the_same_formula(mechanism):
     for case in kit.cases(mechanism, seed=3, quick=True):

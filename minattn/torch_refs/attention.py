@@ -478,6 +478,8 @@ def sparse_attention(q, k, v, *, rule="topk", top=5, return_weights=False, dropo
     S: τ = (Σ_S z − 1)/n, and for "entmax15" τ = mean − √((1 − Σ_S (z/2 − mean)²)/n).
     """
     s, seen = _scores(q, k, **options)
+    seen = seen & ~torch.isneginf(s)
+    s = torch.where(seen, s, 0)
     some = seen.any(-1, keepdim=True)
     hidden = s.masked_fill(~seen, float("-inf")).detach()
     if rule == "topk":
