@@ -449,7 +449,8 @@ for name, rates in (("constant 0.2", high), ("constant 0.02", low),
     ax.semilogy(range(1, 201), noisy_losses(rates), label=name)
 for lr in (0.2, 0.02):
     ax.axhline(lr / (2 - lr) / 2, color="gray", ls="--", lw=1)
-ax.set(xlabel="step", ylabel="loss", title="A cool-down removes the noise floor")
+ax.set(xlabel="step", ylabel="loss",
+       title="A cool-down ends below the floor of the rate it began with")
 ax.legend(frameon=False, title="learning rate");
 
 # %% [markdown]
