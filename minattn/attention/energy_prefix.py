@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minattn.ops import log_sigmoid, sigmoid
+from minattn.ops import log_sigmoid
 
 
 class PrefixGate(NamedTuple):
@@ -23,9 +23,12 @@ class PrefixGate(NamedTuple):
         """u = alpha ((e_j - mean_i) rstd_i - tau): (b, h, R, K), and each row's statistics"""
         at = np.clip(p, 0, self.e.shape[2] - 1)                 # before the first key all is hidden
         alpha, tau = self.alpha[heads, None, None], self.tau[heads, None, None]
-        mean, rstd = (a[batch, heads][:, :, at, None] for a in (self.mean, self.rstd))
+        # np.take: a[:, :, at] would lie in memory in another order than the scores
+        e = np.take(self.e[batch, heads], keys, axis=2)
+        mean, rstd = (np.take(a[batch, heads], at, axis=2)[..., None]
+                      for a in (self.mean, self.rstd))
         slope = (alpha * rstd).astype(self.e.dtype)
-        u = self.e[batch, heads][:, :, None, keys] * slope
+        u = e[:, :, None] * slope
         u -= (slope * mean).astype(u.dtype) + alpha * tau
         return u, at, mean[..., 0], rstd[..., 0]
 
@@ -37,10 +40,12 @@ class PrefixGate(NamedTuple):
 
     def tile_backward(self, ds, batch, heads, p, keys, grads):
         u, at, mean, rstd = self._u(batch, heads, p, keys)
-        du = ds * sigmoid(-u)                                   # (b, h, R, K)
+        np.exp(u, out=u)
+        u += 1
+        du = np.divide(ds, u, out=u)                            # ds (1 - g)    (b, h, R, K)
         alpha, tau = self.alpha[heads, None], self.tau[heads, None]
-        e = self.e[batch, heads][:, :, keys]
-        rowsum = du.sum(axis=3)                                 # (b, h, R)
+        e = np.take(self.e[batch, heads], keys, axis=2)
+        rowsum = du @ np.ones(du.shape[3], du.dtype)            # (b, h, R)
         drstd = (du @ e[..., None])[..., 0] - mean * rowsum     # sum_j du_ij (e_j - mean_i)
         de = (rstd.astype(du.dtype)[:, :, None] @ du)[:, :, 0]  # sum_i du_ij rstd_i
         queries = slice(None), slice(None), at                  # two queries may share a position

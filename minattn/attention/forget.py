@@ -33,11 +33,11 @@ class Forgotten(NamedTuple):
     rest: np.ndarray     # (B, H, 1 + Tk)  what rounding to float32 took away from c
 
     def tile(self, batch, heads, p, keys):
-        c, rest = self.c[batch, heads], self.rest[batch, heads]
-        at = self._at(p)
-        bias = c[:, :, at, None] - c[:, :, None, keys + 1]
-        bias += rest[:, :, at, None] - rest[:, :, None, keys + 1]
-        return bias
+        def difference(c):                 # np.take: c[:, :, at] would lie in another order
+            c = c[batch, heads]
+            return np.take(c, self._at(p), 2)[..., None] - np.take(c, keys + 1, 2)[:, :, None]
+
+        return difference(self.c) + difference(self.rest)
 
     def gradient(self):
         return np.zeros(self.c.shape)                           # of c, in float64
