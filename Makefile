@@ -1,4 +1,4 @@
-# make train | test | lint | lessons-open | lessons | site | wheel
+# make train | test | packages | lint | lessons-open | lessons | site | wheel
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 EACH_CORE = -n auto --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test crosscheck lint lessons-open lessons lessons-check site wheel clean
+.PHONY: train test crosscheck packages lint lessons-open lessons lessons-check site wheel clean
 
 $(VENV)/.done: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,12 @@ crosscheck: $(VENV)/.done        ## every test, also those that need PyTorch, JA
 	$(INSTALL) torch==2.13.0     # this version's default is the small CPU build
 	$(INSTALL) -e ".[crosscheck]"
 	$(BIN)/python -m pytest $(EACH_CORE)
+
+packages: $(VENV)/.done          ## attention as released in other packages, through the kit
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e ".[packages]"
+	$(INSTALL) --no-deps xformers   # with them it would bring a PyTorch of its own
+	$(BIN)/python -m pytest tests/test_packages.py
 
 lint: $(VENV)/.done
 	$(BIN)/ruff check .
