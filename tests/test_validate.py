@@ -170,6 +170,16 @@ def test_rounding_is_that_of_the_hardware():
         np.testing.assert_array_equal(arithmetic.round_to(y, dtype), expected)
 
 
+@pytest.mark.parametrize("bits", [0, 29])
+def test_random_rounding_does_not_depend_on_what_was_rounded_before(bits, monkeypatch):
+    found = []
+    for before in (1, 100_000):
+        monkeypatch.setattr(arithmetic, "_pool", {})
+        arithmetic._noise(bits, before, np.random.default_rng(1))
+        found.append(arithmetic._noise(bits, 50, np.random.default_rng(2)).copy())
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_random_rounding_takes_both_neighbours_and_leaves_exact_numbers(dtype):
     rng = np.random.default_rng(1)

@@ -75,10 +75,9 @@ def _noise(bits, n, rng):
     """n random integers of so many bits, or with 0 bits numbers within 1/2 of 0: a window, at a
     random place, of a list drawn once."""
     if len(_pool.get(bits, ())) < n + WINDOWS:
-        once = np.random.default_rng(0)
-        _pool[bits] = once.uniform(-0.5, 0.5, n + WINDOWS)
-        if bits:
-            _pool[bits] = once.integers(0, 1 << bits, n + WINDOWS, dtype=np.uint64)
+        once, size = np.random.default_rng(0), n + WINDOWS   # a longer list begins as a shorter one
+        _pool[bits] = (once.integers(0, 1 << bits, size, dtype=np.uint64) if bits
+                       else once.uniform(-0.5, 0.5, size))
     start = int(rng.integers(WINDOWS))
     return _pool[bits][start:start + n]
 
