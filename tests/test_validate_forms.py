@@ -149,6 +149,8 @@ def test_an_lse_that_nobody_asked_for_is_mentioned():
     assert found.ok and "HINT" in str(found)                 # its cache is the last thing
     with pytest.raises(InputError, match="mechanism of an lse must be one of softmax"):
         check("linear", softmax, lse="e")
+    with pytest.raises(InputError, match="lse must be one of e, 2; got '10'"):
+        check("softmax", softmax, lse="10")
 
 
 # ---------------------------------------------------------------------------------- conventions

@@ -72,7 +72,7 @@ class Run(NamedTuple):
 def resolve(fn, backward=None, layout="BHTD", lse=None):
     """fn as check takes it -> Target. InputError if nothing in it can be called."""
     checks.choice("layout", layout, LAYOUTS)
-    checks.choice("lse", lse, (None, "", "e", "2"))
+    checks.choice("lse", lse or "e", ("e", "2"))
     fn = getattr(fn, "module", fn) if isinstance(fn, attention.Mechanism) else fn
     name = getattr(fn, "__name__", type(fn).__name__)
     if isinstance(fn, (tuple, list)) and len(fn) == 2:
