@@ -36,13 +36,21 @@ def answers(table):
     ]
 
 
-@pytest.mark.parametrize("lesson, exercise, i", answers("RIGHT"))
+def each(table):
+    """The same as parameters of a test; those of is_wrong run the whole kit, which is slow."""
+    return [
+        pytest.param(*which, marks=[pytest.mark.slow] if which[1] == "is_wrong" else [])
+        for which in answers(table)
+    ]
+
+
+@pytest.mark.parametrize("lesson, exercise, i", each("RIGHT"))
 def test_a_right_answer_passes(lesson, exercise, i, capsys):
     assert CHECKS[lesson, exercise](ANSWERS[lesson].RIGHT[exercise][i])
     assert capsys.readouterr().out.startswith("right: ")
 
 
-@pytest.mark.parametrize("lesson, exercise, i", answers("WRONG"))
+@pytest.mark.parametrize("lesson, exercise, i", each("WRONG"))
 def test_a_wrong_answer_is_told_why(lesson, exercise, i, capsys):
     answer, says = ANSWERS[lesson].WRONG[exercise][i]
     assert not CHECKS[lesson, exercise](answer)
@@ -80,7 +88,7 @@ def _single(function, inputs=False):
     return f
 
 
-@pytest.mark.parametrize("lesson, exercise, i", answers("RIGHT"))
+@pytest.mark.parametrize("lesson, exercise, i", each("RIGHT"))
 def test_a_right_answer_passes_in_float32(lesson, exercise, i, capsys):
     """Its results rounded to float32; computed in float32 it passes, or is told what it lacks."""
     answer = ANSWERS[lesson].RIGHT[exercise][i]
@@ -92,7 +100,7 @@ def test_a_right_answer_passes_in_float32(lesson, exercise, i, capsys):
         assert "float32" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("lesson, exercise, i", answers("WRONG"))
+@pytest.mark.parametrize("lesson, exercise, i", each("WRONG"))
 def test_a_wrong_answer_fails_in_float32_too(lesson, exercise, i):
     answer, says = ANSWERS[lesson].WRONG[exercise][i]
     if "raised" not in says:
