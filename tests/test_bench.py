@@ -132,7 +132,8 @@ def test_growth(tiny, monkeypatch, tmp_path, capsys):
              "--page", str(page), "--picture", str(tmp_path / "it.png")]
     assert bench.run(arguments(*given)) == 0
     out, err = capsys.readouterr()
-    assert "warning" not in err and out.split("\n", 1)[1].strip() in page.read_text()
+    table = out[out.index("one training step"):].strip()   # a word on a busy machine may precede it
+    assert "warning" not in err and table in page.read_text()
     found = json.loads((tmp_path / "it.json").read_text())["growth"]
     for fit in found["fits"]:
         assert 0 < fit["memory"]["all"] < 2.2, fit
