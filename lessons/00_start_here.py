@@ -50,18 +50,29 @@ P = np.exp(s - s.max(axis=1, keepdims=True))
 P /= P.sum(axis=1, keepdims=True)  # every row now sums to 1
 
 # %% tags=["plot"]
-fig, ax = plots.figure(6.4, 5.6)
-seen = np.where(visible, P, np.nan)  # what may not be seen stays white
-image = ax.imshow(seen, cmap="cividis", vmin=0, vmax=1)
-ax.grid(False)
-letters = [c if c != " " else "␣" for c in word]
-ax.set_xticks(range(len(word)), letters)
-ax.set_yticks(range(len(word)), letters)
-ax.set(xlabel="key: the token that is looked at", ylabel="query: the token that looks",
-       title="Each character finds the ones equal to it")
-fig.colorbar(image, label="weight $P_{ij}$", shrink=0.8);
+def draw(sharpness):
+    e = np.exp((sharpness * one_hot) @ (sharpness * one_hot).T / np.sqrt(D)) * visible
+    e /= e.sum(axis=1, keepdims=True)
+    seen = np.where(visible, e, np.nan)  # what may not be seen stays white
+    fig, ax = plots.figure(6.4, 5.6)
+    image = ax.imshow(seen, cmap="cividis", vmin=0, vmax=1)
+    ax.grid(False)
+    letters = [c if c != " " else "␣" for c in word]
+    ax.set_xticks(range(len(word)), letters)
+    ax.set_yticks(range(len(word)), letters)
+    ax.set(xlabel="key: the token that is looked at",
+           ylabel="query: the token that looks",
+           title="Each character finds the ones equal to it")
+    fig.colorbar(image, label="weight $P_{ij}$", shrink=0.8)
+    return fig
+
+
+lessons.slider(draw, "sharpness", [0, 1, 2, 3, 4, 6, 8], start=6)
 
 # %% [markdown]
+# (Below the figure is a slider, in a notebook that runs: how sharply equal characters
+# attract. At 0 every row is even.)
+#
 # Read the last row: the final `e` gives its attention to the two `e`s, itself and the
 # one in the first `be`. The first token can only look at itself: its row is a single 1.
 # The white half above the diagonal is the future, which a model that writes text must

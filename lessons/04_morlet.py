@@ -233,17 +233,23 @@ for width in (1e2, 1e3, 1e4, 1e5):
 # Picture: dot products of positions for three widths. Very wide bells give stripes
 # along the whole diagonal; at 20 tokens they fade; at the published start only the
 # first few tokens are left.
-fig, axes = plots.figure(10, 3.7, ncols=3)
-widths = {r"$\sigma = 10^4$: relative": 1e4, r"$\sigma = 20$": 20,
-          r"$\sigma = 5/\omega$: the published start": np.exp(log_sigma)}
-for ax, (name, width) in zip(axes, widths.items()):
-    vectors, _ = morlet.forward(T, log_omega, np.log(np.broadcast_to(width, C // 2)))
-    K = vectors @ vectors.T / (C // 2)                 # (T, C), (C, T) -> (T, T)
-    image = ax.imshow(K, cmap="cividis", vmin=-0.4, vmax=1, origin="lower")
-    ax.grid(False)
-    ax.set(xlabel="position $p'$ (tokens)", title=name)
-axes[0].set_ylabel("position $p$ (tokens)")
-fig.colorbar(image, ax=axes, label="dot product / n", shrink=0.85);
+def draw(sigma):
+    fig, axes = plots.figure(10, 3.7, ncols=3)
+    widths = {r"$\sigma = 10^4$: relative": 1e4, rf"$\sigma = {sigma}$": sigma,
+              r"$\sigma = 5/\omega$: the published start": np.exp(log_sigma)}
+    for ax, (name, width) in zip(axes, widths.items()):
+        log_width = np.log(np.broadcast_to(width, C // 2))
+        vectors, _ = morlet.forward(T, log_omega, log_width)
+        K = vectors @ vectors.T / (C // 2)                 # (T, C), (C, T) -> (T, T)
+        image = ax.imshow(K, cmap="cividis", vmin=-0.4, vmax=1, origin="lower")
+        ax.grid(False)
+        ax.set(xlabel="position $p'$ (tokens)", title=name)
+    axes[0].set_ylabel("position $p$ (tokens)")
+    fig.colorbar(image, ax=axes, label="dot product / n", shrink=0.85)
+    return fig
+
+
+lessons.slider(draw, "width in the middle", [2, 5, 10, 20, 50, 100, 1000], start=20)
 
 # %% [markdown]
 # Left: stripes along the diagonal, the same everywhere. Right: a bright corner and

@@ -44,13 +44,19 @@ def total_weight(s, sink):
     return (e / (np.exp(sink) + e.sum(axis=-1, keepdims=True))).sum(axis=-1)
 
 # %% tags=["plot"]
-fig, ax = plots.figure(6.8, 3.8)
-for sink, name, style in ((-np.inf, "softmax: no sink", "-"), (-3, "sink $= -3$", "-."),
-                          (0, "off-by-one: sink $= 0$", "--"), (3, "sink $= 3$", ":")):
-    ax.plot(lower, total_weight(s - lower[:, None], sink), style, lw=2, label=name)
-ax.set(xlabel="every score is lowered by", ylabel="sum of the weights",
-       title="Only with a sink can a row be silent", ylim=(-0.03, 1.05))
-ax.legend(frameon=False);
+def draw(moved):
+    curves = ((-np.inf, "softmax: no sink", "-"), (-3, "sink $= -3$", "-."),
+              (0, "off-by-one: sink $= 0$", "--"), (moved, f"sink $= {moved}$", ":"))
+    fig, ax = plots.figure(6.8, 3.8)
+    for sink, name, style in curves:
+        ax.plot(lower, total_weight(s - lower[:, None], sink), style, lw=2, label=name)
+    ax.set(xlabel="every score is lowered by", ylabel="sum of the weights",
+           title="Only with a sink can a row be silent", ylim=(-0.03, 1.05))
+    ax.legend(frameon=False)
+    return fig
+
+
+lessons.slider(draw, "sink of the dotted curve", range(-9, 10), start=3)
 
 # %% [markdown]
 # The curves with a sink have one shape, moved sideways. Which shape? Write

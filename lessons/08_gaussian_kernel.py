@@ -10,7 +10,7 @@
 # %%
 import numpy as np
 
-from minattn import plots
+from minattn import lessons, plots
 from minattn.attention import gaussian
 from minattn.lessons import grader_08
 
@@ -95,20 +95,29 @@ codes = rng.standard_normal((256, 16))[[ord(c) for c in word]]
 # %% tags=["plot"]
 # Picture: weights on "to be or not to be" for three bandwidths. Narrow: only equal
 # characters. Wide: every row is even. The future is white.
-fig, axes = plots.figure(11, 3.9, ncols=3)
-for ax, sigma in zip(axes, (1.0, 3.0, 30.0)):
+def draw(middle):
+    fig, axes = plots.figure(11, 3.9, ncols=3)
+    for ax, sigma in zip(axes, (1, middle, 30)):
+        W = kernel_weights(codes, sigma, np.tri(len(word)))
+        seen = np.where(np.tri(len(word), dtype=bool), W, np.nan)
+        image = ax.imshow(seen, cmap="cividis", vmin=0, vmax=1)
+        ax.grid(False)
+        ax.set_xticks(range(len(word)), word.replace(" ", "␣"), fontsize=8)
+        ax.set(yticks=(), xlabel="key", title=rf"$\sigma = {sigma}$")
+    axes[0].set_yticks(range(len(word)), word.replace(" ", "␣"), fontsize=8)
+    axes[0].set_ylabel("query")
+    fig.suptitle("Narrow: equal characters only; wide: the mean of the past")
+    fig.colorbar(image, ax=axes, label="weight $W_{ij}$", shrink=0.85)
+    return fig
+
+
+lessons.slider(draw, "bandwidth in the middle", [1, 2, 3, 4, 5, 7, 10, 20, 30], start=3)
+
+# %%
+for sigma in (1, 3, 30):
     W = kernel_weights(codes, sigma, np.tri(len(word)))
-    seen = np.where(np.tri(len(word), dtype=bool), W, np.nan)
-    image = ax.imshow(seen, cmap="cividis", vmin=0, vmax=1)
-    ax.grid(False)
-    ax.set_xticks(range(len(word)), word.replace(" ", "␣"), fontsize=8)
-    ax.set(yticks=(), xlabel="key", title=rf"$\sigma = {sigma:.0f}$")
     best = (W.max(axis=1) == W.diagonal()).all()
-    print(f"sigma = {sigma:4.1f}:  no key outweighs the token itself: {best}")
-axes[0].set_yticks(range(len(word)), word.replace(" ", "␣"), fontsize=8)
-axes[0].set_ylabel("query")
-fig.suptitle("Narrow: equal characters only; wide: the mean of the past")
-fig.colorbar(image, ax=axes, label="weight $W_{ij}$", shrink=0.85);
+    print(f"sigma = {sigma:2d}:  no key outweighs the token itself: {best}")
 
 # %% [markdown]
 # Narrow: only equal characters see each other. Wide: the running mean of lesson 00. And

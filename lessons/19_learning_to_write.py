@@ -254,6 +254,26 @@ def sampling_probabilities(z, temperature, k):
     return p / p.sum()
 grader_19.check_sampling_probabilities(sampling_probabilities);
 
+# %% tags=["plot"]
+# Picture: the probabilities of every character after a piece of validation text, at the
+# temperature 0.8; the slider below it sharpens or flattens them.
+before = val[:40]
+z = model.forward(params, before[None], config, last_only=True)[0][0, 0]   # (V,)
+
+
+def draw(temperature):
+    p = sampling_probabilities(z, temperature, V)
+    fig, ax = plots.figure(10, 3)
+    ax.bar(range(V), p, color=plots.COLOURS[0])
+    ax.set_xticks(range(V), [repr(c)[1:-1].replace(" ", "␣") for c in
+                             vocabulary.characters], fontsize=7)
+    ax.set(xlabel="next character", ylabel="probability", ylim=(0, 1),
+           title="A low temperature bets on one character, a high one on all")
+    return fig
+
+
+lessons.slider(draw, "temperature", [0.1, 0.2, 0.5, 0.8, 1, 1.5, 2, 5], start=0.8)
+
 # %% tags=["varies"]
 for temperature in (0.2, 0.8, 2.0):
     print(f"--- temperature {temperature} ---\n{write(150, temperature).strip()}\n")
