@@ -183,7 +183,7 @@ def address(home):
     assert line.startswith("http://127.0.0.1:") and line.endswith("  (Ctrl-C ends it)\n")
     yield line.split()[0]
     server.send_signal(signal.SIGINT)
-    assert server.communicate(timeout=30) == ("", "") and server.returncode == 0
+    assert server.communicate(timeout=120) == ("", "") and server.returncode == 0
 
 
 @pytest.mark.slow

@@ -488,7 +488,11 @@ def test_mlx_arrays(dtype):
 @pytest.mark.slow
 def test_tinygrad_tensors(monkeypatch):
     monkeypatch.setenv("DEV", "PYTHON")                      # needs no compiler
-    pytest.importorskip("tinygrad")
+    tinygrad = pytest.importorskip("tinygrad")
+    try:
+        tinygrad.Tensor([1.0]).sum().item()
+    except RuntimeError as error:
+        pytest.skip(f"tinygrad: {error}")
     fn = attention_of(lambda s: s.softmax(3), lambda x: x.transpose(2, 3))
     how = {"framework": "tinygrad", "show": False, "cases": ["noncausal"], "time_limit": 300,
            "sizes": {"B": 1, "H": 1, "D": 4, "Dv": 4}}

@@ -251,10 +251,11 @@ def _softmax():
         v[:] = np.sign(v[:, :, :1]) * near_one(v)
         v[:, :, 128:] *= -1
 
-    def weights(arrays, size):                               # 0.529 of the largest: 1/2 in 4 bits
+    def weights(arrays, size):                               # 0.52 of the largest: 1/2 in 4 bits
         q, k, v = arrays.values()
-        q[:], k[:] = 1, 0
-        k[:, :, 1:, 0] = math.log(0.529) * math.sqrt(size["D"])
+        q[:], k[:] = near_one(q), 0.005 * np.sign(k) * near_one(k)
+        q[..., 0], k[:, :, 0] = 1, 0
+        k[:, :, 1:, 0] = math.log(0.52) * math.sqrt(size["D"])
         v[:] = np.sign(v[:, :, :1]) * near_one(v)
         v[:, :, 0] = 0
 
@@ -276,7 +277,7 @@ def _softmax():
         return dout
 
     yield Plan("many_small_terms", "row_sums", {}, many, edit=row_sums, quick=True)
-    yield Plan("many_small_terms", "weights", {}, {**many, "Tk": 64}, edit=weights, quick=True)
+    yield Plan("many_small_terms", "weights", {}, {**many, "Tk": 8}, edit=weights, quick=True)
     yield Plan("many_small_terms", "key_tiles", {}, many, edit=key_tiles, quick=True)
     yield Plan("many_small_terms", "query_tiles", {}, {**many, "Tq": 4096, "Tk": 8},
                edit=query_tiles, dout=first_rows, quick=True)
