@@ -262,7 +262,8 @@ z = model.forward(params, before[None], config, last_only=True)[0][0, 0]   # (V,
 
 
 def draw(temperature):
-    p = sampling_probabilities(z, temperature, V)
+    p = np.exp((z - z.max()) / temperature)
+    p /= p.sum()
     fig, ax = plots.figure(10, 3)
     ax.bar(range(V), p, color=plots.COLOURS[0])
     ax.set_xticks(range(V), [repr(c)[1:-1].replace(" ", "␣") for c in
