@@ -150,8 +150,8 @@ def picture(result, path):
             right.plot(counts, [row[name]["speedup"] for row in rows], style, color=colour,
                        marker="o", ms=4, lw=1.6, label=label)
     right.plot(counts, counts, color="0.7", lw=1, zorder=0)
-    right.set(xscale="log", yscale="log", xlabel="threads", ylabel="times as fast as one thread "
-              "(dotted: matrix products alone)")
+    right.set(xscale="log", yscale="log", xlabel="threads", ylabel="times as fast as one thread",
+              title="dotted: matrix products alone")
     right.set_xticks(counts, [str(n) for n in counts])
     right.set_yticks(counts, [str(n) for n in counts])
     right.minorticks_off()
