@@ -102,8 +102,7 @@ def backward(dout, cache):
 
 
 def decode(x, log_sigma, *, keys, values, bias=None):
-    """forward for one query, in generation: see core.attend_last. No bias of the row, which cancels
-    """
+    """forward for one query, in generation: see core.attend_last. The query's own bias cancels."""
     inv = np.exp(-2 * log_sigma)[:, None]
     key_bias = np.einsum("bhjd,bhjd->bhj", keys, keys) * (-0.5 * inv)
     key_bias = key_bias[:, :, None] if bias is None else key_bias[:, :, None] + bias

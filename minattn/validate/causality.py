@@ -360,7 +360,7 @@ def _said(error):
 
 
 def add_arguments(parser):
-    parser.add_argument("target", metavar="TARGET", 
+    parser.add_argument("target", metavar="TARGET",
                         help="a mechanism (energy[norm=prefix]), a run folder, module:function or "
                              "file.py:function")
     parser.add_argument("--backward",
