@@ -124,7 +124,8 @@ print(f"largest logit {np.abs(whole).max():.1f}; "
 # %% [markdown]
 # In floating point the two agree up to rounding, not bit for bit: products of other
 # shapes are added up in another order. A text that is drawn from the probabilities is
-# nearly always the same.
+# nearly always the same. (This one is longer than the 64 characters that the model can
+# read; what happens then is explained below.)
 
 # %% tags=["varies"]
 prompt = vocabulary.encode("ROMEO:\n")
@@ -181,7 +182,7 @@ def moved(attention):
     """How far the logits (T,) of 24 places move when a 25th character is read"""
     its = shape(attention=attention, block_size=25)
     fresh, buffers = model.init(its, seed=0, dtype=np.float64)
-    rng = np.random.default_rng(1)                      # away from the tame start
+    rng = np.random.default_rng(1)                      # larger weights show more
     fresh = {name: p + 0.2 * rng.standard_normal(p.shape) for name, p in fresh.items()}
     before, after = (model.forward(fresh, val[None, :n], its, buffers=buffers)[0]
                      for n in (24, 25))                 # (1, 24, V), (1, 25, V)
@@ -200,27 +201,27 @@ for attention, change in zip(ATTENTION, changes):
 # %% tags=["plot"]
 # Picture: relative change of the logits at 24 earlier places when one more character is
 # read, on a logarithmic axis. Two curves lie between a ten-thousandth and one: energy
-# with norm=sequence and affine with length=total. The three others are at rounding.
+# with norm=sequence and affine with length=total. The three others do not change.
 fig, ax = plots.figure(7.2, 3.6)
 for attention, change, style in zip(ATTENTION, changes, ("o", "s", "^", "D-", "v-")):
     ax.semilogy(np.maximum(change, 1e-17), style, ms=4, lw=1, label=attention)
-ax.set(xlabel="place (place 24 is new)", ylabel="relative change of the logits",
-       title="Two published forms rewrite their past")
+ax.set(xlabel="place (place 24 is new; no change is drawn at $10^{-17}$)",
+       ylabel="relative change of the logits",
+       title="In two published forms a new character changes earlier logits")
 ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5));
 
 # %% [markdown]
 # For these two, the predictions made while training on a whole window are not the ones
-# that the model makes when it writes. That is worse than slow. The loss that was
-# reported belongs to a model that cannot be run: each of its predictions knew something
-# of the text behind it. A cache makes this visible, because it relies on
-# causality. Both have a causal form (`key`, `visible`), which
-# can be cached.
+# that the model makes when it writes. That is worse than a slow program: the reported
+# loss belongs to predictions that knew something of the text after them, and no program
+# that writes can make those. Both mechanisms have a causal form (`key`, `visible`),
+# which can be cached.
 #
 # ## Exercise 3: a cache that forgets
 #
 # With a sliding window of $W$ (lesson 00) the keys beyond the window are never needed
 # again. Keep $W$ rows and overwrite the oldest: token $t$ goes to row $t \bmod W$. The
-# rows are then out of order. Does attention mind?
+# rows are then out of order. Does that change the result?
 
 
 # %% tags=["exercise"]
@@ -257,8 +258,8 @@ grader_14.check_window_step(window_step);
 # the oldest character and count again from 0? Then every place means something else,
 # and the stored keys are worthless: with a learned table they contain the old places,
 # and in all layers above the first they contain the character that was dropped. The
-# package drops half of the context and reads the other half again. One reading then
-# serves half a context.
+# package drops half of the context and reads the other half again. After that it can
+# write half a context before it must read again.
 #
 # ## How much faster?
 #
@@ -289,10 +290,11 @@ for n, ratio in zip(lengths, ratios):
 # one row is not: every weight is fetched from memory for a single multiplication
 # ([lesson 16](16_why_it_is_fast.ipynb)).
 #
-# **What we now know.** To write one more character, only its own row is needed, and the
-# keys and values of all before it. Causal models may keep them in every layer. A
-# mechanism that looks at the whole text may not, and its training loss cannot be
-# reached by writing.
+# **What we now know.** To write one more character, a model computes one row: that of
+# the last character. It needs the keys and values of all characters before, and a
+# causal model may keep them in every layer. A mechanism that looks at the whole text
+# may not, and the loss measured in training is not that of its predictions when it
+# writes.
 #
 # **What remains unknown.** How to make the cache small. Fewer key heads, windows and
 # compressed keys all give up something; how much depends on the task.

@@ -3,8 +3,8 @@
 #
 # **The question.** Every model of this course cuts its attention into heads. What can
 # several heads do that one large head cannot, and what does it cost? **Time:** 20
-# minutes to read, 45 with the exercises. **You need:** lesson 00 (attention), lesson 02
-# (a model and its training). (The letters: [notation](NOTATION.md).)
+# minutes to read, 45 with the exercises. **You need:** lesson 00 (attention), lessons
+# 02 and 19 (a model and its training). (The letters: [notation](NOTATION.md).)
 
 # %%
 import numpy as np
@@ -50,10 +50,10 @@ for text, values in (("ab", np.stack([a, b])), ("ba", np.stack([b, a]))):
 # *heads add*. Each writes into all $C$ channels of the stream, and none sees what the
 # others in the same layer have found.
 #
-# The number of weights is $4C^2$ for every $H$. The arithmetic is the same, too: the
-# scores of all heads together take $2 T^2 D H = 2 T^2 C$ operations. What changes is
-# that one head of $C$ channels becomes $H$ heads which compare with only $D$ numbers
-# each.
+# The number of weights is $4C^2$ for every $H$. The products take equally long, too:
+# the scores of all heads together need $2 T^2 D H = 2 T^2 C$ operations (only the
+# softmax is computed $H$ times). What changes is that one head of $C$ channels becomes
+# $H$ heads, and each compares with only $D$ numbers.
 #
 # ## Exercise 1: cut into heads
 
@@ -225,9 +225,11 @@ ax.set(xlabel="removed: layer, head", ylabel="rise of the loss (nats)",
 print(f"loss with all heads: {full:.2f}")
 
 # %% [markdown]
-# Removing a head after training is not the same as training without it: the other
-# weights were trained together with it. In large trained models many heads can be
-# removed one at a time almost for free (arXiv 1905.10650). So how many should there be?
+# All four heads of a layer cost more than the sum of the four: where one is missing,
+# the others do part of its work. Nor is removing a head after training the same as
+# training without it: the other weights were trained together with it. In large trained
+# models many heads can be removed one at a time almost for free (arXiv 1905.10650). So
+# how many should there be?
 #
 # ## How many heads?
 #
@@ -266,14 +268,15 @@ ax.set(xlabel="heads (above), channels of each (below)", ylabel="validation loss
 print("16 heads minus 4, seed by seed:", *(f"{d:+.3f}" for d in losses[4] - losses[2]));
 
 # %% [markdown]
-# With few channels a head can hardly compare: its scores are made of two numbers. With
-# one head there is only one mean. In between the choice matters little here, less than
-# three seeds can tell.
+# A head of two channels can hardly compare: each score is made of two products. From
+# one to four heads the differences are smaller than three seeds can tell; that one head
+# has only one mean does not show in so small a model.
 #
 # **What we now know.** Heads are independent attentions on their own channels; their
-# outputs add up. They cost nothing: weights and arithmetic stay the same. Several heads
-# keep several things apart; too many become too narrow to compare. A head can be
-# removed by a block of zeros, and then the loss says what it was worth.
+# outputs add up. They cost next to nothing: the number of weights and the products stay
+# the same. Several heads keep several things apart; too many become too narrow to
+# compare. A head can be removed by a block of zeros, and then the loss says what it was
+# worth.
 #
 # **What remains unknown.** Whether a head "means" something. A clear pattern is a
 # description, not yet an explanation: only an intervention, like the removal above,

@@ -80,7 +80,7 @@ ax.legend(frameon=False);
 #    \approx \frac{L(x + h u) - L(x - h u)}{2 h} $$
 #
 # A random $u$ tests all entries of $dx$ at once: an error in any of them shows, unless
-# by a miracle they cancel.
+# errors happen to cancel.
 #
 # ## Exercise 1: measure a slope
 
@@ -122,14 +122,14 @@ four = np.array([(8 * difference(h) - difference(2 * h)) / (12 * h) for h in ste
 # V-shaped curves: rounding on the left, curvature on the right. With four values the
 # lowest point is lower and lies at a larger step than with two.
 fig, ax = plots.figure(6.4, 3.8)
-for measured, label, colour in ((two, "two values, error $h^2$", plots.COLOURS[0]),
-                                (four, "four values, error $h^4$", plots.COLOURS[1])):
+for measured, label, style in ((two, "two values, error $h^2$", "o-"),
+                               (four, "four values, error $h^4$", "^--")):
     error = np.maximum(np.abs(measured - claimed) / abs(claimed), 1e-16)
-    ax.loglog(steps, error, "o-", ms=3, lw=1, label=label, color=colour)
+    ax.loglog(steps, error, style, ms=4, lw=1, label=label)
 ax.axvline(1e-3, color="gray", ls="--", lw=1)
 ax.text(2e-3, 1e-13, "the package's step", color="gray")
 ax.set(xlabel="step $h$", ylabel="relative error of the slope of $dk$",
-       title="Too small a step drowns, too large a step bends")
+       title="The best step lies between rounding and curvature")
 ax.legend(frameon=False);
 
 # %% [markdown]
@@ -225,7 +225,7 @@ ax.set_yticks(range(len(BUGS)), BUGS)
 ax.invert_yaxis()
 ax.set(xlabel="largest relative error of dq, dk, dv along a random direction",
        title="Four of six bugs hide behind ones")
-ax.legend(frameon=False, loc="center")
+ax.legend(frameon=False, fontsize=9, loc="center", bbox_to_anchor=(0.3, 0.5))
 print("caught:", {kind: f"{sum(e > 1e-7 for e in errors[1:])} of {len(BUGS) - 1}"
                   for kind, errors in found.items()})
 
@@ -272,7 +272,8 @@ grader_18.check_gradient_is_right(gradient_is_right);
 # 1 subtracted at the right one.
 #
 # Learning means: subtract `rate` times the gradient from each table. We do it with our
-# backward, with two wrong ones, and with one that never moves queries and keys.
+# backward and with three others: one forgets `dq`, one forgets to divide by $\sqrt D$,
+# one never moves queries and keys.
 
 # %%
 text, T = lessons.text().text, 32
@@ -306,13 +307,18 @@ def without_dq(dout, q, k, v, P):
     dq, dk, dv = backward(dout, q, k, v, P)
     return 0 * dq, dk, dv
 
+def undivided(dout, q, k, v, P):
+    dq, dk, dv = backward(dout, q, k, v, P)
+    root = np.sqrt(q.shape[1])
+    return root * dq, root * dk, dv
+
 def values_only(dout, q, k, v, P):
     return 0 * q, 0 * k, P.T @ dout
 
 
 results = {"right": train(backward),
            "dq forgotten": train(without_dq),
-           "mean dropped from ds": train(without_mean),
+           "division by $\\sqrt{D}$ forgotten": train(undivided),
            "values only": train(values_only)}
 _, (wq, wk, _) = results["right"]
 line = "to be, or not to be: that is"
@@ -320,17 +326,18 @@ x = vocabulary.encode("".join(c for c in line if c in vocabulary.characters))
 _, P = attention(wq[x], wk[x], np.zeros((len(x), 1)), np.tri(len(x), dtype=bool))
 
 # %% tags=["plot"]
-# Picture: on the left four falling loss curves, for the right gradient and three wrong
-# ones; they end close together. On the right the learned weights on a line of text:
+# Picture: on the left four falling loss curves. Those of the right gradient and of two
+# wrong ones end close together; with the values alone the loss stays higher. On the
+# right the learned weights on a line of text:
 # bright cells where a character meets its own kind.
 fig, (left, right) = plots.figure(11.4, 5.2, ncols=2)
-for (name, (losses, _)), n in zip(results.items(), (0, 1, 3, 6)):
+for (name, (losses, _)), style in zip(results.items(), ("-", "--", "-.", ":")):
     smooth = np.convolve(losses, np.ones(25) / 25, "valid")
-    left.plot(np.arange(25, len(losses) + 1), smooth, color=plots.COLOURS[n],
+    left.plot(np.arange(25, len(losses) + 1), smooth, style,
               label=f"{name}: {smooth[-1]:.2f} at the end")
 left.axhline(np.log(V), color="gray", ls="--", lw=1, label=f"guessing evenly: ln {V}")
 left.set(xlabel="step", ylabel="loss (nats per character), mean of 25 steps",
-         title="All of them learn something")
+         title="Wrong gradients learn too, and one ends lowest")
 left.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.95))
 letters = list(vocabulary.decode(x).replace(" ", "␣"))
 P[~np.tri(len(x), dtype=bool)] = np.nan              # the future stays white
@@ -343,16 +350,15 @@ right.set(xlabel="key: looked at", ylabel="query: looks",
 fig.colorbar(image, label="weight", shrink=0.85);
 
 # %% [markdown]
-# Every curve falls, if only at first. With `dq` forgotten, the keys alone learn to meet
-# queries that stay random, and the loss ends within 0.1 of the right one's. Had you
-# seen just that curve, would you have suspected it? A falling loss proves that
-# *something* is learned, not that the gradient is right.
+# Every curve falls. With `dq` forgotten, the queries stay random and only the keys
+# learn, yet the loss ends within 0.1 of the right one's. Had you seen just that curve,
+# would you have suspected it? A falling loss proves that *something* is learned, not
+# that the gradient is right.
 #
-# A wrong gradient can even end lower. Forget the division by $\sqrt D = 4$ in the
-# backward: queries and keys then move four times as far in each step, and this run ends
-# about 0.05 lower. That is no better gradient. It is a larger rate for two of the three
-# tables, and the right gradient with that rate does the same. Only a measurement tells
-# a right gradient from a lucky one.
+# A wrong gradient can even end lower. Without the division by $\sqrt D = 4$, queries
+# and keys move four times as far in each step. That is no better gradient: it is the
+# right one with a larger rate for two of the three tables. Only a measurement tells a
+# right gradient from a lucky one.
 #
 # On the right, most queries have learned to look at their own character: what comes
 # next depends on it most. Where it occurs several times, all its places get the same

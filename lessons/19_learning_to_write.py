@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 19 · Learning to write
 #
-# **The question.** How does a pile of random numbers learn to write? We train the model
+# **The question.** How does a model with random weights learn to write? We train that
 # of lesson 02 on real text while you wait, and look at what it has learned. **Time:**
 # 25 minutes to read, 50 with the exercises. **You need:** lesson 02 (the model). (The
 # letters: [notation](NOTATION.md).)
@@ -31,9 +31,9 @@ print(f"{len(train):,} characters to learn from, "
 # How good is a guess? If the character that really comes had probability $p$, the
 # *surprise* is $-\ln p$, in nats: 0 for certainty, $\ln V$ for an even guess among $V$.
 # The **loss** is the mean surprise over $N$ places, $n = 1 \dots N$ with right answers
-# $t_n$ (the *targets*):
+# $y_n$ (the *targets*):
 #
-# $$ L = -\frac1N \sum_n \ln p_n(t_n) $$
+# $$ L = -\frac1N \sum_n \ln p_n(y_n) $$
 
 # %%
 def pairs(ids):
@@ -57,7 +57,7 @@ ax.grid(False)
 ax.set_xticks(range(len(shown)), letters, fontsize=8)
 ax.set_yticks(range(len(shown)), letters, fontsize=8)
 ax.set(xlabel="next character (⏎ line end, ␣ space)", ylabel="this character",
-       title="What follows what: the bigram table")
+       title="After q comes u: the bigram table")
 fig.colorbar(image, label="probability (yellow: 0.5 and more)", shrink=0.8);
 
 # %% [markdown]
@@ -99,20 +99,20 @@ print(f"no model that looks at one character can get below {best:.3f}: "
       "the bigram table of the validation text itself")
 
 # %% [markdown]
-# These numbers are the bars to clear: a model above the bigram's loss has not even
-# learned to use the last character; one below the last number, the best that any table
-# of pairs can do, must look further back. That is what attention is for.
+# These are the losses to beat. A model above the bigram's has not even learned to use
+# the last character. One below the last number, the best that any table of pairs can
+# do, must look further back. That is what attention is for.
 #
 # ## Learning
 #
-# Now walk downhill. One step size does not fit all: some parameters have gradients a
-# thousand times others'. **Adam** keeps running means, $m$ of the gradient $g$ and $v$
-# of its square, and moves each parameter $p$ by about the learning rate $\eta$ (step
-# $t = 1, 2, \dots$):
+# Now follow the gradient downhill. One step size does not fit all, because some weights
+# have far larger gradients than others. **Adam** keeps running means, $m$ of the
+# gradient $g$ and $v$ of its square, and moves each weight $w$ by about the learning
+# rate $\eta$ (step $t = 1, 2, \dots$):
 #
 # $$ m \leftarrow \beta_1 m + (1 - \beta_1)\, g, \qquad
 #    v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2, \qquad
-#    p \leftarrow p - \eta\,
+#    w \leftarrow w - \eta\,
 #    \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} $$
 #
 # (arXiv 1412.6980, algorithm 1; the divisions correct for means that start at 0).
@@ -120,18 +120,18 @@ print(f"no model that looks at one character can get below {best:.3f}: "
 # [lesson 12](12_how_a_model_learns.ipynb).
 
 # %%
-def adam(p, g, m, v, t, lr, betas=(0.9, 0.99), eps=1e-8):
+def adam(w, g, m, v, t, lr, betas=(0.9, 0.99), eps=1e-8):
     m += (1 - betas[0]) * (g - m)      # in place: running mean of the gradient
     v += (1 - betas[1]) * (g * g - v)  # and of its square
-    p -= lr * (m / (1 - betas[0]**t)) / (np.sqrt(v / (1 - betas[1]**t)) + eps)
+    w -= lr * (m / (1 - betas[0]**t)) / (np.sqrt(v / (1 - betas[1]**t)) + eps)
 
 config = model.Config(vocab_size=V, block_size=48, n_layer=2, n_head=4, n_embd=64,
                       scaled_init=False)
 STEPS, BATCH = 900, 16
 params, _ = model.init(config, seed=0)  # float32: half the memory, twice the speed
-moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in params.items()}
-val_x, val_y = (a[::max(1, len(a) // 100)] for a in data.blocks(val, config.block_size))
+moments = {name: (np.zeros_like(w), np.zeros_like(w)) for name, w in params.items()}
 # about 100 windows that do not overlap
+val_x, val_y = (a[::max(1, len(a) // 100)] for a in data.blocks(val, config.block_size))
 
 def write(n, temperature=0.8, seed=0):
     """One character after another, each drawn at random: exercise 2"""
@@ -157,8 +157,8 @@ for step in range(STEPS + 1):
     grads = model.backward(cache, config)
     losses.append(loss)
     rate = optim.learning_rate(step, lr=4e-3, min_lr=2e-4, warmup=50, steps=STEPS)
-    for name, p in params.items() if step < STEPS else ():
-        adam(p, grads[name], *moments[name], step + 1, rate)
+    for name, w in params.items() if step < STEPS else ():
+        adam(w, grads[name], *moments[name], step + 1, rate)
 
 # %% tags=["plot"]
 # Picture: the loss of every batch and of the validation text against the step. It
@@ -173,7 +173,7 @@ for (name, loss), n in zip(baselines.items(), (6, 3, 1)):
     ax.axhline(loss, color=colour, ls="--", lw=1)
     ax.text(STEPS, loss, f"{name} {loss:.2f}", va="bottom", ha="right", color=colour)
 ax.set(xlabel="step", ylabel="loss (nats per character)",
-       title="Each bar cleared in turn")
+       title="The model beats one baseline after the other")
 ax.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.48));
 
 # %% [markdown]
@@ -211,7 +211,7 @@ for what, mean in means.items():
 # %% tags=["plot"]
 # Picture: on the left the loss against the number of characters in view: a steep fall
 # over the first few, then level. On the right bars: the surprise at each character of
-# one line, highest at first letters of words.
+# one line, highest at the first letters of two names and at a semicolon.
 fig, (left, right) = plots.figure(11, 3.8, ncols=2, width_ratios=(1, 1.9))
 left.plot(np.arange(1, config.block_size + 1), surprise.mean(axis=0), "o-", ms=3)
 left.axhline(best, color=plots.COLOURS[1], ls="--", lw=1)
@@ -224,7 +224,7 @@ text = vocabulary.decode(everything[1][line])
 letters = [{"\n": "⏎", " ": "␣"}.get(c, c) for c in text]
 right.set_xticks(range(config.block_size), letters, fontsize=9)
 right.set(xlabel="the character that came (␣ space, ⏎ line end)",
-          ylabel="surprise (nats)", title="Where it is surprised");
+          ylabel="surprise (nats)", title="New words and punctuation surprise it most");
 
 # %% [markdown]
 # With one character in view it can be no better than the best bigram table. The next

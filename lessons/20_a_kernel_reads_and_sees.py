@@ -15,12 +15,12 @@ from minattn.lessons import grader_20
 from minattn.train import Settings
 
 # %% [markdown]
-# ## The picture: a task that asks "who is like me?"
+# ## The picture: a task about likeness
 #
-# A kernel averages what is alike. So we begin with a task that asks for likeness. A
-# picture has no before and after; here a token may look everywhere. Two small glyphs
-# stand somewhere in a noisy picture of $16 \times 16$ pixels; are they **the same**
-# glyph? Cut the picture into 16 patches of $4 \times 4$: these are the tokens.
+# A kernel gives weight to tokens that are alike, so we begin with a task about
+# likeness. Two small glyphs stand somewhere in a noisy picture of $16 \times 16$
+# pixels; are they **the same** glyph? Cut the picture into 16 patches of $4 \times 4$
+# pixels: these are the tokens. There is no mask: every patch may look at every other.
 
 # %%
 v, u = np.indices((4, 4)) - 1.5
@@ -45,22 +45,26 @@ some, answers = pictures(6, np.random.default_rng(1))
 # %% tags=["plot"]
 # Picture: six noisy pictures of 4 by 4 patches with two glyphs each; above each, same
 # or different.
-fig, axes = plots.figure(11, 2.3, ncols=6)
+fig, axes = plots.figure(11, 2.6, ncols=6)
 for ax, patches, same in zip(axes, some, answers):
     picture = patches.reshape(4, 4, 4, 4).swapaxes(1, 2).reshape(16, 16)
     ax.imshow(picture, cmap="cividis")
     ax.grid(color="white", alpha=1)
     ax.set(xticks=(3.5, 7.5, 11.5), yticks=(3.5, 7.5, 11.5), xticklabels=[],
            yticklabels=[], title="same" if same else "different")
+fig.suptitle("Two glyphs in noise: each pair must be compared to tell");
 
 # %% [markdown]
-# The classifier is one layer like those of lesson 02, without a mask: patches to $C$
-# channels, plus a position, mix the tokens, an MLP, the mean over the tokens, two
-# logits. `mix` is the only thing that changes: softmax attention, the Gaussian kernel,
-# or **nothing**, as a control. Without mixing the logits are sums over the patches, one
-# term each, and no such sum has a loss below that of a guess, $\ln 2$: the task treats
-# the eight glyphs alike and the loss is convex, so the best is to give all glyphs the
-# same term, which tells nothing.
+# The classifier is one layer like those of lesson 02. It makes $C$ channels of each
+# patch, adds a position, mixes the tokens, applies an MLP, and turns the mean over the
+# tokens into two logits. Only the mixing changes: softmax attention, the Gaussian
+# kernel, or **nothing**, as a control.
+#
+# Without mixing, each logit is a sum over the patches with one term for each, and no
+# such sum does better than a guess, whose loss is $\ln 2$. The reason: exchanging the
+# eight glyphs for each other does not change the task, and the loss is convex in the
+# logits. So giving all glyphs the mean of their eight terms cannot raise the expected
+# loss, and then the logits no longer depend on the glyphs.
 
 # %% [markdown]
 # ## Exercise 1: a mean over tokens, backwards
@@ -171,7 +175,7 @@ def gradients(kind, p, c, d):
 
 # %%
 def fresh(kind, rng):
-    """Parameters at random, as wide as their inputs ask for"""
+    """Random parameters; matrices have the deviation 1 / sqrt(number of inputs)"""
     shapes = {"embed": (16, C), "position": (N, C), "out": (C, C), "fc": (C, 2 * C),
               "proj": (2 * C, C), "head": (C, 2)}
     if kind == "softmax":
@@ -224,13 +228,12 @@ for kind, n, style in zip(KINDS, (6, 0, 1), (":", "-", "--")):
                 label=None if seed else kind)
 ax.legend(frameon=False)
 ax.set(xlabel="step", ylabel="loss, mean of 30 steps (nats)", ylim=(0, 0.8),
-       title="The kernel sees likeness, but learns it later");
+       title="The kernel solves the task too, but learns it later");
 
 # %% [markdown]
 # `nothing` stays at $\ln 2 \approx 0.69$, as it must; it is right about as often as a
-# guess. The kernel asks the right question here, "who is like me?", and answers it with
-# a third fewer parameters, but it learns more slowly than softmax; how slowly depends
-# on the seed.
+# guess. The kernel solves the task with a third fewer parameters than softmax, but
+# learns more slowly; how slowly depends on the seed.
 #
 # ## Exercise 2: how many parameters are saved?
 #
@@ -256,13 +259,13 @@ def share_saved(C, H):
 grader_20.check_share_saved(share_saved);
 
 # %% [markdown]
-# ## Text: a task that asks for more
+# ## Text: a task where likeness is not enough
 #
-# To guess the next character one must often look at a neighbour that is *not* like
-# oneself. The language variant: RMS norm per head, rotary positions on the features
-# that are compared (not on the values), $\sigma$ starting at $D^{1/4}$ (our choice,
-# since the paper does not say: then $x_i \cdot x_j/\sigma^2$ has the usual scale
-# $1/\sqrt D$). We compare it with softmax of the same width, and with a softmax so
+# To guess the next character, a token must often look at one that is *not* like itself.
+# The paper's variant for language has an RMS norm in each head and rotary positions on
+# the features that are compared (not on the values). The paper does not say where
+# $\sigma$ starts. We take $D^{1/4}$, so that $x_i \cdot x_j/\sigma^2$ has the usual
+# scale $1/\sqrt D$. We compare it with softmax of the same width, and with a softmax so
 # narrow that it has about as few parameters. Three seeds each.
 
 # %%
@@ -301,16 +304,16 @@ for n, its in enumerate(results.values()):
 ax.set_yticks(range(3), [f"{name}, {width} channels" for name, width in MODELS])
 ax.invert_yaxis()
 ax.set(xlabel="validation loss (nats per character)",
-       title="In text the kernel loses more than its parameters explain");
+       title="On text the kernel is worse than a softmax of its size");
 
 # %% [markdown]
 # Fewer parameters and a higher loss, but not *because* of the fewer parameters: a
 # softmax model just as small loses far less. The bandwidths stay near their start in
-# such a short training run. The likely reason is the one above, for a Gaussian head
-# looks first at itself; we did not isolate it. The paper finds the same direction at a
-# far larger scale (validation loss from .788 to .819 bits per byte with 378 instead of
-# 896 million parameters; 419 of the 518 million saved are embedding tables of the model
-# it is compared with, and not attention).
+# such a short training run. The likely reason is that a Gaussian head gives most weight
+# to the token itself; we have not tested that alone. The paper finds the same direction
+# at a far larger scale (validation loss from 0.788 to 0.819 bits per byte with 378
+# instead of 896 million parameters; 419 of the 518 million saved are embedding tables
+# of the model it is compared with, and not attention).
 #
 # **What we now know.** Where likeness was the question, a kernel answers it with fewer
 # parameters, but learns more slowly. On text the loss was worse than that of a softmax

@@ -45,7 +45,7 @@ world = recall_task.world(task, seed=0)  # means, label vectors, the class's lab
 
 # %% tags=["plot"]
 # Picture: one sequence as a row of boxes, x1 y1 to x8 y8 and the query. Items a and b
-# have the same x and different labels; an arrow asks which label the query gets.
+# have the same x, shaded like the query, and different labels.
 fig, ax = plots.figure(10, 1.9)
 names = [f"{'xy'[n % 2]}{n // 2 + 1}" for n in range(16)] + ["?"]
 for n, name in enumerate(names):
@@ -59,11 +59,12 @@ for n, name in enumerate(names):
 ax.text(2.5, -0.9, "item a", ha="center")
 ax.text(12.5, -0.9, "item b", ha="center")
 ax.set(xlim=(-0.7, 16.7), ylim=(-1.2, 1.1),
-       title="Blue: the same vector. Which label does the query get: a's or b's?")
+       title="x2 and x7 are the same vector: does the query get the label y2 or y7?")
 ax.axis("off");
 
 # %% [markdown]
 # ## Exercise 1: how large can a gap be?
+#
 # A network that always answers with the label of the earlier item $a$ is always right
 # on $[a, b]$. How often is it right on $[b, a]$? Items are in random order, so $b$ is
 # of $a$'s class with some probability; two different classes have independent labels,
@@ -87,10 +88,10 @@ grader_21.check_largest_gap(largest_gap);
 # %% [markdown]
 # ## Four networks, three seeds each
 #
-# We train them here and now, for 600 steps where the paper takes **100,000**. For two,
-# any item's class may be asked: unbiased data. "Trained on last": always the *last*
-# item's class is asked (these two networks have a residual, because that is what is
-# published).
+# We train them here and now, for 600 steps where the paper takes **100,000**. Two of
+# them train on unbiased data: the query may be of any item's class. The two "trained on
+# last" are always asked for the class of the *last* item (they have a residual, because
+# that is what is published).
 
 # %%
 STEPS, SEEDS = 600, range(3)
@@ -159,13 +160,17 @@ ax.set(xlabel="gap of first and last (above 0: first is believed;\n"
 #
 # A gap is measured on $n$ sequences. For each, the answer on $[a, b]$ is right (1) or
 # wrong (0), and so is that on $[b, a]$. Compute the gap and its standard error, the
-# standard deviation of the differences divided by $\sqrt n$. It says how well we know
-# the gap of *this* network. It says nothing of other seeds.
+# standard deviation of the differences (squares divided by $n - 1$) divided by
+# $\sqrt n$. It says how well we know the gap of *this* network. It says nothing about
+# other seeds.
 
 
 # %% tags=["exercise"]
 def gap_and_error(right_ab, right_ba):
-    """right_ab, right_ba (n,) of bool, the same n sequences -> gap, standard error"""
+    """right_ab, right_ba (n,) of bool (True is 1), the same n sequences
+
+    -> gap, standard error
+    """
     ...
 
 
@@ -216,13 +221,16 @@ for name, p in networks.items():
 
 # %% tags=["plot"]
 # Picture: what the query holds of each of 17 tokens after two layers. All three curves
-# are highest at the first tokens and fall; after training the labels stand out.
+# are highest at the first tokens and fall. Untrained, they are those of equal weights;
+# after training the labels stand out.
 fig, ax = plots.figure(7.6, 3.8)
-for (name, share), style in zip(shares.items(), ("k--", "o-", "s-")):
-    ax.plot(share, style, ms=4, lw=1, label=name)
+for (name, share), style, width in zip(shares.items(), ("-", "o-", "s--"), (6, 1, 1)):
+    colour = "lightgray" if width == 6 else None         # it lies under "untrained"
+    ax.plot(share, style, ms=4, lw=width, color=colour, label=name)
 ax.set_xticks(range(17), [f"{'xy'[j % 2]}{j // 2 + 1}" for j in range(16)] + ["q"])
 ax.set(xlabel="token (a vector $x$, its label $y$, the query q)", ylim=(0, None),
-       ylabel="share of the query", title="The query is made of early tokens")
+       ylabel="share of the query",
+       title="The query holds more of early tokens than of late ones")
 ax.legend(frameon=False);
 
 # %% [markdown]
@@ -232,14 +240,14 @@ ax.legend(frameon=False);
 # Theorem 4.1 of lesson 09 at two layers.
 #
 # **What we now know.** On unbiased data a causal network without positions believes the
-# first item; without the mask it cannot. Data that favour a place can outweigh the
-# mask.
+# first item; without the mask it prefers none. Data that favour a place can outweigh
+# the mask.
 #
 # **What remains unknown.** Does the mask alone, trained on last, reverse its sign in
 # the end, as published? Our short runs do not show it;
-# `minattn bias --train-bias last --residual --steps 100000` would. And why large models
-# lose the *middle* of a text: in the paper that mostly needs data which favour both
-# ends.
+# `minattn bias --train-bias last --residual --steps 100000` would tell. And why large
+# models lose the *middle* of a text: in the paper that mostly needs data which favour
+# both ends.
 #
 # **Source.** arXiv 2502.01951, section 5. In the package: `experiments/position_bias/`;
 # longer runs are in [our results](../docs/results.md#position-bias).

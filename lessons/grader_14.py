@@ -5,10 +5,10 @@ import numpy as np
 from minattn.lessons.grading import Exercise, exercise
 
 
-def _attend(q, keys, values, scale=True, maximum=True):
+def _attend(q, keys, values, scale=True, maximum=True, normal=True):
     s = keys @ q / (np.sqrt(len(q)) if scale else 1)
     P = np.exp(s - (s.max(initial=-np.inf) if maximum else 0))
-    return P @ values / P.sum()
+    return P @ values / (P.sum() if normal else 1)
 
 
 @exercise
@@ -42,6 +42,7 @@ def check_one_step():
         returns=("out", "keys", "values"),
         hints=[
             (step(scale=False), "The scores are divided by sqrt(D)."),
+            (step(normal=False), "The weights must sum to 1: divide by their sum."),
             (step(lambda n: slice(0, n - 1)), "A token sees itself too: append first."),
             (step(maximum=False), "exp overflows above 709: subtract the largest score."),
             (in_front, "The new token stands behind the others: at the end."),
@@ -96,6 +97,11 @@ def check_window_step():
 
         return f
 
+    def before_storing(q, k, v, keys, values, t):
+        seen = slice(0, min(t, len(keys)))
+        out = _attend(q, keys[seen], values[seen]) if t else 0 * v
+        return out, *step()(q, k, v, keys, values, t)[1:]
+
     def shifted(q, k, v, keys, values, t):
         keys, values = np.vstack([keys[1:], k]), np.vstack([values[1:], v])
         seen = slice(-min(t + 1, len(keys)), None)
@@ -108,6 +114,7 @@ def check_window_step():
         hints=[
             (step(used=lambda t, W: W), "Rows that no token has used yet must not be seen."),
             (step(used=lambda t, W: min(t, W)), "t counts from 0: t + 1 rows are in use."),
+            (before_storing, "A token sees itself too: store its key and value first."),
             (step(row=lambda t, W: min(t, W - 1)), "The oldest row is overwritten: t % W."),
             (shifted, "That moves every row; here the new token only replaces the oldest."),
         ],

@@ -57,6 +57,11 @@ def check_many_heads():
         D = a.shape[1] // (3 * H)
         return a.reshape(len(a), H, 3, D).transpose(2, 1, 0, 3)
 
+    def not_swapped(x, W_qkv, W_o, H):
+        q, k, v = (_split(b, H) for b in np.split(x @ W_qkv, 3, axis=1))
+        o, _ = softmax.forward(q[None], k[None], v[None], causal=True)
+        return o[0].reshape(x.shape) @ W_o
+
     def no_output(x, W_qkv, W_o, H):
         return _layer(x, W_qkv, np.eye(len(W_o)), H)
 
@@ -78,6 +83,10 @@ def check_many_heads():
             (
                 lambda x, W_qkv, W_o, H: _layer(x, W_qkv, W_o, H, causal=False),
                 "That sees the future: hide the keys j > i.",
+            ),
+            (
+                not_swapped,
+                "Join the heads side by side: swap (H, T, D) to (T, H, D), then reshape.",
             ),
             (no_output, "The product with W_o is missing."),
             (
@@ -109,11 +118,24 @@ def check_without_head():
 
         return f
 
+    def in_place(W_o, h, H):
+        W_o[h * len(W_o) // H : (h + 1) * len(W_o) // H] = 0
+        return W_o
+
+    def with_the_given(candidate):
+        def f(W_o, h, H):
+            new = candidate(W_o, h, H)
+            return (new, W_o) if isinstance(new, (np.ndarray, list)) else new
+
+        return f
+
     return Exercise(
-        zeros(lambda h, D, H: np.s_[h * D : (h + 1) * D]),
+        with_the_given(zeros(lambda h, D, H: np.s_[h * D : (h + 1) * D])),
         [(rng.standard_normal((C, C)), h, H) for C, H, h in ((15, 3, 1), (6, 2, 0), (10, 5, 4))],
-        returns=("W_o",),
+        returns=("the new W_o", "the given W_o"),
+        judged_as=with_the_given,
         hints=[
+            (in_place, "The model still needs its own W_o: change a copy."),
             (
                 zeros(lambda h, D, H: np.s_[:, h * D : (h + 1) * D]),
                 "Those are columns, channels of the stream: the head's own channels are rows.",

@@ -41,6 +41,10 @@ def check_slope():
                 "From x - h u to x + h u it is two steps of h: twice too much.",
             ),
             (
+                lambda f, x, u, h: (f(x + h * u) - f(x - h * u)) / (2 * h) / np.linalg.norm(u),
+                "The slope belongs to u as it is: do not divide by its length.",
+            ),
+            (
                 lambda f, x, u, h: f(x + h * u) - f(x - h * u),
                 "That is the difference: divide it by the length of the step.",
             ),

@@ -71,6 +71,14 @@ def check_sampling_probabilities():
         p = np.where(z >= np.sort(z)[-k], np.exp(z / temperature), 0)
         return p / p.sum()
 
+    def one_fewer(z, temperature, k):
+        return reference(z, temperature, max(k - 1, 1))
+
+    def logits_of_0(z, temperature, k):
+        z = np.where(z >= np.sort(z)[-k], z / temperature, 0)
+        p = np.exp(z - z.max())
+        return p / p.sum()
+
     def cut_after(z, temperature, k):
         p = reference(z, temperature, len(z))
         return np.where(z >= np.sort(z)[-k], p, 0)
@@ -90,6 +98,9 @@ def check_sampling_probabilities():
                 "All characters are allowed: only the k most likely may be.",
             ),
             (without_maximum, "exp overflows above 709: subtract the largest logit first."),
+            (one_fewer, "The k-th largest is allowed too."),
+            (logits_of_0, "A logit of 0 is not a probability of 0: that takes minus infinity."),
+            (lambda z, t, k: reference(-z, t, k), "Those are the k least likely."),
             (cut_after, "They do not sum to 1: normalise after the others are ruled out."),
         ],
     )

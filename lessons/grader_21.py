@@ -48,9 +48,11 @@ def check_gap_and_error():
         d = ab.astype(float) - ba
         return float(d.mean()), float(d.std(ddof=ddof) / (np.sqrt(len(d)) if root else 1))
 
-    def unpaired(ab, ba):
-        error = np.sqrt((ab.var(ddof=1) + ba.var(ddof=1)) / len(ab))
+    def unpaired(ab, ba, ddof=1):
+        error = np.sqrt((ab.var(ddof=ddof) + ba.var(ddof=ddof)) / len(ab))
         return of(ab, ba)[0], float(error)
+
+    paired = "The two answers are about the same sequence: take differences first."
 
     return Exercise(
         of,
@@ -60,7 +62,13 @@ def check_gap_and_error():
             (lambda ab, ba: of(ba, ab), "The sign: accuracy on [a, b] less that on [b, a]."),
             (lambda ab, ba: of(ab, ba, root=False), "Divide by sqrt(n)."),
             (lambda ab, ba: of(ab, ba, ddof=0), "The squares are divided by n - 1: ddof=1."),
-            (unpaired, "The two answers are about the same sequence: take differences first."),
+            (lambda ab, ba: of(ab, ba, ddof=0, root=False), "Divide by sqrt(n)."),
+            (
+                lambda ab, ba: (of(ab, ba)[0], of(ab, ba)[1] / np.sqrt(len(ab))),
+                "Divide by sqrt(n), not by n.",
+            ),
+            (unpaired, paired),
+            (lambda ab, ba: unpaired(ab, ba, ddof=0), paired),
             (
                 lambda ab, ba: of(ab ^ ba, 0 * ba),
                 "Those are the sequences whose two answers differ, without a sign.",

@@ -40,9 +40,10 @@ def many_heads(heads=4):
         ax.text(21.5, y - 1.6, f"(T, D) each, head {h}", ha="center", fontsize=8)
         arrow(ax, (28.5, y + 3), (36, y + 3))
         box(ax, 36.5, y, 17, 6, "softmax(q k$^T$/√D) v", colour)
-        arrow(ax, (54, y + 3), (65.5, 22 + 4.5 * (heads / 2 - h - 0.5)))
-        box(ax, 66, 22 + 4.5 * (heads / 2 - h - 1), 11, 4.5, f"$o^{h}$  (T, D)", colour, 9)
-    arrow(ax, (77.5, 22), (90, 22), text="times $W_O$\n(C, C)", at=(0, 4))
+        arrow(ax, (54, y + 3), (62.5, 22 + 4 * (heads / 2 - h - 0.5)))
+        box(ax, 63 + 4.5 * h, 12, 4.5, 20, f"$o^{h}$", colour)
+    ax.text(72, 10.4, "(T, D) each", ha="center", fontsize=8)
+    arrow(ax, (81.5, 22), (90, 22), text="times $W_O$\n(C, C)", at=(0, 4))
     box(ax, 90.5, 12, 9, 20, "out\n\n(T, C)")
     return fig
 

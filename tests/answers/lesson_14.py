@@ -17,13 +17,13 @@ def step_in_loops(q, k, v, keys, values):
     return out, keys, values
 
 
-def step(scale=True, itself=True, keep=True, maximum=True):
+def step(scale=True, itself=True, keep=True, maximum=True, normal=True):
     def f(q, k, v, keys, values):
         new = np.concatenate([keys, k[None]]), np.concatenate([values, v[None]])
         K, V = new if itself else (keys, values)
         s = K @ q / (len(q) ** 0.5 if scale else 1)
         P = np.exp(s - (s.max() if maximum else 0))
-        return (P / P.sum()) @ V, *(new if keep else (keys, values))
+        return (P / P.sum() if normal else P) @ V, *(new if keep else (keys, values))
     return f
 
 
@@ -52,6 +52,15 @@ def not_stored(q, k, v, keys, values, t):
     return out, keys, values
 
 
+def without_itself(q, k, v, keys, values, t):
+    W, out = len(keys), 0 * v
+    if t:
+        s = keys[: min(t, W)] @ q / math.sqrt(len(q))
+        out = softmax(s) @ values[: min(t, W)]
+    keys[t % W], values[t % W] = k, v
+    return out, keys, values
+
+
 RIGHT = {
     "one_step": [step_in_loops, step()],
     "cache_bytes": [lambda L, H, D, T, b: 2 * L * H * D * T * b,
@@ -63,6 +72,7 @@ RIGHT = {
 WRONG = {
     "one_step": [
         (step(scale=False), "sqrt(D)"),
+        (step(normal=False), "sum to 1"),
         (step(itself=False), ""),
         (step(keep=False), "longer arrays"),
         (step(maximum=False), "overflows"),
@@ -81,5 +91,6 @@ WRONG = {
         (ring(row=lambda t, W: 0), ""),
         (ring(scale=False), ""),
         (not_stored, ""),
+        (without_itself, "sees itself too"),
     ],
 }

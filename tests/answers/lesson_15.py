@@ -49,6 +49,20 @@ def rows_deleted(W_o, h, H):
     return np.delete(W_o, np.s_[h * D:(h + 1) * D], axis=0)
 
 
+def joined_without_a_swap(x, W_qkv, W_o, H):
+    q, k, v = (np.stack(np.split(a, H, axis=1)) for a in np.split(x @ W_qkv, 3, axis=1))
+    s = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[2])
+    P = np.exp(np.where(np.tri(len(x), dtype=bool), s, -np.inf))
+    o = P / P.sum(axis=2, keepdims=True) @ v
+    return o.reshape(x.shape) @ W_o
+
+
+def in_place(W_o, h, H):
+    D = len(W_o) // H
+    W_o[h * D : (h + 1) * D] = 0
+    return W_o
+
+
 RIGHT = {
     "split_heads": [by_slices, lambda a, H: np.stack(np.split(a, H, axis=1))],
     "many_heads": [as_a_sum, by_einsum],
@@ -68,10 +82,13 @@ WRONG = {
         (lambda x, W, W_o, H: as_a_sum(x, W, np.eye(len(W_o)), H), "W_o is missing"),
         (lambda x, W, W_o, H: as_a_sum(x, W, W_o, 1), "one head"),
         (lambda x, W, W_o, H: as_a_sum(x, W, W_o, H) / H, ""),
+        (joined_without_a_swap, "swap (H, T, D)"),
     ],
     "without_head": [
         (columns_removed, "rows"),
         (rows_deleted, "shape"),
+        (in_place, "change a copy"),
+        (lambda W_o, h, H: in_place(W_o.copy(), (h + 1) % H, H), ""),
         (lambda W_o, h, H: W_o - by_diagonal(W_o, h, H), "alone"),
         (lambda W_o, h, H: np.zeros_like(W_o), ""),
     ],

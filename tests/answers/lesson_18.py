@@ -45,7 +45,7 @@ WRONG = {
         (lambda f, x, u, h: (f(x + h) - f(x - h)) / (2 * h), ""),
         (lambda f, x, u, h: (f(x - h * u) - f(x + h * u)) / (2 * h), ""),
         (lambda f, x, u, h: (f(x + h * u) - f(x - h * u)) / (2 * h * h), ""),
-        (lambda f, x, u, h: (f(x + h * u) - f(x - h * u)) / (2 * h) / np.linalg.norm(u), ""),
+        (lambda f, x, u, h: (f(x + h * u) - f(x - h * u)) / (2 * h) / np.linalg.norm(u), "length"),
     ],
     "gradient_is_right": [
         (judge(cotangent=1.0), "ones"),

@@ -47,6 +47,13 @@ def by_counting(table, ids):
     return total / (len(ids) - 1)
 
 
+def shares_of_zeros(z, temperature, k):
+    z = z / temperature
+    z[np.argsort(z)[:-k]] = 0
+    e = np.exp(z - z.max())
+    return e / e.sum()
+
+
 RIGHT = {
     "table_loss": [by_counting, lambda table, ids: np.mean(-np.log(table)[ids[:-1], ids[1:]])],
     "sampling_probabilities": [shares, shares_by_differences],
@@ -71,6 +78,8 @@ WRONG = {
         (lambda z, t, k: shares(z, t, k)[np.argsort(z)], "should be"),
         (lambda z, t, k: np.where(z >= np.sort(z)[-k], 1 / k, 0), "should be"),
         (lambda z, t, k: shares(z, t, min(k + 1, len(z))), "should be"),
-        (lambda z, t, k: shares(-z, t, k), "should be"),
+        (lambda z, t, k: shares(-z, t, k), "least likely"),
+        (lambda z, t, k: shares(z, t, max(k - 1, 1)), "k-th largest"),
+        (shares_of_zeros, "minus infinity"),
     ],
 }
