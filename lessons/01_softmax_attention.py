@@ -46,7 +46,7 @@ left.bar(place + 0.2, after, 0.4, label="after: one score raised by 1",
          color=plots.COLOURS[1])
 letters = list(word.replace(" ", "␣"))
 left.set_xticks(place, letters)
-left.set(xlabel="key", ylabel="weight", title="One weight grows, the others pay",
+left.set(xlabel="key", ylabel="weight", title="One weight grows, all others shrink",
          ylim=(0, 0.16))
 left.legend(frameon=False, loc="upper center")
 most = -2 * slopes.min()             # a scale for what shrinks; the diagonal exceeds it
@@ -55,14 +55,14 @@ right.grid(False)
 right.set_xticks(place, letters)
 right.set_yticks(place, letters)
 right.set(xlabel="score that is raised", ylabel="weight that answers",
-          title="How fast: slope of every weight")
+          title="Only its own score raises a weight")
 fig.colorbar(image, label="slope: weight per unit of score", shrink=0.85, extend="max");
 
 # %% [markdown]
 # The right picture shows every such response at once: $\partial P_j / \partial s_k$, in
 # red what grows and in blue what shrinks (the red diagonal goes beyond the scale). Its
-# columns sum to 0, because the weights still sum to 1. The whole gradient of attention
-# is this picture between two pairs of matrix products.
+# columns sum to 0, because the weights still sum to 1. The gradient of attention is
+# this picture and four matrix products: two before it, two after it.
 #
 # ## The formula, forward
 #
@@ -93,12 +93,12 @@ def attention(q, k, v, visible=True):
 # every array $x$, write $dx$ for its *gradient*: the array of the same shape that holds
 # $\partial L / \partial x$. Whatever comes after attention hands us $do$ (in code
 # `dout`), called the *cotangent* of the output: how much $L$ grows per unit of each
-# outputs. We want $dq$, $dk$, $dv$. Undo the three lines from the last to the first:
+# output. We want $dq$, $dk$, $dv$. Undo the three lines from the last to the first:
 
 # %% tags=["plot"]
 # Picture: boxes for q, k, s, P, v and out with their shapes. Blue arrows lead forward
-# from q and k to s, from s to P, from P and v to out. A red arrow runs back along each
-# of them, with the gradient that it carries: dout, dv, dP, ds, dq, dk.
+# from q and k to s, from s to P, from P and v to out. Along each of them a dashed red
+# arrow runs back, with the gradient that it carries: dout, dv, dP, ds, dq, dk.
 pictures.backward_pass();
 
 # %% [markdown]
@@ -146,9 +146,9 @@ grader_01.check_softmax_backward(softmax_backward);
 
 # %% [markdown]
 # In words: $ds_k = P_k \,(dP_k - \sum_j P_j\, dP_j)$. The sum is the *mean* of $dP$
-# under the weights. A score should rise if its key would do better (less loss: a
-# smaller $dP_k$) than the present mixture, and only differences matter: adding a
-# constant to a whole row of $dP$ changes nothing.
+# under the weights. A score should rise if more weight on its key lowers the loss, that
+# is, if $dP_k$ is below that mean. Only differences matter: adding a constant to a
+# whole row of $dP$ changes nothing.
 #
 # **(1) $s_{ij} = q_i \cdot k_j / \sqrt D$.** A product again, so again two products:
 #
@@ -222,11 +222,11 @@ print(f"the two forms of the mean differ by {np.abs(far).max():.0e}")
 # ## Saturation, and why the scores are divided by $\sqrt D$
 #
 # If one weight of a row is nearly 1, the softmax hardly responds any more. Use the
-# formula of exercise 1. Let $w$ be the key with the largest weight and $R$ the range
+# formula of exercise 1. Let $b$ be the key with the largest weight and $R$ the range
 # (largest minus smallest) of the row's $dP$. Another key has $|ds_k| \le P_k R$ with
-# $P_k \le 1 - P_w$, and
-# $|ds_w| = P_w\, |\sum_{j \ne w} P_j (dP_w - dP_j)| \le (1 - P_w) R$. **Where the
-# choice is made, no gradient reaches the scores.**
+# $P_k \le 1 - P_b$, and
+# $|ds_b| = P_b\, |\sum_{j \ne b} P_j (dP_b - dP_j)| \le (1 - P_b) R$. **Where one
+# weight is nearly 1, almost no gradient reaches the scores.**
 #
 # If the numbers in $q_i$ and $k_j$ are independent with mean 0 and variance 1, then
 # $q_i \cdot k_j$ is a sum of $D$ terms of variance 1: its standard deviation is
@@ -252,12 +252,12 @@ for D in sizes:
 # Picture: the largest gradient of a score in a row, against the number of channels, on
 # logarithmic axes. Divided by the root of D it stays level; undivided it falls steeply.
 fig, ax = plots.figure(6.4, 3.6)
-for (how, rows), colour in zip(answer.items(), (plots.COLOURS[1], plots.COLOURS[0])):
-    low, middle, high = np.transpose(rows)
-    ax.loglog(sizes, middle, "o-", ms=4, label=how, color=colour)
+for (how, rows), style, n in zip(answer.items(), ("s--", "o-"), (1, 0)):
+    (low, middle, high), colour = np.transpose(rows), plots.COLOURS[n]
+    ax.loglog(sizes, middle, style, ms=4, label=how, color=colour)
     ax.fill_between(sizes, low, high, alpha=0.2, color=colour, lw=0)
 ax.set(xlabel="channels $D$", ylabel="largest $|ds|$ of a row",
-       title="Undivided scores saturate (median and quartiles of 100 rows)")
+       title="Undivided scores saturate (median, quartiles of 100 rows)")
 ax.set_xticks(sizes[::2], [str(D) for D in sizes[::2]], minor=False)
 ax.legend(frameon=False);
 
@@ -304,8 +304,8 @@ grader_01.check_weights(safe_weights);
 # **What we now know.** The gradient of attention is two matrix products, a softmax that
 # subtracts the weighted mean, and two more products: `dv = P.T @ dout`,
 # `dP = dout @ v.T`, `ds = P * (dP - rowsum(dout * out))`, `dq = ds @ k / sqrt(D)`,
-# `dk = ds.T @ q / sqrt(D)`. Where a weight is nearly 1 the scores get no gradient;
-# hidden means $-\infty$.
+# `dk = ds.T @ q / sqrt(D)`. Where a weight is nearly 1 the scores get almost no
+# gradient; hidden means $-\infty$.
 #
 # **What remains unknown.** Whether it is right. Two programs that agree may share a
 # mistake, and lesson 18, [Is this gradient right?](18_is_this_gradient_right.ipynb),

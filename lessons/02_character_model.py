@@ -26,8 +26,9 @@ pictures.model();
 # %% [markdown]
 # A stream `x` of $C$ channels per character flows through the picture. Each layer
 # *adds* to it, twice: attention brings something from other characters, and an *MLP*
-# works on what has come. At the end each row is compared with every character's row of
-# the embedding table, which gives one score per character: which comes next?
+# (two linear layers with a bend between them) works on each character alone. At the end
+# each row is compared with every character's row of the embedding table, which gives
+# one score per character: which comes next?
 #
 # ## The layers
 #
@@ -85,9 +86,9 @@ def layer_norm_backward(dy, cache):
     return dx, np.sum(dy * xhat, axis=0)                # dw (C,)
 
 # %% [markdown]
-# **GELU** bends: without something that is not a product, any number of linear layers
-# would be one. It multiplies $x$ by a smooth step $h$ from 0 to 1, whose slope in $u$
-# is $\tfrac12 (1 - \tanh^2 u) = 2h(1 - h)$:
+# **GELU** is the bend. Without a layer that is not linear, any number of linear layers
+# could be replaced by a single one. GELU multiplies $x$ by a smooth step $h$ from 0 to
+# 1, whose slope in $u$ is $\tfrac12 (1 - \tanh^2 u) = 2h(1 - h)$:
 #
 # $$ y = x\,h, \quad h = \tfrac12 (1 + \tanh u), \quad
 #    u = \sqrt{2/\pi}\,(x + 0.044715\,x^3), \qquad
@@ -123,8 +124,8 @@ def cross_entropy(z, targets):
 # ## Exercise 1: the embedding without the one-hot matrix
 #
 # $E$ is all zeros but for one 1 per row, a waste to build: `W[ids]` is the same as
-# `E @ W`. Write the backward without $E$. (A character that occurs twice matters twice.
-# That is where the obvious line of NumPy goes wrong.)
+# `E @ W`. Write the backward without $E$. (A character may occur twice, and then both
+# rows of $dy$ count. That is where the obvious line of NumPy goes wrong.)
 
 # %% tags=["exercise"]
 def embedding_backward(dy, ids, V):
@@ -244,10 +245,9 @@ def forward_backward(params, tokens, targets, layers, H):
     return loss, grads
 
 # %% [markdown]
-# There are two judges. *Differences*: after a small step along a random direction $r$,
-# the loss must have changed by the dot product of gradient and $r$, times the step,
-# whatever $r$ is. And the *package*, whose `model.py` has the same layers with more
-# options.
+# There are two judges. *Differences*: a small step $h$ along any direction $r$ must
+# change the loss by $h$ times the dot product of gradient and $r$. And the *package*,
+# whose `model.py` has the same layers with more options.
 
 # %%
 corpus = lessons.text()
@@ -258,7 +258,7 @@ config = model.Config(vocab_size=V, block_size=7, n_layer=2, n_head=3, n_embd=15
 params, _ = model.init(config, seed=0, dtype=np.float64)
 tokens, targets = data.batch(train, 5, 7, seed=0, step=0)  # (5, 7) each
 rng = np.random.default_rng(0)
-# away from the tame start
+# a fresh model's weights are small; larger ones show more
 params = {n: p + 0.3 * rng.standard_normal(p.shape) for n, p in params.items()}
 
 # %%

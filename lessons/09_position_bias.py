@@ -39,7 +39,7 @@ rules = {"causal": {"causal": True}, "window of 3": {"window": 3},
 # Picture: four graphs of six tokens with arrows from each key to the queries that see
 # it. Causal and window: arrows point right, token 0 is the only center. Prefix of 3:
 # the tokens 0 to 2 are centers. No mask: all are.
-(fig, axes), a = plots.figure(11, 2.9, ncols=4), np.linspace(0, np.pi, 40)
+(fig, axes), a = plots.figure(11, 3.2, ncols=4), np.linspace(0, np.pi, 40)
 for ax, (name, rule) in zip(axes, rules.items()):
     M = graph(N, **rule)  # (N, N) booleans: M[i, j], query i sees key j
     for i, j in np.argwhere(M & ~np.eye(N, dtype=bool)):
@@ -55,12 +55,13 @@ for ax, (name, rule) in zip(axes, rules.items()):
                 fontsize=9)
     ax.set(title=name, ylim=(-2.9, 2.9), aspect="equal")
     ax.axis("off")
+fig.suptitle("From a center (shaded) every token can be reached");
 
 # %% [markdown]
 # Under a causal mask all arrows point right: token 0 reaches all and nothing reaches
 # it, so it is the only center. A window makes the path longer and leaves the center
-# where it is. A prefix of $K$ tokens that all see each other is $K$ centers. Without a
-# mask every token is one.
+# where it is. A prefix of $K$ tokens that all see each other makes $K$ centers. Without
+# a mask every token is one.
 # ## Exercise 1: who is a center?
 # The matrix product counts ways: $(M^L)_{ij}$ is the number of **walks** of $L$ steps
 # along the arrows from $j$ to $i$, waiting (a loop) allowed. With loops, what can be
@@ -137,7 +138,8 @@ print(f"largest difference from minattn: {np.abs(difference).max():.0e}")
 def one_more_layer(P, A, residual):
     """P (N, N), A (N, N) -> (N, N): the rollout with one more layer
 
-    P: of the layers below; A: the next layer's weights; residual: does half stay?
+    P: of the layers below; A: the next layer's weights
+    residual: True if half of the token stays
     """
     ...
 grader_09.check_one_more_layer(one_more_layer);
@@ -175,22 +177,22 @@ grader_09.check_one_more_layer(one_more_layer);
 L, eps, draws, t = 32, 0.02, 50, np.arange(32)  # t = 0 ... L - 1
 # softmax of random scores, all visible weights at least eps: (L, draws, N, N)
 stacks = random_stack(causal, (L, draws), 1, floor=eps)
-stingy = eps * causal
-stingy[np.arange(N), np.arange(N)] += 1 - stingy.sum(axis=1)  # what is left: to itself
+slowest = eps * causal
+slowest[np.arange(N), np.arange(N)] += 1 - slowest.sum(axis=1)  # the rest: to itself
 
 # %% tags=["plot"]
 # Picture: share of a later token against the number of layers, logarithmic, with
-# dashed bounds. Left, random stacks fall far below their bounds; right, the stubborn
+# dashed bounds. Left, random stacks fall far below their bounds; right, the slowest
 # stack lies on them.
 fig, axes = plots.figure(10, 3.9, ncols=2, sharey=True)
-shown = {f"{draws} random stacks, the worst": package.rollout(stacks),
-         "the most stubborn stack": package.rollout([stingy] * L)}
+shown = {f"the worst of {draws} random stacks": package.rollout(stacks),
+         "the slowest stack": package.rollout([slowest] * L)}
 for ax, (title, P) in zip(axes, shown.items()):
     # the largest share of token j over draws and queries: (L, N)
     worst = P.reshape(L, -1, N, N).max(axis=(1, 2))
     for n, j in enumerate((1, 4, 12)):
         bound = (1 - j * eps) ** (t + 1)        # (L,)
-        ax.plot(t + 1, worst[:, j], "o", ms=3, color=plots.COLOURS[n],
+        ax.plot(t + 1, worst[:, j], "os^"[n], ms=3.5, color=plots.COLOURS[n],
                 label=f"token {j}")
         ax.plot(t + 1, bound, "--", color=plots.COLOURS[n], lw=1.2, label="its bound")
     bound = (1 - np.arange(1, N) * eps) ** (t[:, None] + 1)  # (L, N - 1)
@@ -201,7 +203,8 @@ for ax, (title, P) in zip(axes, shown.items()):
           f"for all of them together: {rest_held}")
     ax.set(xlabel="layers", title=title, yscale="log", ylim=(1e-7, 1.5))
 axes[0].set_ylabel(f"share of a later token, any query ($\\varepsilon = {eps}$)")
-axes[1].legend(frameon=False, fontsize=8, ncols=3, loc="lower left");
+axes[1].legend(frameon=False, fontsize=8, ncols=3, loc="lower left")
+fig.suptitle("Every bound holds, and the slowest stack lies on it");
 
 # %% [markdown]
 # Random stacks fall far faster than the bound; it is a guarantee for the worst case,
@@ -217,8 +220,8 @@ axes[1].legend(frameon=False, fontsize=8, ncols=3, loc="lower left");
 # - **Residual** (no theorem in the paper). In $(A + I)/2$ visible weights are at least
 #   $\varepsilon/2$, so Theorem 4.1 holds with that: about half the speed, the same end.
 #   That is about this convention; in a real network the two halves need not be halves.
-# - **Decay**: the score minus $m$ times the distance. Each $A$ prefers what is near,
-#   and yet ... (next section).
+# - **Decay**: the score minus $m$ times the distance. Each $A$ prefers what is near;
+#   what many of them do is the next section.
 
 # %%
 hops = {f"window of {w}": bounds.hops(N, w) for w in (9, 3)}
@@ -239,13 +242,14 @@ kinds["decay"] = attention(s, causal)                           # softmax of the
 # masks, without and with a residual. Causal masks and windows rise towards 1, the
 # window of 3 most slowly; without a mask the share stays low.
 fig, axes = plots.figure(10.4, 4.0, ncols=2, sharey=True)
-for colour, (name, stacks) in zip(plots.COLOURS, kinds.items()):
+dashes = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":", (0, (6, 3)))
+for colour, dash, (name, stacks) in zip(plots.COLOURS, dashes, kinds.items()):
     for ax, residual in zip(axes, (False, True)):
         last = package.rollout(stacks, residual=residual)[:, :, -1]
         last = last.mean(axis=1)  # (L, N)  the last token's row, mean over draws
-        ax.plot(t + 1, last[:, 0], color=colour, label=name)
+        ax.plot(t + 1, last[:, 0], ls=dash, color=colour, label=name)
         if name == "prefix of 4":
-            ax.plot(t + 1, last[:, :4].sum(axis=1), "--", color=colour,
+            ax.plot(t + 1, last[:, :4].sum(axis=1), ls=dash, lw=3, color=colour,
                     label="prefix of 4, all four")
 for ax, title in zip(axes, ("attention alone", "with a residual: $(A + I)/2$")):
     ax.set(xlabel="layers", title=title, ylim=(0, 1.03))
@@ -313,7 +317,7 @@ A = attention(-m * distance, graph(81, causal=True))  # (81, 81)  equal scores, 
 
 # %% tags=["plot"]
 # Picture: share of the last token against distance, for 1 to 13 layers. The peak moves
-# from distance 0 to about 50 as layers are added.
+# from distance 0 to about 50 as layers are added; each peak bears its number of layers.
 fig, ax = plots.figure(7.6, 3.9)
 for colour, depth in zip(plots.COLOURS, (1, 2, 3, 5, 9, 13)):
     row = package.rollout([A] * depth)[-1, -1, ::-1]            # (81,) by distance
@@ -321,10 +325,12 @@ for colour, depth in zip(plots.COLOURS, (1, 2, 3, 5, 9, 13)):
     layers = "1 layer" if depth == 1 else f"{depth} layers"
     ax.plot(long, row, color=colour,
             label=f"{layers}: $x^*$ = {star:.0f}, largest at {row[:80].argmax()}")
-    ax.plot(star, np.interp(star, long, row), "o", color=colour)
+    top = np.interp(star, long, row)
+    ax.plot(star, top, "o", color=colour)
+    ax.annotate(depth, (star, top), (4, 4), textcoords="offset points", color=colour)
 ax.set(xlabel="distance $x$ to the token looked at", ylabel="share of the last token",
        ylim=(0, 0.21),
-       title=f"Decay $m$ = {m:.2f}, 81 tokens: the peak walks back")
+       title=f"More layers move the peak back (decay $m$ = {m:.2f}, 81 tokens)")
 ax.legend(frameon=False, fontsize=9);
 
 # %% [markdown]
@@ -334,7 +340,7 @@ ax.legend(frameon=False, fontsize=9);
 # How much of this survives in a small language model, with its residuals, MLPs and four
 # heads? Two models of four layers, one without positions, one with RoPE, before and
 # after a short training (lesson 19's, in a few lines). We average the heads and follow
-# the last of 64 characters down.
+# the last of 64 characters down through the layers.
 
 # %%
 corpus = lessons.text()

@@ -48,6 +48,10 @@ def check_softmax_backward():
                 lambda dP, P: P * (dP - (P * dP).sum(axis=0)),
                 "The sum runs over the keys of one query, a row: axis 1.",
             ),
+            (
+                lambda dP, P: dP - (P * dP).sum(axis=1, keepdims=True),
+                "The factor P is missing: a key with the weight 0 gets no gradient.",
+            ),
             (lambda dP, P: P * (dP - (P * dP).sum()), "Each row has its own sum."),
             (
                 lambda dP, P: P * ((P * dP).sum(axis=1, keepdims=True) - dP),
@@ -84,6 +88,8 @@ def check_attention_backward():
                 dq = dq * root
             if wrong in ("no scale", "dk"):
                 dk = dk * root
+            if wrong == "D":
+                dq, dk = dq / root, dk / root
             return dq, dk, dv.T if wrong == "dv" else dv
 
         return f
@@ -94,6 +100,7 @@ def check_attention_backward():
         returns=("dq", "dk", "dv"),
         hints=[
             (variant("no scale"), "The scores were divided by sqrt(D): so are dq and dk."),
+            (variant("D"), "Divide by sqrt(D), not by D."),
             (variant("dq"), "dq lacks the division by sqrt(D)."),
             (variant("dk"), "dk lacks the division by sqrt(D)."),
             (variant("no mean"), "ds lacks the mean that is subtracted from every row."),
@@ -168,10 +175,17 @@ def check_weights():
                 without_maximum,
                 "exp overflows above 709 and is 0 below -745: subtract the row's maximum first.",
             ),
+            *(
+                (
+                    wrong,
+                    "The maximum must be that of the visible scores: a hidden one can be far "
+                    "above them all.",
+                )
+                for wrong in (maximum_of_hidden, lambda *a: np.nan_to_num(maximum_of_hidden(*a)))
+            ),
             (
-                maximum_of_hidden,
-                "The maximum must be that of the visible scores: a hidden one can be far above "
-                "them all.",
+                lambda s, visible: visible * filled(0)(s, s == s),
+                "The visible weights no longer sum to 1: hide before you normalise.",
             ),
             *(
                 (

@@ -105,8 +105,8 @@ def check_weights_in_float32():
         hints=[
             (
                 as_it_stands,
-                "That is the identity as it stands: |x|^2 is some millions here, and the "
-                "distances drown.",
+                "That is the identity as it stands: |x|^2 is some millions here, and float32 "
+                "rounds away the distances.",
             ),
             *(
                 (
@@ -121,6 +121,10 @@ def check_weights_in_float32():
                     x / np.linalg.norm(x, axis=1, keepdims=True), sigma
                 ),
                 "A norm changes the distances.",
+            ),
+            (
+                lambda x, sigma: by_differences((x - x.mean(axis=0)) / x.std(axis=0), sigma),
+                "The shift is right; dividing by a deviation changes the distances.",
             ),
         ],
     )
@@ -217,6 +221,10 @@ def check_gradient_x():
             (
                 made(lambda x, W, do, sigma, ds: W.T @ do + pull(x, ds + ds.T, sigma)),
                 "The sign of the second term.",
+            ),
+            (
+                made(lambda x, W, do, sigma, ds: W.T @ do - pull(x, (ds + ds.T) / 2, sigma)),
+                "A is ds plus its transpose, not the mean of the two.",
             ),
             (
                 made(lambda x, W, do, sigma, ds: W @ do - pull(x, ds + ds.T, sigma)),

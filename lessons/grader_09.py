@@ -40,6 +40,10 @@ def check_is_center():
                 lambda M: reached(M).all(axis=1),
                 "That is who can be reached by everybody: rows are queries.",
             ),
+            (
+                lambda M: np.flatnonzero(reached(M).all(axis=0)),
+                "Those are the numbers of the centers: return True or False for every token.",
+            ),
             (lambda M: ~reached(M).all(axis=0), "That is the opposite: True means a center."),
         ],
     )
@@ -95,6 +99,10 @@ def check_critical_distance():
             (
                 lambda layers, m: math.ceil(star(layers - 1, m)),
                 "One too far: the weight grows from x to x + 1 only if x + 1 < x*.",
+            ),
+            (
+                lambda layers, m: math.floor(star(layers - 1, m)) - 1,
+                "One too near: look again at which step still gains.",
             ),
             (lambda layers, m: star(layers - 1, m), "That is x* itself: which whole distance?"),
             (lambda layers, m: math.floor((layers - 1) / math.exp(m)), "e^m - 1, not e^m."),

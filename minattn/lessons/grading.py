@@ -109,10 +109,11 @@ def _inputs(candidate, given):
 def _hint(answer, expected, given, exercise):
     """The hint of the known mistake that this answer makes, or an empty string.
 
-    It may round in its own way: it must be far nearer to the mistake than to the right answer.
+    It may round in its own way: it must be far nearer to the mistake than to the right answer,
+    and near to it.
     """
     judged_as = exercise.judged_as or (lambda function: function)
-    most = max(exercise.tolerance, _distance(answer, expected) / 100)
+    most = max(exercise.tolerance, min(_distance(answer, expected) / 100, 0.01))
     nearest, hint = np.inf, ""
     for wrong, what in exercise.hints:
         near = _distance(answer, _call(judged_as(wrong), given))
@@ -175,6 +176,7 @@ def _difference_of_one(answer, expected, name, scale, tolerance):
         single = np.array_equal(answer, answer.astype(np.float32), equal_nan=True)
     most = scale * (max(tolerance, SINGLE) if single else tolerance)
     wrong = ~np.isclose(answer, expected, rtol=0, atol=most, equal_nan=True)
+    in_float32 = in_float32 and tolerance < 10 * SINGLE      # else it has digits enough
     return _worst(wrong, answer, expected, name, scale, in_float32) if np.any(wrong) else ""
 
 

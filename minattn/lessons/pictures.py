@@ -17,9 +17,10 @@ def box(ax, x, y, width, height, text, colour="white", size=10):
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=size)
 
 
-def arrow(ax, start, end, colour="black", text="", at=(0, 0), size=9):
+def arrow(ax, start, end, colour="black", text="", at=(0, 0), size=9, line="-"):
     """An arrow, and a text at its middle, moved by `at`"""
-    ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.3})
+    ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.3,
+                                            "linestyle": line})
     x, y = ((a + b) / 2 + shift for a, b, shift in zip(start, end, at))
     ax.text(x, y, text, ha="center", va="center", fontsize=size, color=colour)
 
@@ -62,7 +63,7 @@ def model():
         ax.text(x + 15, 19, "+", ha="center", va="center", size=13,
                 bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": "black"})
     ax.plot([18, 18, 71, 71], [25, 26.5, 26.5, 25], color="gray", lw=1)
-    ax.text(44.5, 27.8, "one layer; the next one follows behind it", ha="center", size=9)
+    ax.text(44.5, 27.8, "one layer; more of them follow", ha="center", size=9)
     ax.text(75, 21, "x (N, C)", ha="center", size=9)
     box(ax, 80, 15, 8, 8, "norm", "#f0f0f0", 9)
     arrow(ax, (88.3, 19), (93.5, 19))
@@ -89,9 +90,10 @@ def backward_pass():
         (x0, y0), (x1, y1) = nodes[start], nodes[end]
         up = 0.7 if y1 != y0 else 0.9
         arrow(ax, (x0 + 5.3, y0 + up), (x1 - 5.3, y1 + up), blue, does, above)
-        arrow(ax, (x1 - 5.3, y1 - up), (x0 + 5.3, y0 - up), red, gradient, below)
-    arrow(ax, (105, 15.3), (98.3, 15.3), red, "dout", (0, -2.2))
+        arrow(ax, (x1 - 5.3, y1 - up), (x0 + 5.3, y0 - up), red, gradient, below,
+              line="--")
+    arrow(ax, (105, 15.3), (98.3, 15.3), red, "dout", (0, -2.2), line="--")
     arrow(ax, (98.3, 16.7), (105, 16.7), blue)
     ax.text(0, 44, "blue: forward", color=blue)
-    ax.text(18, 44, "red: backward, each gradient beside the arrow that carries it", color=red)
+    ax.text(18, 44, "red, dashed: backward, each gradient beside its arrow", color=red)
     return fig

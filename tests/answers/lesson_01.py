@@ -84,7 +84,7 @@ WRONG = {
         (lambda dP, P: P * (dP - dP.mean(axis=1, keepdims=True)), ""),
         (lambda dP, P: P * (dP - (P * dP).sum(axis=0)), ""),
         (lambda dP, P: P * (dP - (P * dP).sum()), ""),
-        (lambda dP, P: dP - (P * dP).sum(axis=1, keepdims=True), ""),
+        (lambda dP, P: dP - (P * dP).sum(axis=1, keepdims=True), "factor P"),
         (lambda dP, P: -P * (dP - (P * dP).sum(axis=1, keepdims=True)), ""),
         (lambda dP, P: np.zeros_like(P), ""),
         (lambda dP, P: by_slopes(dP, P).T, ""),
@@ -92,6 +92,14 @@ WRONG = {
     ],
     "attention_backward": [
         (from_ds(right_ds, scale=False), "divided by sqrt(D)"),
+        (
+            from_ds(
+                right_ds,
+                dq=lambda ds, q, k: ds @ k / np.sqrt(q.shape[1]),
+                dk=lambda ds, q, k: ds.T @ q / np.sqrt(q.shape[1]),
+            ),
+            "not by D",
+        ),
         (from_ds(right_ds, dk=lambda ds, q, k: ds.T @ q * np.sqrt(q.shape[1])), ""),
         (from_ds(right_ds, dq=lambda ds, q, k: ds @ k * np.sqrt(q.shape[1])), ""),
         (from_ds(lambda dP, P, dout, v: P * dP), ""),

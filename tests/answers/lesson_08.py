@@ -96,8 +96,12 @@ WRONG = {
         (lambda x, sigma: (x, x, x), "raised"),
     ],
     "weights_in_float32": [
-        (identity_in_float32, "drown"),
-        (lambda x, sigma: softmax((x @ x.T - (x**2).sum(axis=1) / 2) / sigma**2), "drown"),
+        (identity_in_float32, "rounds away"),
+        (lambda x, sigma: softmax((x @ x.T - (x**2).sum(axis=1) / 2) / sigma**2), "rounds away"),
+        (
+            lambda x, sigma: identity_in_float32((x - x.mean(axis=0)) / x.std(axis=0), sigma),
+            "The shift is right",
+        ),
         (
             lambda x, sigma: softmax(
                 (x @ x.T - (x**2).sum(axis=1) / 2 - (x**2).sum(axis=1)[:, None] / 2) / sigma**2
@@ -133,6 +137,7 @@ WRONG = {
         (lambda x, W, do, sigma: 2 * W.T @ do - x_by_roles(x, W, do, sigma), "sign"),
         (lambda *a: x_by_roles(*a).T, "shape"),
         (x_without_keys, "role of key"),
+        (lambda *a: (x_by_roles(*a) + a[1].T @ a[2]) / 2, "not the mean"),
         (
             lambda x, W, do, sigma: W.T @ do + (x_by_roles(x, W, do, sigma) - W.T @ do) * sigma**2,
             "1 / sigma^2",

@@ -58,7 +58,7 @@ WRONG = {
         (lambda M: ~reached(M, len(M)).all(axis=0), "the opposite"),
         (lambda M: np.arange(len(M)) == 0, ""),
         (lambda M: reached(M, len(M)).any(axis=0), ""),
-        (lambda M: np.flatnonzero(reached(M, len(M)).all(axis=0)), ""),
+        (lambda M: np.flatnonzero(reached(M, len(M)).all(axis=0)), "True or False for every"),
     ],
     "one_more_layer": [
         (lambda P, A, r: P @ ((A + np.eye(len(A))) / 2 if r else A), "order"),
@@ -72,6 +72,7 @@ WRONG = {
     "critical_distance": [
         (lambda layers, m: math.floor(star(layers, m)), "t = L - 1"),
         (lambda layers, m: math.ceil(star(layers - 1, m)), "One too far"),
+        (lambda layers, m: math.floor(star(layers - 1, m)) - 1, "One too near"),
         (lambda layers, m: star(layers - 1, m), "which whole distance"),
         (lambda layers, m: round(star(layers - 1, m)), ""),
         (lambda layers, m: math.floor((layers - 1) / math.exp(m)), "not e^m"),
