@@ -50,6 +50,8 @@ P = np.exp(s - s.max(axis=1, keepdims=True))
 P /= P.sum(axis=1, keepdims=True)  # every row now sums to 1
 
 # %% tags=["plot"]
+# Picture: a triangle of weights on "to be or not to be", query by key, the future
+# white. Each character gives its weight to itself and to the equal ones before it.
 def draw(sharpness):
     e = np.exp((sharpness * one_hot) @ (sharpness * one_hot).T / np.sqrt(D)) * visible
     e /= e.sum(axis=1, keepdims=True)
@@ -170,8 +172,8 @@ grader_00.check_window_mask(window_mask);
 #
 # Attention is *causal* if what token $i$ receives does not depend on what comes after
 # it. Write a test that decides whether a given function `f(q, k, v)` is causal. (The
-# project's validation kit does the same with more suspicion; lesson 07 is about a
-# published mechanism that fails.)
+# project's validation kit does the same more thoroughly; lesson 07 is about a published
+# mechanism that fails.)
 
 
 # %% tags=["exercise"]
@@ -218,6 +220,8 @@ for factor in factors:
     used.append(np.exp(-np.sum(P * np.log(np.maximum(P, 1e-300)))))
 
 # %% tags=["plot"]
+# Picture: effective number of keys against a factor of the scores, both logarithmic. It
+# falls from all 74 tokens to the 9 that equal the last one.
 fig, ax = plots.figure(6.4, 3.6)
 ax.plot(factors, used, "o-", ms=4)
 ax.axhline(len(line), color="gray", ls="--", lw=1)
@@ -227,8 +231,9 @@ ax.axhline(equal, color=plots.COLOURS[1], ls="--", lw=1)
 ax.text(factors[0], equal, " tokens equal to the last one", va="bottom",
         color=plots.COLOURS[1])
 ax.set(xscale="log", yscale="log", xlabel="scores multiplied by", xlim=(0.025, 36),
-       ylabel="effective number of keys", title="From a mean to a choice")
-ax.set_yticks([1, 3, 10, 30, 60], ["1", "3", "10", "30", "60"])
+       ylabel="effective number of keys", ylim=(6, 100),
+       title="Larger scores leave fewer keys in use")
+ax.set_yticks([10, 30, 60], ["10", "30", "60"])
 ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"]);
 
 # %% [markdown]
@@ -248,7 +253,7 @@ ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"]);
 # [The list of lessons](README.md) gives an order to read, and the files of the package
 # for each.
 #
-# Every mechanism of the package is two functions that face each other:
+# Every mechanism of the package is a pair of functions:
 # `forward(arrays, options) -> out, cache` and `backward(dout, cache) -> gradients`.
 # Nothing is kept between calls.
 #

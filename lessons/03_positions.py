@@ -38,7 +38,7 @@ def logits_at_the_end(layers, ids):
     config = model.Config(vocab_size=len(vocabulary), block_size=64, n_layer=layers,
                           n_head=4, n_embd=32, position="none")
     params, _ = model.init(config, seed=0, dtype=np.float64)
-    # larger than a fresh model: with opinions
+    # larger weights than a fresh model's: its predictions differ more
     params = {name: 5 * p if p.ndim == 2 else p for name, p in params.items()}
     return model.forward(params, ids[None], config)[0][0, -1]  # (1, T) -> (V,)
 
@@ -54,8 +54,8 @@ for layers in (1, 2, 3):
 # %% [markdown]
 # The first number is rounding, the others are not. So a causal mask leaks a little
 # order into deeper models. The experiment below shows whether that is enough. First,
-# the ways to say more. $p$ counts positions from 0, $C$ is the number of channels, $T$
-# the length.
+# the other ways to tell a model where it is. $p$ counts positions from 0, $C$ is the
+# number of channels, $T$ the length.
 #
 # ## Adding: a table, or waves
 #
@@ -78,7 +78,7 @@ def waves(T, C, base=10000.0):
     omega = base ** (-2 * np.arange(C // 2) / C)  # (C/2,)     radians per position
     angle = np.arange(T)[:, None] * omega         # (T, C/2)
     pe = np.empty((T, C))
-    pe[:, 0::2], pe[:, 1::2] = np.sin(angle), np.cos(angle)   # each hand's two shadows
+    pe[:, 0::2], pe[:, 1::2] = np.sin(angle), np.cos(angle)   # of every clock
     return pe
 
 
@@ -87,17 +87,21 @@ difference = pe - sinusoidal.forward(128, 64)[0]
 print(f"largest difference from minattn: {np.abs(difference).max():.0e}")
 
 # %% tags=["plot"]
+# Picture: on the left 64 channels of waves over 128 positions, fast at the top and slow
+# at the bottom. On the right dot products of three positions with all others, against
+# the distance: the three curves lie on one another, highest at 0.
 fig, (left, right) = plots.figure(10.5, 3.8, ncols=2, width_ratios=(1.5, 1))
 image = left.imshow(pe.T, cmap="cividis", aspect="auto", vmin=-1, vmax=1)
 left.grid(False)
-left.set(xlabel="position $p$", ylabel="channel", title="Each column is one position")
+left.set(xlabel="position $p$", ylabel="channel",
+         title="Fast clocks first, slow ones last")
 fig.colorbar(image, ax=left, label="value")
 for start, colour in zip((10, 40, 70), plots.COLOURS):
     distance = np.arange(-start, 128 - start)
     right.plot(distance, pe @ pe[start], color=colour, lw=3 - start / 35,
                label=f"$p$ = {start}")
 right.set(xlabel="distance to the other position", ylabel="dot product",
-          title="All the same curve", xlim=(-60, 60))
+          title="Only the distance counts", xlim=(-60, 60))
 right.legend(frameon=False);
 
 # %% [markdown]
@@ -110,7 +114,7 @@ right.legend(frameon=False);
 # And moving on by $r$ turns every clock by the fixed angle $\omega_k r$, wherever it
 # stands.
 #
-# ## Exercise 1: move on without looking at the clock
+# ## Exercise 1: move all positions on
 #
 # Given encodings of *unknown* positions, write the encodings of the positions $r$
 # later. (Use $\sin(a + b)$ and $\cos(a + b)$. A matrix can do this, so a linear layer
@@ -311,26 +315,27 @@ kernels = {"learned table, untrained": table @ table.T,
 # Picture: five kernels of positions, query by key, the future white. Sinusoidal, RoPE
 # and decay have diagonal stripes that depend on the distance alone; the learned table
 # and the projected one do not.
-fig, axes = plots.figure(11, 2.9, ncols=5)
+fig, axes = plots.figure(11, 3.2, ncols=5)
 for ax, (name, K) in zip(axes, kernels.items()):
     ax.imshow(np.where(np.tri(T, dtype=bool), K, np.nan), cmap="cividis")
     ax.grid(False)
     share = 100 * relative_share(K)
     ax.set(title=f"{name}\n{share:.0f} % depends on $i - j$ alone", xlabel="key $j$")
     ax.title.set_size(9)
+fig.suptitle("Stripes along the diagonal: only the distance counts")
 axes[0].set_ylabel("query $i$");
 
 # %% [markdown]
 # Striped: the bare waves, RoPE, decay. But the waves lose most of it as soon as there
-# are projections between them, as in every model. It *can* learn projections that keep
-# the clocks apart; RoPE need not learn them.
+# are projections between them, as in every model. A model *can* learn projections that
+# keep the clocks apart; with RoPE it need not.
 #
 # ## The experiment: what is lost
 #
 # One layer, 64 channels, trained as in lesson 19 (`parallel.train_step`) on windows of
 # 32 characters, two seeds each. Then we read windows of 128, four times as long as any
 # in training, and look at the loss place by place. One entry needs explaining. The
-# waves have size 1, the rows of a fresh `wte` size 0.02: added, the waves drown the
+# waves have size 1, the rows of a fresh `wte` size 0.02: added, the waves hide the
 # characters. "small waves" has the same waves times 0.03 in place of the learned table,
 # and does not train them.
 
@@ -385,26 +390,30 @@ share = counts / counts.sum(axis=1, keepdims=True)
 bigram = -np.mean(np.log(share[val[:-1], val[1:]]))
 
 # %% tags=["plot"]
+# Picture: on the left the loss of seven models, two dots each: RoPE lowest, then decay;
+# sinusoidal far above the rest. On the right the loss by place in a window four times
+# as long as in training: decay stays level, RoPE and the learned table rise.
 fig, (left, right) = plots.figure(11, 4.2, ncols=2, width_ratios=(1, 1.5))
 ends = []
+dashes = ("-", "--", "-.", "-", ":", "-", (0, (6, 1)))
 for n, (name, both) in enumerate(results.items()):
     colour = plots.COLOURS[n % len(plots.COLOURS)]
     left.plot([s[:SHORT].mean() for _, _, s in both], [n, n], "o", color=colour)
     if name != "sinusoidal":
         s = np.mean([s for _, _, s in both], axis=0)
         smooth = np.convolve(s, np.ones(8) / 8, "valid")             # (LONG - 7,)
-        right.plot(np.arange(4.5, LONG - 3), smooth, color=colour)
+        right.plot(np.arange(4.5, LONG - 3), smooth, color=colour, ls=dashes[n])
         ends.append((smooth[-1], name, colour))
 left.axvline(bigram, color="gray", ls="--", lw=1)
-left.text(bigram, 5.5, " the bigram table\n of lesson 02", color="gray", va="center",
+left.text(bigram, 5.5, " the bigram table\n of lesson 19", color="gray", va="center",
           fontsize=9)
 left.set_yticks(range(len(results)), list(results))
 left.invert_yaxis()
 left.set(xlabel=f"loss on places 1 to {SHORT} (nats per character)",
-         title="As long as in training, two seeds")
+         title="RoPE and decay win (two seeds)")
 right.axvline(SHORT, color="gray", ls="--", lw=1)
 right.set(xlabel="place in the window (mean of 8)", ylabel="loss (nats per character)",
-          title="Longer than in training: right of the line")
+          title="Beyond the trained length (line) only decay stays as good")
 lowest = -np.inf
 for end, name, colour in sorted(ends):  # a name at the end of each line, not overlaid
     lowest = max(end, lowest + 0.035)
@@ -423,8 +432,8 @@ right.set_xlim(0, LONG + 26);
 # - **sinusoidal** at full size shows what happens if the waves are twenty or more times
 #   as large as what they are added to. (The original model multiplies its token
 #   embeddings by $\sqrt C$ before it adds: 1706.03762, section 3.4.)
-# - **decay** and **rope** say "one back" from the first step, and win. Neither adds a
-#   single parameter.
+# - **decay** and **rope** make scores depend on the distance from the first step on,
+#   and win. Neither adds a single parameter.
 #
 # On the right, no encoding wins everything. Past the length of training the learned
 # table gives rows that were never trained, and RoPE meets angles that it never saw.
@@ -439,7 +448,7 @@ right.set_xlim(0, LONG + 26);
 # Picture: mean weight against how far back a key is, four heads each. Without
 # positions the curves are level; with learned places, decay and RoPE some heads peak
 # within three characters.
-fig, axes = plots.figure(11, 3.2, ncols=4, sharey=True)
+fig, axes = plots.figure(11, 3.5, ncols=4, sharey=True)
 for ax, name in zip(axes, ("none", "learned", "decay", "rope")):
     params, config, _ = results[name][0]
     seen = []
@@ -448,10 +457,11 @@ for ax, name in zip(axes, ("none", "learned", "decay", "rope")):
     # only queries that have at least T/2 keys behind them
     for h in range(4):
         mean = [np.diagonal(last[h], SHORT // 2 - r).mean() for r in range(SHORT // 2)]
-        ax.plot(mean, "o-", ms=3, lw=1.2, color=plots.COLOURS[h], label=f"head {h + 1}")
+        ax.plot(mean, "os^d"[h] + "-", ms=3, lw=1.2, label=f"head {h + 1}")
     ax.set(title=name, xlabel="characters back")
 axes[0].set_ylabel("mean weight")
-axes[-1].legend(frameon=False, fontsize=8);
+axes[-1].legend(frameon=False, fontsize=8)
+fig.suptitle("Without positions no head can prefer a distance");
 
 # %% [markdown]
 # Without positions a head cannot prefer a distance: its curves are flat, apart from

@@ -41,7 +41,7 @@ from minattn.positions import morlet, sinusoidal
 # Picture: a cosine under a bell for three products of frequency and width: 1, 5 and
 # 15. The larger the product, the more waves fit under the bell. Dots mark the tokens;
 # the half before the text is shaded.
-fig, axes = plots.figure(10, 3.2, ncols=3, sharey=True)
+fig, axes = plots.figure(10, 3.5, ncols=3, sharey=True)
 fine = np.linspace(-60, 60, 24_001)  # the real axis, finely
 for ax, product in zip(axes, (1, 5, 15)):
     sigma, omega = 6, product / 6
@@ -60,7 +60,8 @@ for ax, product in zip(axes, (1, 5, 15)):
            title=rf"$\omega\sigma = {product}$")
 axes[0].set_ylabel("amplitude")
 axes[1].text(-17, -0.95, "before the text", color="gray")
-axes[0].legend(frameon=False, fontsize=8, loc="lower right");
+axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+fig.suptitle("The larger the product, the more turns fit under the bell");
 
 # %% [markdown]
 # (The last mean is rounding: a sum of numbers near 1 is known to 16 digits only.) The
@@ -144,6 +145,9 @@ means = [f"p = {p}: {amplitude[p].mean():.5f}" for p in (1, 5, 10, 20)]
 print("mean amplitude:", *means, sep="   ")
 
 # %% tags=["plot"]
+# Picture: on the left the cosine channels over 32 positions: a few bright and dark
+# bands, then gray. On the right the amplitude of three pairs, logarithmic: the slowest
+# falls below 0.02 at about 14 tokens, the fastest at 5.
 fig, (left, right) = plots.figure(10, 3.8, ncols=2)
 image = left.imshow(pe[:32, 0::2].T, cmap="cividis", vmin=-1, vmax=1, aspect="auto",
                     origin="lower")
@@ -151,15 +155,15 @@ left.grid(False)
 left.set(xlabel="position $p$ (tokens)", ylabel="pair $k$",
          title="The cosine channels, at the published start")
 fig.colorbar(image, ax=left, label="value")
-for k, n, name in ((0, 0, "slowest pair"), (C // 4, 2, "middle pair"),
-                   (C // 2 - 1, 1, "fastest pair")):
-    right.plot(amplitude[:32, k], color=plots.COLOURS[n],
+for k, style, name in ((0, "-", "slowest pair"), (C // 4, "--", "middle pair"),
+                       (C // 2 - 1, "-.", "fastest pair")):
+    right.plot(amplitude[:32, k], style,
                label=rf"{name}, $\sigma$ = {np.exp(log_sigma[k]):.1f} tokens")
 right.axhline(0.02, color="gray", ls="--", lw=1)
 right.text(31, 0.023, "0.02: a token embedding", color="gray", ha="right", va="bottom",
            fontsize=9)
 right.set(yscale="log", ylim=(1e-6, 1.5), xlabel="position $p$ (tokens)",
-          ylabel="amplitude", title="How loud each pair still is")
+          ylabel="amplitude", title="After 15 tokens little is left")
 right.legend(frameon=False, fontsize=9, loc="upper right");
 
 # %% [markdown]
@@ -209,10 +213,10 @@ for width in (1e2, 1e3, 1e4, 1e5):
           f"   bound {T**2 / (2 * width**2):.1e}")
 
 # %% [markdown]
-# ## The kernel, and the origin that does not go away
+# ## The kernel, and its dependence on the origin
 #
-# What does attention see of two positions $p$ and $p'$, projections apart? Their dot
-# product. With $\cos a \cos b + \sin a \sin b = \cos(a - b)$,
+# Projections apart, two positions $p$ and $p'$ enter a score by their dot product. With
+# $\cos a \cos b + \sin a \sin b = \cos(a - b)$,
 #
 # $$ \langle \mathrm{PE}(p), \mathrm{PE}(p')\rangle
 #    = \sum_k \cos\big(\omega_k (p - p')\big)\; e^{-(p^2 + p'^2)/(2\sigma_k^2)} $$
@@ -444,11 +448,15 @@ for (name, seed), (_, loss) in back.items():
     print(f"{name:37s}{seed:2d}{loss[2:12].mean():14.3f}{loss[48:].mean():15.3f}")
 
 # %% tags=["plot"]
+# Picture: loss at each place of the block, logarithmic, for six models, two seeds for
+# three of them. Without positions it is near 3; sinusoidal near 2; Morlet rises from
+# 0.4 to 3. With larger tokens sinusoidal lies between 0.01 and 0.2, and Morlet with
+# wide bells lowest, together with the control without bells.
 fig, ax = plots.figure(8.4, 4.2)
 for (name, seed), (_, loss) in back.items():
     n = list(runs).index(name)
     ax.plot(np.arange(2, T), loss[2:], color=plots.COLOURS[(6, 4, 1, 3, 0, 2)[n]],
-            ls=("--", "-", "-", "-", "-", ":")[n], lw=1.5 if n < 5 else 2.5,
+            ls=("--", "-", "-.", (0, (6, 2)), "-", ":")[n], lw=1.5 if n < 5 else 2.5,
             label=name if seed == 0 else None)
 ax.set(xlabel="position in the block (tokens)", ylabel="loss (nats per character)",
        yscale="log", title="Two places back: good frequencies do it, without a bell")
@@ -461,7 +469,7 @@ ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1));
 #   block; in the rest its loss climbs towards that of a model without positions.
 #   (`none` is not hopeless: through the causal mask a model can find out a little about
 #   places.)
-# - **The volume.** The sinusoidal encoding never fades and should do well. It does
+# - **The amplitude.** The sinusoidal encoding never fades and should do well. It does
 #   badly everywhere: its waves have amplitude 1, the token embeddings start at 0.02,
 #   and after the layer norm little of the tokens is left. With token embeddings ten
 #   times larger it does far better.
@@ -473,11 +481,11 @@ ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1));
 #   factor of six: one seed would say little.)
 #
 # Fading limits the published start, and also helps it: where the waves have died out
-# they no longer drown the tokens. With larger tokens that help is not needed. It also
+# they no longer hide the tokens. With larger tokens that help is not needed. It also
 # says how to read the published comparison (validation loss on
 # TinyShakespeare: learned positions 1.474, Morlet 1.506, sinusoidal 1.586; arXiv
 # 2605.26355 and 2606.01258): there the sinusoidal waves, too, are added at amplitude 1
-# to embeddings of 0.02, so it cannot tell a better shape from a better volume.
+# to embeddings of 0.02, so it cannot tell a better shape from a better amplitude.
 #
 # And the usual question, the next character, two seeds each:
 
@@ -506,7 +514,7 @@ for name in ("none", "learned", "morlet"):
 # Picture: product of frequency and width for every pair, before and after training.
 # From the published start most pairs stay at the boundary, 5; from the wide start
 # nearly all stay above it.
-fig, axes = plots.figure(10, 3.8, ncols=2)
+fig, axes = plots.figure(10, 4.1, ncols=2)
 starts = {"morlet": morlet.initial(C // 2),
           "morlet, wide, tokens x 10": wide_start.values()}
 for ax, (name, start) in zip(axes, starts.items()):
@@ -528,7 +536,8 @@ axes[0].set_ylabel(r"product $\omega\sigma$ (radians)")
 axes[1].set(yscale="log")
 axes[1].set_yticks([5, 10, 20, 50, 100, 200], ["5", "10", "20", "50", "100", "200"])
 axes[1].minorticks_off()
-axes[0].legend(frameon=False, fontsize=9);
+axes[0].legend(frameon=False, fontsize=9)
+fig.suptitle("Pairs stay at 5 where they start there; others do not come to it");
 
 # %% [markdown]
 # Left: on a question that needs positions some slow pairs widen their bells several
@@ -539,14 +548,16 @@ axes[0].legend(frameon=False, fontsize=9);
 #
 # **What we now know.** A Morlet pair is a clock under a bell. Its kernel is a relative
 # kernel times a factor anchored at the origin; wide bells give back sinusoidal
-# positions. As published it starts with a reach of about fifteen tokens, fifty times as
-# loud as the tokens, on the edge of its constraint, where rounding decides whether a
-# frequency gets a gradient. Training can widen the bells where the task asks for it.
+# positions. As published it starts with a reach of about fifteen tokens, at fifty times
+# the amplitude of the tokens, and on the edge of its constraint, where rounding decides
+# whether a frequency gets a gradient. Training can widen the bells where the task asks
+# for it.
 #
-# **What remains unknown.** Whether wide bells at the volume of the tokens beat learned
-# positions in long training; whether a learned centre (an option of the package: the
-# bell moves to $\mu_k$, the wave stays) helps; whether any of it matters with rotary
-# positions, which act on queries and keys and leave the tokens alone (lesson 03).
+# **What remains unknown.** Whether wide bells at the amplitude of the tokens beat
+# learned positions in long training; whether a learned centre (an option of the
+# package: the bell moves to $\mu_k$, the wave stays) helps; whether any of it matters
+# with rotary positions, which act on queries and keys and leave the tokens alone
+# (lesson 03).
 #
 # **Source.** arXiv 2606.01258 and the code published with it, whose clamps, order and
 # start these are; the experiments: arXiv 2605.26355. The package's version, with its

@@ -44,6 +44,8 @@ def total_weight(s, sink):
     return (e / (np.exp(sink) + e.sum(axis=-1, keepdims=True))).sum(axis=-1)
 
 # %% tags=["plot"]
+# Picture: sum of the weights of a row while all scores are lowered. Softmax stays at 1;
+# with a sink it falls to 0 along a sigmoid, the earlier the larger the sink.
 def draw(moved):
     curves = ((-np.inf, "softmax: no sink", "-"), (-3, "sink $= -3$", "-."),
               (0, "off-by-one: sink $= 0$", "--"), (moved, f"sink $= {moved}$", ":"))
@@ -375,6 +377,9 @@ number = {what: int((kind == n).sum()) for n, what in enumerate(KINDS)}
 print("tokens of each kind:", number)
 
 # %% tags=["plot"]
+# Picture: bars of squared errors, five heads by three kinds of tokens. Softmax errs
+# where it should be silent, the gate where there is an answer; with a sink or a start
+# token all three errors are small.
 fig, ax = plots.figure(7.6, 3.8)
 for n, what in enumerate(KINDS):
     heights = [errors[name][n] for name in MODULES]
@@ -419,6 +424,9 @@ letters = [c if c.isprintable() and c != " " else "␣"
            for c in vocabulary.decode(here[row, :30])]
 
 # %% tags=["plot"]
+# Picture: weights of three heads on 30 characters, the future white. Softmax spreads
+# its weight. With a start token, and with a sink, nearly all weight lies in the first
+# column, and a few single cells are bright: the answers.
 fig, axes = plots.figure(10.4, 4.6, ncols=3, width_ratios=[31, 31, 32])
 shown = {"softmax": seen["softmax"][row, 0, :30, :30],
          "start token": seen["start token"][row, 0, :30, :31]}
@@ -439,8 +447,8 @@ fig.colorbar(image, ax=axes, label="weight", shrink=0.8);
 
 # %% [markdown]
 # The two pictures on the right are nearly the same. Plain softmax, given a start token,
-# **made itself a sink**: it parks almost the whole unit there wherever it has nothing
-# to say, and it learned a start value of nearly zero, so that what is parked says
+# **made itself a sink**: it gives that token almost the whole unit wherever it has
+# nothing to say, and it learned a start value of nearly zero, so that this adds
 # nothing. Nobody told it to. This is the *attention sink* of large trained models,
 # whose first token receives much of many heads' weights, whatever it is (arXiv
 # 2309.17453). A learned sink gives the same freedom without a token for it.
@@ -477,6 +485,9 @@ with parallel.workers(2) as pool:
               f"  sum of the weights {totals[-1].mean():.3f}   (means over heads)")
 
 # %% tags=["plot"]
+# Picture: eight heads of four models each. On the left the first-token mass: all but
+# one lie below the dashed line of a uniform head. On the right the sums of the weights:
+# 1 for softmax and gate, 0.8 to 1 with a sink.
 fig, (left, right) = plots.figure(9.6, 3.8, ncols=2)
 for n in range(len(NAMES)):
     for ax, values in ((left, masses), (right, totals)):

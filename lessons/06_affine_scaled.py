@@ -19,7 +19,7 @@ from minattn.inspect import maps, statistics
 from minattn.lessons import grader_06
 
 # %% [markdown]
-# ## The picture: scale what sticks out
+# ## The picture: scale the deviations from the mean
 #
 # A row of softmax weights $P_{ij}$ over $N$ keys has two parts. Its mean is $1/N$
 # whatever the query is: that part carries no information. What the query found out is
@@ -38,6 +38,9 @@ P = np.exp(s) / np.exp(s).sum()             # (N,)
 N, alpha_ma = len(s), 0.5
 
 # %% tags=["plot"]
+# Picture: softmax weights of eight keys as bars, and three lines of affine weights.
+# With alpha 0 the line is level; with 0.5 it is half of softmax; with 1 it rises
+# highest and falls below zero at the worst keys. All three sum to one half.
 fig, ax = plots.figure(7.2, 3.8)
 ax.bar(np.arange(N), P, 0.8, color="lightgray", label="softmax weights $P$")
 for alpha, mark in ((0.0, "v"), (0.5, "s"), (1.0, "o")):
@@ -307,16 +310,18 @@ with parallel.workers(2) as pool:
     trained = {name: train(pool, attention) for name, attention in models.items()}
 
 # %% tags=["plot"]
+# Picture: the running mean of eight heads against the step, logarithmic. All rise from
+# 0 along the dashed curve for some twenty steps and then part, between 0.3 and 0.5.
 fig, ax = plots.figure(7.2, 3.6)
 steps = np.arange(1, 401)
 for layer in range(2):
     for head, line in enumerate(trained["affine, total"][3][:, layer].T):
-        ax.plot(steps, line, color=plots.COLOURS[layer], lw=1.2,
+        ax.plot(steps, line, ("-", "-.")[layer], color=plots.COLOURS[layer], lw=1.2,
                 label=f"layer {layer}, each head" if head == 0 else None)
 ax.plot(steps, 0.5 * (1 - 0.9**steps), "k--", lw=1, label=r"$0.5\,(1 - 0.9^t)$")
 ax.set(xscale="log", xlabel="training step $t$", ylabel=r"$\alpha_\mathrm{ma}$",
        ylim=(0, None),
-       title="The running mean starts from nothing (length=total)")
+       title="The running mean needs some twenty steps (length=total)")
 ax.set_xticks([1, 10, 100], ["1", "10", "100"])
 ax.legend(frameon=False);
 
@@ -329,7 +334,7 @@ x, y = (a[::20] for a in data.blocks(val_ids, T))      # validation windows (n, 
 # %% tags=["plot"]
 # Picture: histograms of the sum of the weights of a row. Softmax: always 1. Affine,
 # total: a hill around 0.4. Affine, visible: a few values near one half.
-fig, axes = plots.figure(9.6, 3.4, ncols=3, sharex=True)
+fig, axes = plots.figure(9.6, 3.7, ncols=3, sharex=True)
 for ax, (name, parts), colour in zip(axes, trained.items(), plots.COLOURS):
     params, buffers, config, _ = parts
     layers = maps.weights(params, buffers, config, x)  # (n, H, T, T) for each layer
@@ -343,7 +348,8 @@ for ax, (name, parts), colour in zip(axes, trained.items(), plots.COLOURS):
     print(f"{name:15s} validation loss {loss:.3f}   weights below zero {below:.0%}, "
           f"the smallest {min(w.min() for w in layers):.3f}"
           f"   mean weight on the first token {mass:.3f}")
-axes[0].set_ylabel("% of rows, all heads");
+axes[0].set_ylabel("% of rows, all heads")
+fig.suptitle("Affine rows spend about half of what softmax rows spend");
 
 # %% [markdown]
 # Softmax puts every row at 1. `visible` puts all rows of a head at one place, its
@@ -383,13 +389,15 @@ lines = {"total": (params, buffers, config),
          "visible": trained["affine, visible"][:3]}
 
 # %% tags=["plot"]
+# Picture: largest difference of a logit against the length of the prefix. With total it
+# falls from 0.7 to 0; with length=64 and with visible it is 0 throughout.
 fig, ax = plots.figure(7.2, 3.8)
 for (name, parts), style in zip(lines.items(), ("o-", "s--", "^:")):
     difference = prefix_difference(*parts, x[:40])
     print(f"{name:30s} largest difference {difference.max():.0e}")
     ax.plot(np.arange(1, T + 1), difference, style, ms=4, lw=1.2, label=name)
 ax.set(xlabel="tokens in the prefix", ylabel="largest difference of a logit",
-       title="A prefix alone against the same tokens of a whole text")
+       title="With total, a prefix alone is predicted differently")
 ax.legend(frameon=False);
 
 # %% [markdown]

@@ -17,10 +17,10 @@ from minattn.lessons import grader_07
 from minattn.validate.causality import causality
 
 # %% [markdown]
-# ## The picture: keys that speak louder
+# ## The picture: keys that every query weighs more
 #
 # In softmax attention a key gets weight if it matches the query. **Energy-gated
-# attention** adds a second opinion that does not depend on the query: each key $j$ has
+# attention** adds a number that does not depend on the query: each key $j$ has
 # an **energy** $e_j$, one number per head, a learned linear function of its token
 # $x_j$. If its energy stands out from the others', a gate opens and the key gets more
 # weight from every query.
@@ -52,10 +52,13 @@ P = np.full(T, 1 / T)                     # (T,)  the last query's row: all scor
 A = P * g / (P * g).sum()                 # (T,)
 
 # %% tags=["plot"]
+# Picture: two rows of bars over 48 characters: gates above, weights below. Rare
+# characters such as capitals and punctuation have high bars, spaces the lowest; the
+# dashed line of softmax is level.
 fig, (top, bottom) = plots.figure(9.6, 4.6, nrows=2, sharex=True)
 top.bar(range(T), g, color=plots.COLOURS[5])
-top.set(ylabel="gate $g_j$", ylim=(0, 1), title="The last query's weights, "
-        "when a key's energy is how rare its character is")
+top.set(ylabel="gate $g_j$", ylim=(0, 1),
+        title="The rarer a character, the more weight (the last query's row)")
 bottom.bar(range(T), A, color=plots.COLOURS[0], label="with the gate")
 bottom.plot(range(T), P, "--", color=plots.COLOURS[1],
             label="softmax (all scores equal)")
@@ -151,8 +154,8 @@ grader_07.check_gated_weights(gated_weights);
 # \qquad d\alpha = \sum_j (z_j - \tau)\, du_j, \qquad d\tau = -\alpha \sum_j du_j $$
 #
 # Last, $z$ is a normalisation: layer norm without its gain (lesson 02), here over the
-# *positions* $1 \dots T$. An energy moves its own $z$, and, through the mean and the
-# deviation, all others':
+# *positions* $0 \dots T - 1$. An energy moves its own $z$, and, through the mean and
+# the deviation, all others':
 #
 # $$ de_j = \frac{1}{\text{std}} \Big( dz_j - \text{mean}(dz) - z_j\, \text{mean}(dz
 #    \cdot z) \Big) $$
@@ -225,7 +228,10 @@ def influence(norm, T=24):
     return np.array(moved).T
 
 # %% tags=["plot"]
-fig, axes = plots.figure(9.6, 4.2, ncols=2)
+# Picture: two squares, position whose logits moved by token that was changed. With
+# norm=sequence all cells but the first row are coloured; with norm=key the half above
+# the diagonal is white.
+fig, axes = plots.figure(9.6, 4.5, ncols=2)
 for ax, norm in zip(axes, ("sequence", "key")):
     moved = influence(norm)
     above = moved[np.triu_indices(24, 1)]  # what later tokens did to earlier outputs
@@ -236,6 +242,7 @@ for ax, norm in zip(axes, ("sequence", "key")):
     ax.grid(False)
     ax.set(xlabel="token that was changed", ylabel="position whose logits moved",
            title=f"norm={norm} (white: exactly zero)")
+fig.suptitle("As published, a later token changes nearly every earlier output")
 fig.colorbar(image, ax=axes, label="$\\log_{10}$ of the largest change");
 
 # %% [markdown]
@@ -263,9 +270,9 @@ print(causality("affine"))
 # ## Exercise 2: the causal repair
 #
 # The gate of key $j$ may use only what is there when key $j$ arrives: mean and variance
-# over the keys $1 \dots j$. Then it never changes again, and generation can keep it:
+# over the keys $0 \dots j$. Then it never changes again, and generation can keep it:
 # this is `norm="key"`, the package's default. Where the paper is silent we chose:
-# $z_j = (e_j - \text{mean}_j) / \sqrt{\text{var}_j + 10^{-8}}$, and $z_1 = 0$ (`z[0]`),
+# $z_j = (e_j - \text{mean}_j) / \sqrt{\text{var}_j + 10^{-8}}$, and $z_0 = 0$,
 # as there is nothing to compare with.
 
 
@@ -365,6 +372,9 @@ with parallel.workers(2) as pool:
             results[name, seed] = [one.mean() for one in losses]
 
 # %% tags=["plot"]
+# Picture: validation losses of three models, two seeds and two ways to measure each.
+# The published gate is lowest teacher-forced and highest prefix-only; for softmax and
+# the causal gate both ways agree.
 fig, ax = plots.figure(8.4, 4.0)
 what = ("teacher-forced: the window in view", "prefix-only: as text is written")
 for (name, seed), losses in results.items():

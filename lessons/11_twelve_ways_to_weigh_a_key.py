@@ -27,6 +27,7 @@ n = len(s)
 keys = np.arange(1, len(s) + 1)
 
 # %% tags=["plot"]
+# Picture: ten bars that fall from 2.4 to -2.8.
 fig, ax = plots.figure(6.0, 3.0)
 ax.bar(keys, s, 0.6, color=plots.COLOURS[0])
 ax.axhline(0, color="black", lw=0.8)
@@ -123,7 +124,10 @@ def panels(height, xlabel, ylabel):
     return fig, dict(zip(RULES, axes.flat))
 
 
-# %%
+# %% tags=["plot"]
+# Picture: twelve panels of ten bars with softmax in gray behind. Linear is flatter,
+# LSSAR gives key 1 nearly all; the second row has zeros, the third sums other than 1,
+# the fourth weights below zero, largest for key 10 under cog.
 fig, axes = panels(9.2, "key", "weight")
 for name, ax in axes.items():
     P = weigh(name, s)
@@ -133,8 +137,8 @@ for name, ax in axes.items():
     ax.axhline(0, color="black", lw=0.8)
     ax.text(10.4, 0.85, f"sum {P.sum():.2f}", ha="right")
     ax.set(ylim=(-0.42, 1.08), xticks=keys)
-fig.suptitle("The same ten scores. Gray: softmax; orange: below zero; "
-             "circle: exactly 0");
+fig.suptitle("The same ten scores, twelve different rows (gray: softmax; "
+             "orange: below zero; circle: exactly 0)");
 
 # %% [markdown]
 # Twelve formulas, in the order of the panels. All sums run over the $n$ keys that the
@@ -231,13 +235,18 @@ for name in RULES:
     rows[:, 0] = moved
     response[name] = np.array([weigh(name, row)[0] for row in rows])
 
+# %% tags=["plot"]
+# Picture: weight of key 1 against its score, twelve panels, softmax dashed. Eight rise
+# to 1 like softmax; linear, relu, affine and differential do not; cog falls to -1 on
+# the left.
 fig, axes = panels(8.4, "score of key 1", "its weight")
 for name, ax in axes.items():
     ax.axhline(0, color="black", lw=0.8)
     ax.plot(moved, response["softmax"], color="gray", ls="--", lw=1.2)
     ax.plot(moved, response[name], color=plots.COLOURS[0], lw=2)
     ax.set(ylim=(-1.05, 1.12), xticks=(-5, 0, 5))
-fig.suptitle("One score moves, nine stay. Dashed: softmax");
+fig.suptitle("A large score does not take everything under every rule "
+             "(dashed: softmax)");
 
 # %% [markdown]
 # - Eight of the curves climb to 1 and stay there. **sparsemax** gets from 0 to 1 in
@@ -257,7 +266,9 @@ fig.suptitle("One score moves, nine stay. Dashed: softmax");
 # $9 / \sqrt 7 \approx 3.4$, different ones 0. (LSSAR does not see the length; equal
 # characters have $\cos = 1$.)
 
-# %%
+# %% tags=["plot"]
+# Picture: twelve maps on "to be or not to be", the future white. Equal characters have
+# dark cells under all rules; under linear these hardly differ from the rest.
 word = "to be or not to be"
 characters = sorted(set(word))
 x = 3 * np.eye(len(characters))[[characters.index(c) for c in word]]   # (T, D)
@@ -271,7 +282,8 @@ for name, ax in axes.items():
     ax.set_xticks(range(len(word)), letters, fontsize=7)
     ax.set_yticks(range(len(word)), letters, fontsize=7)
 fig.colorbar(image, ax=list(axes.values()), label="weight", shrink=0.4)
-fig.suptitle("The map of lesson 00, twelve times. White half: the future");
+fig.suptitle("Linear hardly tells equal characters from others "
+             "(white half: the future)");
 
 # %% [markdown]
 # Start with the first row, which sees one key, itself. The rules of the first two

@@ -61,7 +61,7 @@ fig, ax = plots.figure(6.4, 3.4)
 ax.plot(rows, 100 * rates, "o-", ms=4)
 ax.set(xscale="log", xlabel="rows of the left factor", ylim=(0, 125),
        ylabel="operations per second,\n% of those at 256 rows",
-       title="One row cannot use the processor")
+       title="One row uses a small part of the processor's speed")
 ax.set_xticks(rows, [str(N) for N in rows])
 ax.minorticks_off()
 print(f"one row reaches {100 * rates[0]:.0f} % of the speed of 256")

@@ -95,7 +95,7 @@ grader_17.check_interaction(interaction);
 #
 # The published gate normalises its energies with the mean and deviation over the
 # *whole* text (`norm="sequence"`). Lesson 07 showed what that means: a prediction knows
-# something of the text behind it. So there are two losses:
+# something of the text after it. So there are two losses:
 #
 # - *teacher-forced*, the published one: all places of a window at once;
 # - *prefix-only*: each prediction from its own prefix, as when the model writes.
@@ -272,7 +272,7 @@ for name, its in zip(("teacher-forced", "prefix-only"), np.moveaxis(losses, 2, 0
 # %% [markdown]
 # So early in training the two hinder each other: the interaction is above 0 for
 # both losses. After 200 steps a model hardly knows more than which characters follow
-# each other, and Morlet waves are still noise to it (lesson 04). A short run is not a
+# each other, and Morlet waves only disturb it (lesson 04). A short run is not a
 # small version of a long one. That cuts both ways: our 1000 steps are short beside the
 # paper's 5000, and our models are small beside its.
 #

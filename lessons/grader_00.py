@@ -23,6 +23,10 @@ def check_mean_of_the_past():
                 lambda v: np.cumsum(v, axis=0),
                 "That is the sum; a mean divides by how many there are.",
             ),
+            (
+                lambda v: np.cumsum(v, axis=0) / len(v),
+                "Row i is a mean of i + 1 values: divide by that, not by T.",
+            ),
         ],
     )
 
@@ -41,6 +45,14 @@ def check_window_mask():
             (
                 lambda T, W: masks.visible(T, T, window=W).T,
                 "Rows are queries and columns are keys: this is transposed.",
+            ),
+            (
+                lambda T, W: np.abs(np.subtract.outer(np.arange(T), np.arange(T))) < W,
+                "That sees the future too: a window looks back only.",
+            ),
+            (
+                lambda T, W: ~masks.visible(T, T, causal=True, window=W),
+                "That is the opposite: True means visible.",
             ),
         ],
     )
@@ -78,5 +90,12 @@ def check_is_causal():
     return Exercise(
         lambda f, q, k, v: functions[f],
         [(f, q, k, v) for f in functions],
-        hints=[(lambda f, q, k, v: True, "It says True of a function that looks ahead.")],
+        hints=[
+            (lambda f, q, k, v: True, "It says True of a function that looks ahead."),
+            (
+                lambda f, q, k, v: False,
+                "It says False of a causal function: compare only the rows before the change, "
+                "and change a copy.",
+            ),
+        ],
     )

@@ -23,14 +23,20 @@ def check_move():
             [sinusoidal.forward(1, pe.shape[1], start=int(p) + back * r)[0][0] for p in where(pe)]
         )
 
-    def same_angle(pe, r, power=0.0):
+    def same_angle(pe, r, power=0.0, signs=(1, -1)):
         angle = r * 10000.0 ** (-power * np.arange(pe.shape[1] // 2) / pe.shape[1])
         sin, cos = pe[:, 0::2], pe[:, 1::2]
         moved = [
-            sin * np.cos(angle) + cos * np.sin(angle),
-            cos * np.cos(angle) - sin * np.sin(angle),
+            sin * np.cos(angle) + signs[0] * cos * np.sin(angle),
+            cos * np.cos(angle) + signs[1] * sin * np.sin(angle),
         ]
         return np.stack(moved, axis=2).reshape(pe.shape)
+
+    def by_halves(pe, r):
+        order = np.arange(pe.shape[1]).reshape(2, -1).T.reshape(-1)
+        moved = np.empty_like(pe)
+        moved[:, order] = same_angle(pe[:, order], r, power=2.0)
+        return moved
 
     inputs = [
         (sinusoidal.forward(T, C, start=start)[0][rng.permutation(T)], r)
@@ -45,6 +51,14 @@ def check_move():
                 lambda pe, r: reference(pe, r, back=-1),
                 "That moves back: look at the signs in sin(a + b) and cos(a + b).",
             ),
+            *(
+                (
+                    lambda pe, r, signs=signs: same_angle(pe, r, 2.0, signs),
+                    "A sign: sin(a + b) has a plus between its two terms, cos(a + b) a minus.",
+                )
+                for signs in ((1, 1), (-1, -1))
+            ),
+            (by_halves, "Sine and cosine alternate: clock k has the channels 2k and 2k + 1."),
             (same_angle, "All clocks moved by the same angle; clock k turns by r base^(-2k/C)."),
             (
                 lambda pe, r: same_angle(pe, r, power=1.0),

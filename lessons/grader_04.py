@@ -30,6 +30,15 @@ def check_effective():
         omega, sigma = np.exp(log_omega), parts(log_omega, log_sigma)[1]
         return np.minimum(np.maximum(omega, 5 / sigma), morlet.MAX_OMEGA), sigma, omega * sigma
 
+    def cap_twice(log_omega, log_sigma):
+        omega, sigma, product = morlet.effective(log_omega, log_sigma)
+        return np.minimum(omega, morlet.MAX_OMEGA), sigma, product
+
+    def of_logarithms(log_omega, log_sigma):
+        omega = np.minimum(log_omega, morlet.MAX_OMEGA)
+        sigma = np.maximum(log_sigma, morlet.MIN_SIGMA)
+        return np.where(omega * sigma < 5, 5 / sigma, omega), sigma, omega * sigma
+
     def no_cap(log_omega, log_sigma):
         omega, sigma = np.exp(log_omega), parts(log_omega, log_sigma)[1]
         return np.maximum(omega, 5 / sigma), sigma, omega * sigma
@@ -56,6 +65,8 @@ def check_effective():
         returns=("omega", "sigma", "the product"),
         hints=[
             (cap_last, "The cap comes before the projection: 5 / sigma may lie above it."),
+            (cap_twice, "The cap comes first only: where it projects, 5 / sigma stays as it is."),
+            (of_logarithms, "The parameters are logarithms: take exp first."),
             (no_cap, "The cap on omega is missing."),
             (no_floor, "The floor under sigma is missing."),
             (widths_moved, "The projection changes omega and leaves sigma."),
@@ -89,9 +100,16 @@ def check_horizon():
                 lambda sigma, height: np.sqrt(-2 * np.log(height)) / sigma,
                 "A wider bell reaches further.",
             ),
+            *(
+                (
+                    lambda sigma, height, f=f: f(sigma * np.sqrt(-2 * np.log(height))),
+                    "Give the exact place, not rounded.",
+                )
+                for f in (np.floor, np.ceil)
+            ),
             (
-                lambda sigma, height: np.floor(sigma * np.sqrt(-2 * np.log(height))),
-                "Give the exact place, not rounded.",
+                lambda sigma, height: sigma * np.sqrt(-2 * np.log10(height)),
+                "The bell is a power of e: take the natural logarithm.",
             ),
         ],
     )
@@ -127,6 +145,10 @@ def check_kernel():
             (
                 made_of(difference, lambda p, other: p**2 + other**2),
                 "A 2 is missing: each bell is exp(-p^2 / (2 sigma^2)).",
+            ),
+            (
+                lambda T, omega, sigma: made_of(difference, both)(T, omega, sigma) / len(omega),
+                "A dot product is a sum over the pairs, not their mean.",
             ),
             (made_of(difference, lambda p, other: p**2 / 2), "Only one of the two bells is there."),
             (

@@ -23,6 +23,10 @@ def check_add_sink():
                 lambda out, lse, z: out * (1 / (1 + np.exp(-lse)))[:, None],
                 "That is sink = 0, whatever the sink is.",
             ),
+            (
+                lambda out, lse, z: out * (np.exp(lse) / (np.exp(lse) + np.exp(z)))[:, None],
+                "exp overflows above 709: only the difference lse - sink is needed.",
+            ),
         ],
         tolerance=1e-7,  # a sigmoid from tanh has few digits left where it is nearly 0
     )
@@ -60,6 +64,10 @@ def check_sink_gradient():
             (
                 lambda d, o, lse, z: -(total(lse, z) * dots(d, o)).sum(),
                 "That is the switch's value where its slope belongs.",
+            ),
+            (
+                lambda d, o, lse, z: -(total(lse, z) * (1 - total(lse, z)) * dots(d, o)).mean(),
+                "All queries share the sink: their gradients add up, no mean.",
             ),
         ],
     )
@@ -103,6 +111,14 @@ def check_gate_backward():
             (
                 wrong(lambda gate: gate * (1 - gate), np.mean),
                 "One gate for all channels collects the sum of them, not the mean.",
+            ),
+            (
+                lambda d, o, g: (d * gated.sigmoid(g), reference(d, o, g + 0 * o)[1]),
+                "One gate for all channels collects the sum of them.",
+            ),
+            (
+                lambda d, o, g: (d, reference(d, o, g)[1]),
+                "What reaches the ungated output passes through the gate too.",
             ),
         ],
     )

@@ -70,6 +70,11 @@ def check_affine_from_kernel():
                 ),
                 "beta is divided by N.",
             ),
+            (
+                lambda Pv, v, alpha, ma, N: alpha[:, None] * Pv + ((ma - alpha) / N)[:, None],
+                "beta multiplies the values that the query sees, summed.",
+            ),
+            (lambda Pv, v, alpha, ma, N: alpha[:, None] * Pv, "The term with beta is missing."),
         ],
     )
 
@@ -105,6 +110,18 @@ def check_alpha_gradient():
             (
                 lambda dout, Pv, v, logits, N: gradient(dout, Pv, 0 * v, logits, N),
                 "alpha also stands in beta: that term is missing.",
+            ),
+            (
+                lambda dout, Pv, v, logits, N: gradient(dout, Pv, v, logits, 0 * N + 1),
+                "beta is divided by N, and so is its part of the gradient.",
+            ),
+            (
+                lambda dout, Pv, v, logits, N: gradient(dout, Pv, -v, logits, N),
+                "alpha stands in beta with a minus sign.",
+            ),
+            (
+                lambda *given: 10 * gradient(*given),
+                "The slope of phi is 1/10 where it is not flat.",
             ),
             (
                 lambda *given: gradient(*given, spread=np.sum),

@@ -86,7 +86,7 @@ def check_normalise_causally():
             ),
             (
                 lambda e: normalised(e, own=0),
-                "The energy's own value counts too: keys 1 to j, with j.",
+                "The energy's own value counts too: keys 0 to j, with j.",
             ),
             (
                 lambda e: normalised(e, ddof=1),
@@ -164,6 +164,18 @@ def check_prefix_only_loss():
             (
                 lambda f, x, y: surprise(f(x)[-1], y[-1]),
                 "That is the last prediction only; average over all prefixes.",
+            ),
+            (
+                lambda f, x, y: float(
+                    np.mean([surprise(f(x[: t + 1])[0], y[t]) for t in range(len(x))])
+                ),
+                "The prediction that is wanted is the last row of predict(x[:t + 1]).",
+            ),
+            (
+                lambda f, x, y: float(
+                    np.mean([surprise(f(x[:t])[-1], y[t]) for t in range(1, len(x))])
+                ),
+                "y[t] follows x[t]: its prefix is x[:t + 1], and t = 0 counts too.",
             ),
         ],
     )

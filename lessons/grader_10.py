@@ -71,7 +71,12 @@ def check_merge():
             if wrong == "swapped":
                 a, b = b, a
             acc = acc1 + acc2 if wrong == "acc" else acc1 * a + acc2 * b
-            return m, total1 * a + total2 * b, acc
+            total = total1 * a + total2 * b
+            if wrong == "divided":
+                acc = acc / np.where(total == 0, 1, total)
+            if wrong == "upside down":
+                total, acc = total1 / a + total2 / b, acc1 / a + acc2 / b
+            return m, total, acc
 
         return f
 
@@ -85,6 +90,8 @@ def check_merge():
                 "Each part was made with its own maximum: bring both to the common one first.",
             ),
             (variant("acc"), "total is brought to the common maximum, and acc is not."),
+            (variant("divided"), "acc stays a sum: it is divided by total at the very end only."),
+            (variant("upside down"), "The factor of a part is e^(its m - the larger m)."),
             (variant("swapped"), "Each part takes the other's factor."),
             (variant("empty"), "Where neither part has seen a key, -inf - -inf is nan."),
         ],

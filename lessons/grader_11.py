@@ -49,6 +49,10 @@ def check_equal_keys():
         inputs,
         hints=[
             (
+                but("sparsemax", lambda n, c: max(c, 0)),
+                "tau makes the row sum to 1.",
+            ),
+            (
                 but("off_by_one", lambda n, c: sigmoid(c)),
                 "The denominator is 1 plus the sum over all n keys.",
             ),

@@ -9,10 +9,11 @@ from minattn.lessons.grading import Exercise, exercise
 def check_operations():
     """N, T, L, C, V -> operations of one step, products only, forward and backward"""
 
-    def count(times=3, per_product=2, attention=2, weights=12, table=1):
+    def count(times=3, per_product=2, attention=2, weights=12, table=1, its_times=None):
         def f(N, T, L, C, V):
-            products = per_product * N * (L * weights * C * C + table * C * V)
-            return times * (products + L * attention * 2 * N * T * C)
+            tables = table(L) if callable(table) else table
+            products = times * per_product * N * (L * weights * C * C + tables * C * V)
+            return products + (its_times or times) * L * attention * 2 * N * T * C
 
         return f
 
@@ -27,6 +28,8 @@ def check_operations():
             (count(attention=1), "Attention has two products: the scores and the means."),
             (count(attention=0), "Attention's own two products are missing."),
             (count(table=0), "The product with the table of characters is missing."),
+            (count(table=lambda L: L), "The table of characters is used once, not in each layer."),
+            (count(its_times=1), "Attention's products have a backward too."),
             (count(weights=8), "(C, 3C), (C, C), (C, 4C) and (4C, C): 12 C^2 weights."),
         ],
     )

@@ -21,6 +21,14 @@ def check_interaction():
 
         return f
 
+    def one_sided(base, gate, morlet, both):
+        low, high = right(base, gate, morlet, both)
+        from scipy import stats
+
+        n = len(base) - 1
+        half = (high - low) / 2 * stats.t.ppf(0.95, n) / stats.t.ppf(0.975, n)
+        return (low + high) / 2 - half, (low + high) / 2 + half
+
     def unpaired(base, gate, morlet, both):
         low, high = right(base, gate, morlet, both)
         from scipy import stats
@@ -52,6 +60,7 @@ def check_interaction():
                 of(lambda base, gate, morlet, both: gate + morlet - base - both),
                 "The sign is the wrong way round.",
             ),
+            (one_sided, "2.5 % are left out at each side: the 97.5 % point of t."),
             (unpaired, "Pair by seed: combine the four losses of each seed first."),
         ],
     )
@@ -145,6 +154,10 @@ def check_effects():
             (
                 lambda y: tuple(-x for x in right(y)[:2]) + right(y)[2:],
                 "The sign: with the idea less without it.",
+            ),
+            (
+                lambda y: right(y)[:2] + (-right(y)[2],),
+                "The sign of the interaction: with both, y[1, 1] counts plus.",
             ),
             (
                 lambda y: tuple(2 * x for x in right(y)[:2]) + right(y)[2:],

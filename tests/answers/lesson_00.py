@@ -36,16 +36,18 @@ WRONG = {
         (lambda v: np.cumsum(v, 0), "divides"),
         (lambda v: v, ""),
         (lambda v: np.cumsum(v, 1), ""),
+        (lambda v: np.tri(len(v)) @ v / len(v), "i + 1 values"),
     ],
     "window_mask": [
         (lambda T, W: np.tri(T, dtype=bool), ""),
         (window(lambda i, j, W: 0 <= i - j <= W), "one key too many"),
         (window(lambda i, j, W: 0 <= j - i < W), "transposed"),
-        (window(lambda i, j, W: abs(i - j) < W), ""),
+        (window(lambda i, j, W: abs(i - j) < W), "looks back only"),
+        (window(lambda i, j, W: i < j or i - j >= W), "the opposite"),
     ],
     "is_causal": [
         (lambda *given: True, "looks ahead"),
-        (lambda *given: False, ""),
+        (lambda *given: False, "of a causal function"),
         (values_only, ""),
     ],
 }

@@ -25,6 +25,18 @@ def move_by_matrix(pe, r):
     return pe @ M
 
 
+def one_sign_wrong(pe, r):
+    z = (pe[:, 1::2] + 1j * pe[:, 0::2]) * np.exp(1j * r * speeds(pe.shape[1]))
+    sin = pe[:, 0::2] * np.cos(r * speeds(pe.shape[1]))
+    return np.stack([2 * sin - z.imag, z.real], axis=2).reshape(pe.shape)
+
+
+def halves_moved(pe, r):
+    sin, cos = np.split(pe, 2, axis=1)
+    z = (cos + 1j * sin) * np.exp(1j * r * speeds(pe.shape[1]))
+    return np.hstack([z.imag, z.real])
+
+
 def back(dy, start=0, sign=-1, first=0):
     angle = (
         sign
@@ -100,6 +112,8 @@ WRONG = {
         (lambda pe, r: move(pe, r, omega=np.sqrt(speeds(pe.shape[1]))), "factor 2"),
         (lambda pe, r: np.roll(pe, -r, axis=0), "no order"),
         (lambda pe, r: move(pe[:, ::-1], r)[:, ::-1], "should be"),
+        (one_sign_wrong, "A sign"),
+        (halves_moved, "alternate"),
         (lambda pe, r: move(pe, r).T, "shape"),
         (lambda pe, r: pe, "should be"),
     ],

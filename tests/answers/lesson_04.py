@@ -71,6 +71,11 @@ WRONG = {
         (lambda a, b: (np.exp(a), np.exp(b), np.exp(a + b)), ""),
         (lambda a, b: morlet.effective(a, b, admissible=False), "projection is missing"),
         (lambda a, b: morlet.effective(b, a), ""),
+        (
+            lambda a, b: (np.minimum(effective_by_loops(a, b)[0], 0.95 * np.pi),
+                          *effective_by_loops(a, b)[1:]),
+            "stays as it is",
+        ),
         (lambda a, b: (*morlet.effective(a, b)[:2], np.exp(a) * np.exp(b)), "of the capped"),
         (lambda a, b: morlet.effective(a, b)[:2], "3 results"),
         (
@@ -81,7 +86,8 @@ WRONG = {
     "horizon": [
         (lambda sigma, height: sigma * np.sqrt(-np.log(height)), "The 2"),
         (lambda sigma, height: -2 * sigma**2 * np.log(height), "squared"),
-        (lambda sigma, height: sigma * np.sqrt(-2 * np.log10(height)), ""),
+        (lambda sigma, height: sigma * np.sqrt(-2 * np.log10(height)), "natural logarithm"),
+        (lambda sigma, height: np.ceil(sigma * np.sqrt(-2 * np.log(height))), "not rounded"),
         (lambda sigma, height: np.exp(-(height**2) / (2 * sigma**2)), ""),
     ],
     "kernel": [
@@ -89,7 +95,7 @@ WRONG = {
         (lambda T, omega, sigma: kernel_split(T, omega, sigma / np.sqrt(2)), "A 2 is missing"),
         (lambda T, omega, sigma: kernel_split(T, omega, 1e9 + sigma), ""),
         (lambda T, omega, sigma: kernel_split(T, omega, sigma).sum(), "shape"),
-        (lambda T, omega, sigma: kernel_split(T, omega, sigma) / len(omega), ""),
+        (lambda T, omega, sigma: kernel_split(T, omega, sigma) / len(omega), "not their mean"),
     ],
     "gradient_log_sigma": [
         (lambda *a: -np.array(gradient_by_loops(*a)), "sign"),

@@ -50,7 +50,7 @@ WRONG = {
         (lambda out, lse, z: out * sigmoid(z - lse)[:, None], "the sign inside the sigmoid"),
         (lambda out, lse, z: out * sigmoid(lse)[:, None], "sink = 0"),
         (lambda out, lse, z: out * (lse - z)[:, None], ""),
-        (lambda out, lse, z: out * (np.exp(lse) / (np.exp(lse) + np.exp(z)))[:, None], "nan"),
+        (lambda out, lse, z: out * (np.exp(lse) / (np.exp(lse) + np.exp(z)))[:, None], "overflows"),
     ],
     "sink_gradient": [
         (
@@ -66,12 +66,12 @@ WRONG = {
             lambda d, o, lse, z: (
                 -(sigmoid(lse - z) * sigmoid(z - lse) * (d * o).sum(axis=1)).mean()
             ),
-            "",
+            "add up",
         ),
         (lambda d, o, lse, z: -sigmoid(lse - z) * sigmoid(z - lse) * (d * o).sum(axis=1), "shape"),
     ],
     "gate_backward": [
-        (lambda d, u, g: (d * sigmoid(g), d * u * sigmoid(g) * sigmoid(-g)), "shape"),
+        (lambda d, u, g: (d * sigmoid(g), d * u * sigmoid(g) * sigmoid(-g)), "the sum of them"),
         (
             lambda d, u, g: (
                 d * sigmoid(g),

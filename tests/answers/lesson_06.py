@@ -62,6 +62,8 @@ WRONG = {
         (lambda a, ma, length: np.ones(len(a)), ""),
     ],
     "affine_from_kernel": [
+        (lambda Pv, v, a, ma, N: a[:, None] * Pv + ((ma - a) / N)[:, None], "summed"),
+        (lambda Pv, v, a, ma, N: (a * Pv.T).T, "is missing"),
         (
             lambda Pv, v, a, ma, N: a[:, None] * Pv + ((ma - a) / N)[:, None] * v.sum(axis=0),
             "looks ahead",
@@ -91,6 +93,11 @@ WRONG = {
         ),
     ],
     "alpha_gradient": [
+        (lambda *a: 10 * np.array(alpha_gradient(*a)), "1/10"),
+        (
+            lambda d, Pv, v, u, N: (d * (Pv - np.cumsum(v, axis=0))).sum(axis=1) * slope(u),
+            "divided by N",
+        ),
         (
             lambda d, Pv, v, u, N: (d * (Pv - np.cumsum(v, axis=0) / N[:, None])).sum(axis=1),
             "slope",

@@ -126,7 +126,14 @@ WRONG = {
         ),
         (lambda f, x, y: prefix_only(f, x, x), "not about x[t]"),
         (lambda f, x, y: prefix_only(f, x, y) * len(x), "sum"),
-        (lambda f, x, y: np.mean([surprise(f(x[:t])[-1], y[t]) for t in range(1, len(x))]), ""),
+        (
+            lambda f, x, y: np.mean([surprise(f(x[:t])[-1], y[t]) for t in range(1, len(x))]),
+            "t = 0 counts",
+        ),
+        (
+            lambda f, x, y: np.mean([surprise(f(x[: t + 1])[0], y[t]) for t in range(len(x))]),
+            "the last row",
+        ),
         (lambda f, x, y: surprise(f(x)[-1], y[-1]), "last prediction"),
     ],
 }

@@ -13,6 +13,18 @@ def merged(m1, total1, acc1, m2, total2, acc2):
     return m, a * total1 + b * total2, a * acc1 + b * acc2
 
 
+def divided(*given):
+    m, total, acc = merged(*given)
+    return m, total, np.divide(acc, total, out=0 * acc, where=total > 0)
+
+
+def upside_down(m1, total1, acc1, m2, total2, acc2):
+    m = np.maximum(m1, m2)
+    with np.errstate(all="ignore"):
+        a, b = np.exp(m - m1), np.exp(m - m2)
+        return m, total1 * a + total2 * b, acc1 * a + acc2 * b
+
+
 def merged_row_by_row(*given):
     rows = []
     for m1, t1, a1, m2, t2, a2 in zip(*given):
@@ -101,6 +113,8 @@ RIGHT = {
 }
 WRONG = {
     "merge": [
+        (upside_down, "the larger m"),
+        (divided, "very end"),
         (lambda m1, t1, a1, m2, t2, a2: (np.maximum(m1, m2), t1 + t2, a1 + a2), ""),
         (
             lambda m1, t1, a1, m2, t2, a2: (*merged(m1, t1, a1, m2, t2, a2)[:2], a1 + a2),

@@ -49,6 +49,8 @@ WRONG = {
         (lambda N, T, L, C, V: 6 * N * (12 * L * C**2 + C * V) + 6 * L * N * T * C, "two"),
         (lambda N, T, L, C, V: 3 * N * (12 * L * C**2 + C * V) + 12 * L * N * T * C, ""),
         (lambda N, T, L, C, V: 12 * N * (12 * L * C**2 + C * V) + 12 * L * N * T * C, ""),
+        (lambda N, T, L, C, V: 6 * N * L * (12 * C**2 + C * V + 2 * T * C), "used once"),
+        (lambda N, T, L, C, V: 6 * N * (12 * L * C**2 + C * V) + 4 * L * N * T * C, "backward too"),
     ],
     "in_blocks": [
         (whole_blocks_only, "shorter"),

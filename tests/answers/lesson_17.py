@@ -36,6 +36,12 @@ def backwards(base, gate, morlet, both):
     return -high, -low
 
 
+def at_ninety_per_cent(base, gate, morlet, both):
+    d = both - gate - morlet + base
+    error = stats.sem(d)
+    return stats.t.interval(0.9, len(d) - 1, loc=d.mean(), scale=error)
+
+
 def in_a_loop(predict, x, y):
     total = 0.0
     for t in range(1, len(x) + 1):
@@ -80,6 +86,7 @@ WRONG = {
         (of_four_samples, "Pair by seed"),
         (backwards, "sign"),
         (of_two("gate", "morlet"), ""),
+        (at_ninety_per_cent, "97.5 %"),
     ],
     "prefix_only": [
         (forced, "teacher-forced"),
@@ -94,5 +101,6 @@ WRONG = {
         (lambda y: by_hand(1 - np.asarray(y)), ""),
         (lambda y: (*by_hand(y)[:2], y[1][1] - y[0][0]), "both together"),
         (lambda y: by_hand(y)[:2], "expected 3"),
+        (lambda y: (*by_hand(y)[:2], -by_hand(y)[2]), "y[1, 1] counts plus"),
     ],
 }
