@@ -241,8 +241,8 @@ ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"]);
 #
 # - **The basis**: the gradient (lesson 01) and how to check one (18), a whole model
 #   (02) and how it learns to write (19), many heads (15), positions (03).
-# - **Around it**: how a model learns (12), whether a difference is real (13), writing
-#   with a cache (14), why it is fast (16).
+# - **Around it**: how a model learns (12, 22), whether a difference is real (13),
+#   writing with a cache (14), why it is fast (16).
 # - **One paper each**: fading position waves, arXiv 2606.01258 (04); sinks and affine
 #   weights, 2602.23057 (05, 06); the energy gate, 2605.21842 (07); a Gaussian kernel in
 #   place of queries and keys, 2605.02144 (08); what a mask alone does, 2502.01951 (09).

@@ -1,17 +1,16 @@
 # %% [markdown]
-# # 12 · How a model learns: from gradient descent to Muon
+# # 12 · How a model learns
 #
 # **The question.** The gradient says in which direction the loss grows fastest. How far
-# should a step go the other way, and is that the best way to go? **Time:** 45 minutes
-# to read, 80 with the exercises. **You need:** what a gradient is; for section 4,
-# singular values. The model that is trained below is that of [lesson
-# 02](02_character_model.ipynb), but with rotary positions ([lesson
-# 03](03_positions.ipynb)). (The letters: [notation](NOTATION.md).)
+# should a step go the other way, and is that the best way to go? **Time:** 30 minutes
+# to read, 55 with the exercises. **You need:** what a gradient is. The model that is
+# trained below is that of [lesson 02](02_character_model.ipynb), but with rotary
+# positions ([lesson 03](03_positions.ipynb)). (The letters: [notation](NOTATION.md).)
 
 # %%
 import numpy as np
 
-from minattn import data, lessons, model, muon, optim, parallel, plots
+from minattn import data, lessons, model, optim, parallel, plots
 from minattn.lessons import grader_12
 
 # %% [markdown]
@@ -227,193 +226,10 @@ for degrees in (0, 20, 45):
 # times as many steps, and momentum alone does better. In a network nobody chose the
 # axes. The values of an attention head, for example, can be turned by any angle without
 # changing what the model computes, if the matrix that reads them is turned back.
+# [Lesson 22](22_a_step_for_a_matrix.ipynb) is about a rule that does not depend on the
+# axes.
 #
-# ## 4. Muon: a step for the matrix as a whole
-#
-# Most weights of a network stand in matrices. What does the gradient of a matrix look
-# like? We train a small model on real text for fifty steps with Adam and keep all
-# gradients of one matrix, the second of the MLP in the first layer.
-
-# %%
-corpus = lessons.text()
-vocabulary = data.Vocabulary(corpus.text)
-train, val = data.split(vocabulary.encode(corpus.text).astype(int))
-config = model.Config(vocab_size=len(vocabulary), block_size=32, n_layer=2, n_head=2,
-                      n_embd=32, position="rope")
-MATRICES = model.matrices(config)      # (name, columns) of those inside the layers
-
-
-def gradients(params, seed, step):
-    """{name: gradient} of a batch of 16 windows, scaled to a norm of at most 1"""
-    x, y = data.batch(train, 16, config.block_size, seed, step)
-    _, _, cache = model.forward(params, x, config, targets=y)
-    grads = model.backward(cache, config)
-    factor = optim.clip_factor(optim.global_norm(grads), 1.0)
-    return {name: factor * g for name, g in grads.items()}
-
-# %%
-params, _ = model.init(config, seed=0)
-updates = {name: adam(p) for name, p in params.items()}
-seen = []                              # 50 gradients (128, 32)
-for step in range(50):
-    grads = gradients(params, 0, step)
-    seen.append(grads["h.0.mlp.c_proj.weight"])
-    for name, p in params.items():
-        updates[name](p, grads[name], step + 1, 0.01)
-
-# %% [markdown]
-# A matrix $G = U S V^\top$ has singular values $s_1 \ge s_2 \ge \dots$, the diagonal of
-# $S$: how strongly it acts along each of its directions. We give the same fifty
-# gradients to four rules and look at the last update of each: the gradient itself,
-# momentum, Adam, and *Muon* (Keller Jordan, 2024), which is explained below the
-# picture.
-
-# %%
-def muon_rule(w):
-    m = np.zeros_like(w)
-
-    def update(w, g, t, lr):
-        muon.step(w, g, m, lr)         # in place
-    return update
-
-
-def last_update(rule):
-    """What a rule adds to the matrix at the last of the gradients seen"""
-    w = np.zeros_like(seen[0])
-    update = rule(w)
-    for t, g in enumerate(seen, 1):
-        before = w.copy()
-        update(w, g, t, 1.0)
-    return w - before
-
-# %% tags=["plot"]
-fig, ax = plots.figure(6.6, 3.8)
-for name, rule in (("gradient", gradient_descent), ("momentum", momentum),
-                   ("Adam", adam), ("Muon", muon_rule)):
-    values = np.linalg.svd(last_update(rule), compute_uv=False)
-    ax.semilogy(np.arange(1, 33), values / values[0], "o-", ms=3, label=name)
-ax.set(xlabel="number of the singular value", ylabel="relative to the largest",
-       title="The update of one matrix: Muon moves all directions alike")
-ax.legend(frameon=False);
-
-# %% [markdown]
-# A few directions dominate the gradient. Averaging over batches lifts the others
-# (momentum), and Adam lifts them more, but most still move less than a tenth as much as
-# the first. Muon's update has nearly equal singular values.
-#
-# The last direction is special. It shifts all channels of the stream by the same
-# amount, and every layer norm that reads the stream ignores such a shift. So its
-# gradient is zero, up to rounding. Muon hardly moves it. Adam does, since it looks at
-# entries, not at directions.
-#
-# **Where this comes from.** For an input $x$ the matrix $W$ gives $xW$. If $W$ changes
-# by $-\eta X$, the output changes by at most $\eta\, |x|\, \|X\|$, where $\|X\|$ is the
-# largest singular value of $X$, its *spectral norm*. So let us bound this norm by 1.
-# Which $X$ then lowers the loss most? To first order it falls by
-# $\eta\,\langle G, X \rangle = \eta \sum_{ij} G_{ij} X_{ij}$. With the columns $u_i$ of
-# $U$ and $v_i$ of $V$:
-#
-# $$ \begin{aligned}
-# \langle G, X \rangle &= \textstyle\sum_i s_i\, u_i^\top X v_i
-#   && \text{since } G = \textstyle\sum_i s_i\, u_i v_i^\top \\
-# &\le \textstyle\sum_i s_i && \text{since } |u_i^\top X v_i| \le \|X\| \le 1 \\
-# &= \langle G, U V^\top \rangle
-#   && \text{since } u_i^\top (U V^\top) v_i = 1.
-# \end{aligned} $$
-#
-# The answer is $U V^\top$: the gradient with all its singular values set to 1. Other
-# bounds give rules we know. If the sum of the squares of $X$ is bounded, the best $X$
-# points along $G$: gradient descent. If each entry is bounded, the best $X$ is the sign
-# of $G$: Adam's first step. Turning the rows or the columns of $G$ turns $U V^\top$ in
-# the same way, so the axes no longer matter.
-
-# %%
-shares = {"G": [], "sign(G)": [], "U V^T": []}
-for G in np.array(seen, float):
-    U, s, Vt = np.linalg.svd(G, full_matrices=False)
-    for name, X in zip(shares, (G, np.sign(G), U @ Vt)):
-        shares[name].append(np.sum(G * X) / np.linalg.norm(X, 2) / s.sum())
-print("first-order decrease for a spectral norm of 1, as a share of the largest")
-print("(mean over the fifty gradients)")
-for name, values in shares.items():
-    print(f"{name:8s} {np.mean(values):.2f}")
-
-# %% [markdown]
-# **Without singular values.** Computing them for every matrix at every step would be
-# slow. Muon uses products of matrices only. With $X = U S V^\top$,
-#
-# $$ X X^\top X = U S^3 V^\top, \qquad (X X^\top)^2 X = U S^5 V^\top, $$
-#
-# so the step $X \leftarrow a X + b\, X X^\top X + c\, (X X^\top)^2 X$ (a
-# *Newton–Schulz* step) turns each singular value $s$ into
-# $p(s) = a s + b s^3 + c s^5$ and leaves $U$ and $V$ alone. Start from $X = G / |G|$,
-# with $|G|$ the root of the sum of squares: no singular value exceeds 1. Then choose
-# $a, b, c$ such that repeated steps push all of them towards 1.
-#
-# ## Exercise 2: one Newton–Schulz step
-
-# %% tags=["exercise"]
-def newton_schulz_step(X, a, b, c):
-    """X (n, m) -> a X + b X X^T X + c (X X^T)^2 X, (n, m)"""
-    ...
-
-
-grader_12.check_newton_schulz_step(newton_schulz_step);
-
-# %% tags=["solution"]
-def newton_schulz_step(X, a, b, c):
-    A = X @ X.T                                         # (n, n)
-    return a * X + (b * A + c * A @ A) @ X
-
-
-grader_12.check_newton_schulz_step(newton_schulz_step);
-
-# %% [markdown]
-# Jordan takes the same $a, b, c$ five times. The package can also take three steps,
-# each with coefficients of its own, which is cheaper.
-
-# %%
-def after(s, steps):
-    """A singular value after Newton–Schulz: p(p(... p(s)))"""
-    for a, b, c in muon.COEFFICIENTS[steps]:
-        s = a * s + b * s**3 + c * s**5
-    return s
-
-
-s = np.geomspace(1e-4, 1, 2000)
-
-# %% tags=["plot"]
-fig, ax = plots.figure(6.6, 3.6)
-for steps in (5, 3):
-    ax.semilogx(s, after(s, steps), label=f"{steps} steps")
-ax.semilogx(s, s, color="gray", ls="--", label="before")
-ax.axhline(1, color="black", lw=0.8)
-ax.set(xlabel="singular value of $G / |G|$", ylabel="singular value after the steps",
-       title="A few products bring most singular values near 1")
-ax.legend(frameon=False);
-
-# %% [markdown]
-# Neither curve settles at 1: Jordan found that between about 0.7 and 1.2 is good
-# enough, and that it is better to lift small values quickly. A value of 0.001 is lifted
-# almost to a half by five steps: for small $s$, $p(s) \approx a s$, and
-# $3.4445^5 \approx 485$. Do the products really do the same as the polynomial applied
-# to the singular values?
-
-# %%
-U, s, Vt = np.linalg.svd(G / (np.linalg.norm(G) + 1e-7), full_matrices=False)
-for steps in (5, 3):
-    X = muon.orthogonalise(G, steps)
-    expected = (U * after(s, steps)) @ Vt
-    agree = np.allclose(X, expected, rtol=0, atol=1e-8)
-    print(f"{steps} steps: equal to U p(...p(S)...) V^T: {agree}")
-
-# %% [markdown]
-# Muon is momentum, followed by this iteration: $m \leftarrow \mu m + g$,
-# $X = \text{orthogonalise}(g + \mu m)$, $W \leftarrow W - \eta X$, up to a factor for
-# the shape. It is meant for the matrices inside the layers; embeddings, gains and
-# biases keep Adam. The file `muon.py` is a page long.
-#
-# ## 5. The schedule: warm-up and cool-down
+# ## 4. The schedule: warm-up and cool-down
 #
 # In sections 1 to 3 every gradient was exact. In training it comes from a few windows
 # of the text and is noisy. What does noise do? Take one weight with curvature 1 and a
@@ -443,10 +259,13 @@ falling = [optim.learning_rate(t, lr=0.2, min_lr=0, warmup=0, steps=200,
                                schedule="linear", cooldown=0.6) for t in range(200)]
 
 # %% tags=["plot"]
+# Picture: loss against the step, logarithmic, for three learning rates. The constant
+# 0.2 falls fast and stays at its floor; 0.02 falls slowly; 0.2 that is lowered to 0
+# ends lowest.
 fig, ax = plots.figure(6.8, 3.8)
-for name, rates in (("constant 0.2", high), ("constant 0.02", low),
-                    ("0.2, then a line to 0", falling)):
-    ax.semilogy(range(1, 201), noisy_losses(rates), label=name)
+for name, rates, style in (("constant 0.2", high, "-."), ("constant 0.02", low, "--"),
+                           ("0.2, then a line to 0", falling, "-")):
+    ax.semilogy(range(1, 201), noisy_losses(rates), style, label=name)
 for lr in (0.2, 0.02):
     ax.axhline(lr / (2 - lr) / 2, color="gray", ls="--", lw=1)
 ax.set(xlabel="step", ylabel="loss",
@@ -480,7 +299,7 @@ for t in range(1, 51):
 # steps at the start can move the model to where the curvature is lower, so that it
 # tolerates a larger rate later (arXiv 2406.09405).
 #
-# ## Exercise 3: the learning rate of a step
+# ## Exercise 2: the learning rate of a step
 #
 # Steps are numbered from 0. In the first `warmup` steps the rate rises by equal
 # amounts; step number `warmup` is the first with `peak`. With `warmup` 4, the first
@@ -508,43 +327,43 @@ def rate(t, steps, peak, warmup, cooldown):
 grader_12.check_rate(rate);
 
 # %% [markdown]
-# ## 6. The three on real text
+# ## 5. On real text
 #
-# Now we train the small model of section 4 with each rule: momentum, Adam, and Muon for
-# the matrices inside the layers, with Adam at 0.01 for the rest. There is no weight
-# decay. Model, batches and schedule are the same, 150 steps. Each rule gets three
-# learning rates and three seeds, for the weights and for the batches. One half of the
-# validation windows chooses the rate; the other half is reported.
+# Now we train a small model with momentum and with Adam. There is no weight decay.
+# Model, batches and schedule are the same, 150 steps. Each rule gets three learning
+# rates and three seeds, for the weights and for the batches. One half of the validation
+# windows chooses the rate; the other half is reported.
 
 # %%
-STEPS = 150
-GRID = {"momentum": (0.1, 0.3, 1.0), "Adam": (0.003, 0.01, 0.03),
-        "Muon": (0.01, 0.03, 0.1)}
+corpus = lessons.text()
+vocabulary = data.Vocabulary(corpus.text)
+train, val = data.split(vocabulary.encode(corpus.text).astype(int))
+config = model.Config(vocab_size=len(vocabulary), block_size=32, n_layer=2, n_head=2,
+                      n_embd=32, position="rope")
+STEPS, RULES = 150, {"momentum": momentum, "Adam": adam}
+GRID = {"momentum": (0.1, 0.3, 1.0), "Adam": (0.003, 0.01, 0.03)}
 
 
-def parts(name, params, lr):
-    """(key, columns, update, learning rate) of everything that is learned"""
-    if name == "momentum":
-        return [(key, ..., momentum(p), lr) for key, p in params.items()]
-    if name == "Adam":
-        return [(key, ..., adam(p), lr) for key, p in params.items()]
-    matrices = [(key, np.s_[:, columns]) for key, columns in MATRICES]
-    rest = params.keys() - dict(matrices).keys()
-    return ([(key, at, muon_rule(params[key][at]), lr) for key, at in matrices]
-            + [(key, ..., adam(params[key]), 0.01) for key in rest])
+def gradients(params, seed, step):
+    """{name: gradient} of a batch of 16 windows, scaled to a norm of at most 1"""
+    x, y = data.batch(train, 16, config.block_size, seed, step)
+    _, _, cache = model.forward(params, x, config, targets=y)
+    grads = model.backward(cache, config)
+    factor = optim.clip_factor(optim.global_norm(grads), 1.0)
+    return {name: factor * g for name, g in grads.items()}
 
 # %%
 def learn(job):
     """(rule, learning rate, seed) -> losses on both halves of the validation windows"""
     name, lr, seed = job
     params, _ = model.init(config, seed)
-    learned = parts(name, params, lr)
+    updates = {key: RULES[name](w) for key, w in params.items()}
     for step in range(STEPS):
         grads = gradients(params, seed, step)
-        share = optim.learning_rate(step, lr=1, min_lr=0, warmup=15, steps=STEPS,
-                                    schedule="linear", cooldown=0.6)
-        for key, at, update, its_lr in learned:
-            update(params[key][at], grads[key][at], step + 1, share * its_lr)
+        its_lr = optim.learning_rate(step, lr=lr, min_lr=0, warmup=15, steps=STEPS,
+                                     schedule="linear", cooldown=0.6)
+        for key, w in params.items():
+            updates[key](w, grads[key], step + 1, its_lr)
     return [model.forward(params, x, config, targets=y)[1] for x, y in halves]
 
 
@@ -552,13 +371,13 @@ x, y = (a[::20] for a in data.blocks(val, config.block_size))
 halves = (x[::2], y[::2]), (x[1::2], y[1::2])
 jobs = [(name, lr, seed) for name in GRID for lr in GRID[name] for seed in range(3)]
 with parallel.workers(2) as pool:
-    losses = list(pool.map(learn, jobs))
-losses = np.reshape(losses, (3, 3, 3, 2))  # (rule, learning rate, seed, half)
+    losses = np.reshape(list(pool.map(learn, jobs)), (2, 3, 3, 2))
+# losses: (rule, learning rate, seed, half)
 
 # %% tags=["plot", "varies"]
-# Picture: final losses of three rules, three learning rates and three seeds each.
-# Momentum lies highest, Adam in the middle, Muon lowest at its chosen rate.
-fig, axes = plots.figure(8.6, 3.6, ncols=3, sharey=True)
+# Picture: final losses of two rules, three learning rates and three seeds each. At its
+# chosen rate Adam lies lower than momentum.
+fig, axes = plots.figure(6.6, 3.6, ncols=2, sharey=True)
 for ax, name, its in zip(axes, GRID, losses):
     chosen = its[..., 0].mean(axis=1).argmin()           # by the first half
     for n, three in enumerate(its[..., 1]):              # reported: the second
@@ -569,31 +388,25 @@ for ax, name, its in zip(axes, GRID, losses):
     print(f"{name:8s} at {GRID[name][chosen]:<5} loss of the three seeds "
           + "  ".join(f"{loss:.2f}" for loss in its[chosen, :, 1]))
 axes[0].set_ylabel("validation loss")
-fig.suptitle("Muon ends lowest (150 steps, three seeds; filled: the chosen rate)");
+fig.suptitle("Adam ends lower (three seeds; filled: the chosen rate)");
 
 # %% [markdown]
-# At the chosen rates every Muon run ends below every Adam run, and every Adam run below
-# every run with momentum alone. The gaps are larger than the differences between seeds.
-# All three rules are worse at the largest of their rates, Muon least.
+# At the chosen rates every Adam run ends below every run with momentum, and the gap is
+# larger than the differences between seeds. Both rules are worse at the largest of
+# their rates.
 #
 # What this does not show: that the order stays the same in a long run, in another
-# model, or with finer grids of rates. And losses are compared after equal numbers of
-# *steps*; a step of Muon costs more than one of Adam.
+# model, or with finer grids of rates.
 #
 # **What we now know.** Curvature limits the step, and one rate must serve all
 # directions. Momentum averages gradients, so the walk speeds up where they agree.
 # Adam gives each coordinate its own scale, which helps if the valleys lie along the
-# coordinates. Muon gives each *direction* of a matrix the same scale, whatever the
-# axes, and needs products only. Noise sets a floor proportional to the learning rate;
-# a cool-down ends below that of the rate it began with.
+# coordinates. Noise sets a floor proportional to the learning rate; a cool-down ends
+# below that of the rate it began with.
 #
-# **What remains unknown.** Why equal singular values are good for learning. The bound
-# on the spectral norm is a reason to choose $U V^\top$ once this bound is accepted; it
-# does not say that this is the right bound. The comparisons that we know are
-# experiments, like ours.
+# **What remains unknown.** Whether one number per coordinate is the right scale. Most
+# weights stand in matrices, and a matrix has directions that no single coordinate
+# shows: [lesson 22](22_a_step_for_a_matrix.ipynb).
 #
-# **Source.** Adam: arXiv 1412.6980; with decoupled weight decay, AdamW: 1711.05101.
-# Muon: Keller Jordan and others, *Muon: An optimizer for hidden layers in neural
-# networks* (2024). Steepest descent under a norm: 2409.20325. Coefficients that differ
-# from step to step: 2505.16932. In the package: `optim.py` (AdamW, the schedule) and
-# `muon.py`. To train with Muon: `minattn train --optimizer muon`.
+# **Source.** Adam: arXiv 1412.6980; with decoupled weight decay, AdamW: 1711.05101. In
+# the package: `optim.py` (AdamW, the schedule).

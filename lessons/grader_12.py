@@ -104,52 +104,6 @@ def _mistakes_of_adam():
 
 
 @exercise
-def check_newton_schulz_step():
-    """X (n, m), a, b, c -> (n, m), judged by the singular values."""
-    rng = np.random.default_rng(0)
-    jordan, other = (3.4445, -4.7750, 2.0315), (1.5, -0.5, 0.25)
-    inputs = []
-    for shape, coefficients in (((5, 7), jordan), ((7, 3), jordan), ((4, 4), other)):
-        X = rng.standard_normal(shape)
-        inputs.append((X / np.linalg.norm(X, 2), *coefficients))
-
-    def right(X, a, b, c):
-        U, s, Vt = np.linalg.svd(X, full_matrices=False)
-        return (U * (a * s + b * s**3 + c * s**5)) @ Vt
-
-    def wrong(formula):
-        """formula(X, A, a, b, c) with A = X X^T"""
-        return lambda X, a, b, c: formula(X, X @ X.T, a, b, c)
-
-    return Exercise(right, inputs, hints=[
-        (wrong(lambda X, A, a, b, c: a * X + b * X**3 + c * X**5),
-         "The powers are products of matrices, not of the single entries."),
-        (wrong(lambda X, A, a, b, c: a * X + (b * A + c * A**2) @ X),
-         "A**2 squares the entries; the square of a matrix is A @ A."),
-        (wrong(lambda X, A, a, b, c: a * X + b * A @ X),
-         "The term with c is missing."),
-        (wrong(lambda X, A, a, b, c: a * X + c * A @ A @ X),
-         "The term with b is missing."),
-        (wrong(lambda X, A, a, b, c: (b * A + c * A @ A) @ X),
-         "The term a X is missing."),
-        (wrong(lambda X, A, a, b, c: X + (b * A + c * A @ A) @ X),
-         "The first term is a X, not X."),
-        (wrong(lambda X, A, a, b, c: a * X + (b * A + c * A @ A @ A) @ X),
-         "That is a seventh power: X X^T stands twice in the last term, not three times."),
-        (wrong(lambda X, A, a, b, c: a * X + (b + c) * A @ X),
-         "The term with c has X X^T twice: a fifth power of the singular values."),
-        (wrong(lambda X, A, a, b, c: a * X - (b * A + c * A @ A) @ X),
-         "All three terms are added: b is negative already."),
-        (wrong(lambda X, A, a, b, c: a * X + (c * A + b * A @ A) @ X),
-         "b and c are exchanged: b belongs to the third power."),
-        (wrong(lambda X, A, a, b, c: a + (b * A + c * A @ A) @ X),
-         "a multiplies X; here it is added to every entry."),
-        (lambda X, a, b, c: right(X / np.linalg.norm(X), a, b, c),
-         "X is taken as it is: the division by its norm comes before the first step."),
-    ])
-
-
-@exercise
 def check_rate():
     """t, steps, peak, warmup, cooldown -> the learning rate, judged by optim.learning_rate."""
     inputs = []

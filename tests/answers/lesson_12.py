@@ -59,30 +59,6 @@ def from_zero(w, g, m, v, t, lr, beta1=0.9, beta2=0.999, eps=1e-8):
     return adam(w, g, m, v, t - 1, lr, beta1, beta2, eps)
 
 
-def schulz_from_the_right(X, a, b, c):
-    B = X.T @ X
-    return X @ (a * np.eye(len(B)) + b * B + c * np.linalg.matrix_power(B, 2))
-
-
-def schulz_by_terms(X, a, b, c):
-    third = X @ X.T @ X
-    return a * X + b * third + c * X @ X.T @ third
-
-
-def schulz_by_einsum(X, a, b, c):
-    third = np.einsum("ij,kj,kl->il", X, X, X)
-    return (a * X + b * third + c * np.einsum("ij,kj,kl->il", X, X, third)).tolist()
-
-
-def schulz_by_singular_values(X, a, b, c):
-    U, s, Vt = np.linalg.svd(X, full_matrices=False)
-    return U @ np.diag(s * (a + s**2 * (b + c * s**2))) @ Vt
-
-
-def schulz(formula):
-    return lambda X, a, b, c: formula(X, X @ X.T, a, b, c)
-
-
 def rate_by_minimum(t, steps, peak, warmup, cooldown):
     return peak * min(1, (t + 1) / (warmup + 1), (steps - t) / max(cooldown, 1))
 
@@ -109,13 +85,6 @@ def rates(rise=None, fall=None):
 
 RIGHT = {
     "adam_step": [adam_in_place, adam_by_coordinates, adam_with_one_rate, adam_with()],
-    "newton_schulz_step": [
-        schulz_from_the_right,
-        schulz_by_terms,
-        schulz_by_einsum,
-        schulz_by_singular_values,
-        lambda X, a, b, c: schulz_by_terms(X.T, a, b, c).T,
-    ],
     "rate": [
         rate_by_minimum,
         rate_by_tables,
@@ -139,23 +108,6 @@ WRONG = {
         (lambda *given, **more: adam_in_place(*given, **more)[0], "expected 3 results"),
         (lambda w, g, m, v, t, lr, **more: (w - lr * np.sign(g), m, v), "(w (5,), g (5,)"),
         (lambda w, g, m, v, t, lr: adam(w, g, m, v, t, lr), "raised TypeError"),
-    ],
-    "newton_schulz_step": [
-        (lambda X, a, b, c: a * X + b * X**3 + c * X**5, "the single entries"),
-        (schulz(lambda X, A, a, b, c: a * X + (b * A + c * A * A) @ X), "A @ A"),
-        (schulz(lambda X, A, a, b, c: a * X + b * A @ X), "with c is missing"),
-        (schulz(lambda X, A, a, b, c: a * X + c * A @ A @ X), "with b is missing"),
-        (schulz(lambda X, A, a, b, c: b * A @ X + c * A @ A @ X), "a X is missing"),
-        (schulz(lambda X, A, a, b, c: X + b * A @ X + c * A @ A @ X), "a X, not X"),
-        (schulz(lambda X, A, a, b, c: a * X + b * A @ X + c * A @ A @ A @ X), "seventh power"),
-        (schulz(lambda X, A, a, b, c: a * X + b * A @ X + c * A @ X), "fifth power"),
-        (schulz(lambda X, A, a, b, c: a * X - b * A @ X - c * A @ A @ X), "negative already"),
-        (schulz(lambda X, A, a, b, c: a * X + c * A @ X + b * A @ A @ X), "exchanged"),
-        (schulz(lambda X, A, a, b, c: a + b * A @ X + c * A @ A @ X), "every entry"),
-        (schulz(lambda X, A, a, b, c: a * np.eye(len(A)) + b * A + c * A @ A), "shape (5, 7)"),
-        (lambda X, a, b, c: schulz_by_terms(X, a, b, c).T, "should have shape (5, 7); got (7, 5)"),
-        (lambda X, a, b, c: a * X + b * X.T @ X @ X, "raised ValueError"),
-        (lambda X, a, b, c: schulz_by_terms(X, a, b, c) / 2, "should be"),
     ],
     "rate": [
         (rates(rise=lambda t, warmup: t / warmup), "not move at all"),
