@@ -170,7 +170,7 @@ def test_rounding_is_that_of_the_hardware():
         np.testing.assert_array_equal(arithmetic.round_to(y, dtype), expected)
 
 
-@pytest.mark.parametrize("bits", [0, 29])
+@pytest.mark.parametrize("bits", [29, 45])
 def test_random_rounding_does_not_depend_on_what_was_rounded_before(bits, monkeypatch):
     found = []
     for before in (1, 100_000):
@@ -297,6 +297,30 @@ def test_the_yardstick_refuses_what_a_precision_cannot_hold():
     narrow, wide = (precision.yardstick(case["causal/T"], d).bounds["dq"]
                     for d in ("bfloat16", "float32"))
     assert 1e3 < narrow / wide < 1e6
+
+
+@pytest.mark.parametrize("mechanism", ["softmax", "differential_1"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_errors_of_equal_rows_add_up(mechanism, seed):
+    """128 queries see the same and get the same: in float32 every one of them is off by the same"""
+    any_case = next(c for c in kit.cases(mechanism, seed=seed) if c.family == "combinations")
+    row = {n: values[0] for n, values in any_case.every.items()}
+    row.update(lengths=(128, 128), width=(128, 128), allowed="left B 1 1 Tk", bias="B 1 1 Tk",
+               dout="expanded", scale=0.0)
+    case = kit.Combination(mechanism, row, any_case.every, {}, {}, seed)
+    found = check(mechanism, MECHANISMS[mechanism], cases=[case], show=False)
+    assert found.ok, alarms(found)
+
+
+def test_equal_numbers_are_rounded_alike_and_others_at_random():
+    rng = np.random.default_rng(0)
+    x = np.tile(rng.standard_normal(1000), (5, 1))
+    found = arithmetic.blur(x, "float32", rng)
+    assert np.array_equal(found[0], found[4])
+    errors = (found[0] / x[0] - 1) * 2**23
+    assert abs(errors.mean()) < 0.03 and 0.27 < errors.std() < 0.31
+    assert abs(np.corrcoef(errors[1:], errors[:-1])[0, 1]) < 0.1
+    assert not np.array_equal(found, arithmetic.blur(x, "float32", rng))
 
 
 def test_a_gradient_that_nobody_can_see_has_a_floor():

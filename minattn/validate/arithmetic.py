@@ -63,21 +63,29 @@ def round_to(x, dtype, rng=None):
 
 
 def blur(x, dtype, rng, count=1):
-    """x as `count` random roundings would leave it: off by up to half a unit times sqrt(count)"""
+    """x as `count` random roundings would leave it: off by up to half a unit times sqrt(count)
+
+    As on any machine, equal numbers are rounded alike: equal rows have equal errors, which add up.
+    """
     x, fmt = np.asarray(x), FORMATS[dtype]
-    y = x * (1 + _noise(0, x.size, rng).reshape(x.shape) * (fmt.eps * math.sqrt(count)))
-    if not np.abs(y).max(initial=0) <= fmt.largest:
+    key = np.uint32(2 * rng.integers(1 << 31) + 1)
+    bits = x.astype(np.float32).view(np.uint32)              # hashed: random, but for the number
+    bits *= key
+    bits ^= bits >> np.uint32(15)
+    bits *= key
+    y = bits.view(np.int32) * (2.0**-32 * fmt.eps * math.sqrt(count))
+    y += 1                                                   # in place: fresh memory takes longer
+    y *= x
+    if not max(y.max(initial=0), -y.min(initial=0)) <= fmt.largest:
         y = np.where(np.abs(y) > fmt.largest, np.copysign(np.inf, y), y)
     return y
 
 
 def _noise(bits, n, rng):
-    """n random integers of so many bits, or with 0 bits numbers within 1/2 of 0: a window, at a
-    random place, of a list drawn once."""
+    """n random integers of so many bits: a window, at a random place, of a list drawn once."""
     if len(_pool.get(bits, ())) < n + WINDOWS:
         once, size = np.random.default_rng(0), n + WINDOWS   # a longer list begins as a shorter one
-        _pool[bits] = (once.integers(0, 1 << bits, size, dtype=np.uint64) if bits
-                       else once.uniform(-0.5, 0.5, size))
+        _pool[bits] = once.integers(0, 1 << bits, size, dtype=np.uint64)
     start = int(rng.integers(WINDOWS))
     return _pool[bits][start:start + n]
 
@@ -102,7 +110,7 @@ class Arithmetic:
 
     portable: exp and log from IEEE operations alone, for the same bits on every machine.
     block: so many terms of a matrix product are added up exactly, and what rounding each of them
-    would have done is drawn as one random number, as for all other roundings: cheap for large
+    would have done is one random number, as for all other roundings (see `blur`): cheap for large
     arrays, but no result stays exact. It needs a generator.
     """
 
@@ -152,7 +160,9 @@ class Arithmetic:
             a, b = (round_to(x, fmt._replace(bits=fmt.product), self.rng) for x in (a, b))
         for i in range(0, a.shape[-1], self.block):
             part = slice(i, i + self.block)
-            total = self._rounded(total + a[..., part] @ b[..., part, :], wide, self.block)
+            terms = a[..., part] @ b[..., part, :]
+            terms += total
+            total = self._rounded(terms, wide, self.block)
         return total
 
     def _sum(self, x, axis, keepdims):
@@ -180,6 +190,17 @@ class Arithmetic:
         each = round_to(sums - x, wide) + x                  # is rounded; the errors add up
         errors = np.where((x != 0) & np.isfinite(sums), self._rounded(each, wide) - each, 0)
         return round_to(sums + np.add.accumulate(errors, axis), wide)
+
+
+class Native:
+    """The arithmetic that NumPy itself has"""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def array(self, x):
+        is_numbers = isinstance(x, np.ndarray) and x.dtype != bool
+        return x.astype(self.dtype) if is_numbers else x
 
 
 class Rounded(np.ndarray):
