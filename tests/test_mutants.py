@@ -8,6 +8,7 @@ import pytest
 from minattn.attention import MECHANISMS
 from minattn.errors import InputError
 from minattn.validate import check, mutants, self_check
+from minattn.validate.cases import cases
 from minattn.validate.mutants import MUTANTS
 
 # a mutant -> the cases of one family that must find it
@@ -59,6 +60,9 @@ FOUND_BY = {
     "lambda_below_one": "lambda_near_1/W=1", "norm_over_all_heads": "causal/T",
     "layer_index_ignored": "causal/T,layer_index=3", "lambda_through_factor": "causal/T",
     "norm_without_epsilon": "fully_masked_row/holes", "keys_of_first_head": "causal/T",
+    "ninth_head": "many_heads/H=9", "ninth_head_backward": "many_heads/H=9",
+    "ninth_sample": "many_heads/B=9", "one_query_bias_of_first_head": "bias/per_head,Tq=1",
+    "third_block_hides_diagonal": "long/T=131,causal",
     "content_clamped": "content_dominates/*", "content_after_mask": "content_dominates/last,causal",
 }
 
@@ -107,6 +111,40 @@ def test_mutant_is_found(name):
     m = MUTANTS[name]
     report = check(m.mechanism, m.load(), cases=[FOUND_BY[name]], conventions="ours", show=False)
     assert report.failed, f"{name} ({m.wrong}) passes {FOUND_BY[name]}"
+
+
+# a mutant -> the only cases of the quick selection that find it
+ALONE = {"ninth_head": {"many_heads/H=9"}, "ninth_head_backward": {"many_heads/H=9"},
+         "ninth_sample": {"many_heads/B=9"},
+         "one_query_bias_of_first_head": {"bias/per_head,Tq=1"},
+         "third_block_hides_diagonal": {"long/T=131,causal"},
+         "maximum_0_of_hidden_tiles": {"hidden_tiles/padding", "hidden_tiles/W=5"},
+         "maximum_0_backward": {"hidden_tiles/padding", "hidden_tiles/W=5"}}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_mutant_is_found_by_one_quick_case_alone(name):
+    quick = [c.id for c in cases("softmax", quick=True) if c.family != "combinations"]
+    report = check("softmax", MUTANTS[name].load(), cases=quick, conventions="ours", show=False)
+    assert {r.id for r in report.failed} == ALONE[name]
+
+
+@pytest.mark.parametrize("name", ["ninth_head", "ninth_sample"])
+def test_heads_and_samples_beyond_8_are_among_the_combinations(name):
+    crowded = [c for c in cases("softmax", quick=True) if c.family == "combinations"
+               and min(c.row["heads"][0], c.row["B"]) > 8]
+    assert any(c.row["heads"][0] > c.row["heads"][1] for c in cases("softmax")
+               if c.family == "combinations" and c.row["B"] > 8)
+    assert check("softmax", MUTANTS[name].load(), cases=crowded[:2], show=False).failed
+
+
+@pytest.mark.parametrize("mechanism", ["sink", "gated", "energy", "gaussian", "forget", "affine",
+                                       "differential", "differential_1", "collaborative"])
+def test_hidden_tiles_are_found_in_every_softmax(mechanism):
+    for name in ("maximum_0_of_hidden_tiles", "maximum_0_backward"):
+        wrong = MUTANTS[name]._replace(mechanism=mechanism).load()
+        report = check(mechanism, wrong, cases=["hidden_tiles"], show=False)
+        assert len(report.failed) == 2
 
 
 def test_backward_mutants_have_a_right_forward():

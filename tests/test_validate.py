@@ -60,7 +60,8 @@ def test_cases_are_the_families_of_the_specification(mechanism):
                "long", "odd_head_dim", "score_shift", "tiny_values", "large_values",
                "repeated_tokens",
                "identical_tokens", "one_token", "batch_independence", "non_contiguous", "bias",
-               "combinations", "packed"} | (set() if square else {"decode"})
+               "combinations", "packed", "many_heads", "hidden_tiles"}
+    generic |= set() if square else {"decode"}
     own = {"softmax": {"many_small_terms"}, "off_by_one": {"many_small_terms"},
            "sink": {"sink_far_above", "sink_far_below"}, "gated": {"gate_saturated"},
            "energy": {"gate_all_closed"}, "affine": {"alpha_at_kinks", "alpha_ma"},

@@ -22,6 +22,8 @@ BIAS = ("", "B H Tq Tk", "B 1 Tq Tk", "1 H Tq Tk", "Tq Tk", "H 1 Tk", "B 1 1 Tk"
         "B H Tq 1", "-inf B 1 Tq Tk")
 SMALL = (1, 2, 3, 4, 5, 8, 16, 17, 32, 33, 64, 65, 128)    # sizes to try when a case shrinks
 QUICK = 16                # rows of each array that --quick takes
+SHORT = 16                # so few queries and keys, in all, have more heads and samples: ...
+CROWD = 9                 # ... at least so many, as grids of blocks and tables often end at 8
 LAYOUTS = ("contiguous", "BTHD", "packed", "mixed", "expanded", "offset", "transposed", "gaps")
 
 
@@ -121,9 +123,21 @@ def rows(mechanism, sizes, fixed, without, strength=2):
     for some in (bare, every):
         names, values = list(some), list(some.values())
         for number, row in enumerate(covering(tuple(map(len, values)), strength)):
-            found.append(({n: x[i] for n, x, i in zip(names, values, row)}, number < QUICK))
+            row = {n: x[i] for n, x, i in zip(names, values, row)}
+            found.append((crowded(row, sizes), number < QUICK))
     unique = {repr(row): (row, quick) for row, quick in reversed(found)}
     return list(unique.values())[::-1]
+
+
+def crowded(row, sizes):
+    """The row with a multiple of its heads and samples, where sequences are short"""
+    (H, G), B = row["heads"], row["B"]
+    if sum(row["lengths"]) <= SHORT:
+        if not sizes.keys() & {"H", "G"}:
+            H, G = (-(-CROWD // H) * n for n in (H, G))
+        if "B" not in sizes:
+            B *= -(-CROWD // B)
+    return {**row, "heads": (H, G), "B": B}
 
 
 def named(row, every):

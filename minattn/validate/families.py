@@ -95,6 +95,7 @@ def generic(mechanism, T, fixed=()):
                    extra=given)
     long = {"B": 1, "H": 2, "Tq": 97, "Tk": 97}
     yield Plan("long", "T=97,causal", causal, long, quick=True)
+    yield Plan("long", "T=131,causal", causal, {"B": 1, "H": 1, "Tq": 131, "Tk": 131}, quick=True)
     yield Plan("long", "T=1025,causal", causal, {"B": 1, "H": 1, "Tq": 1025, "Tk": 1025})
     yield Plan("long", "T=97", {}, long)
     yield Plan("long", "T=97,W=31", {**causal, "window": 31}, long)
@@ -122,6 +123,15 @@ def generic(mechanism, T, fixed=()):
     yield Plan("non_contiguous", "strided", causal, layout="gaps", quick=True)
     yield Plan("bias", "full", {**causal, "bias": bias("B", "H", "Tq", "Tk")}, quick=True)
     yield Plan("bias", "per_key", {"bias": bias("H", "1", "Tk")}, quick=True)
+    yield Plan("bias", "per_head,Tq=1", {"bias": bias("H", "1", "Tk")}, {"Tq": 1}, extra=given,
+               quick=True)
+    yield Plan("many_heads", "H=9", causal, {"H": 9}, quick=True)
+    yield Plan("many_heads", "B=9", causal, {"B": 9}, quick=True)
+    low = {"bias": constant(-200)} if mechanism.optional else {}     # else q and k see to it
+    tiles = {"B": 2, "H": 1, "Tq": 135, "Tk": 135, "D": 5, "Dv": 5}
+    for name, options in (("padding", {"allowed": tiles_of_padding}),
+                          ("W=5", {**causal, "window": 5})):
+        yield Plan("hidden_tiles", name, {**options, **low}, tiles, edit=far_below, quick=True)
     if "scale" not in mechanism.refuses:
         yield Plan("scale", "0.75", {**causal, "scale": 0.75}, quick=True)
 
@@ -130,6 +140,11 @@ def padding(size, rng):
     """The last keys of each sequence are padding, another number in each."""
     lengths = size["Tk"] - 1 - np.arange(size["B"])
     return (np.arange(size["Tk"]) < lengths[:, None])[:, None, None]
+
+
+def tiles_of_padding(size, rng):
+    """The first 64 keys of the first sequence are padding, the first 128 of the second, ..."""
+    return (np.arange(size["Tk"]) >= 64 + 64 * np.arange(size["B"])[:, None])[:, None, None]
 
 
 def packed(size, rng):
@@ -162,17 +177,28 @@ def bias(*symbols):
     return lambda size, rng: rng.standard_normal([1 if s == "1" else size[s] for s in symbols])
 
 
-def shift(amount):
+def constant(number):
+    return lambda size, rng: np.full((1, 1, 1, size["Tk"]), float(number))
+
+
+def shift(amount, channel=0):
     """Raise every score by about `amount`, which changes no weight: a constant channel in q, k."""
     def edit(arrays, size):
         a = math.sqrt(abs(amount) * math.sqrt(size["D"]))
         if "q" in arrays:
-            arrays["q"][..., 0], arrays["k"][..., 0] = a, math.copysign(a, amount)
+            arrays["q"][..., channel], arrays["k"][..., channel] = a, math.copysign(a, amount)
         elif "x" in arrays and amount >= 0:
             arrays["x"][..., 0] = math.sqrt(amount)          # distances: move all tokens far from 0
         else:
             return False
     return edit
+
+
+def far_below(arrays, size):
+    """Scores of about -200, whose exp is 0 in float32; a sink among them, if there is one."""
+    shift(-200, channel=-1)(arrays, size)
+    if "sink" in arrays:
+        arrays["sink"] -= 200
 
 
 def dominant(amount):

@@ -12,8 +12,8 @@ from minattn.validate.cases import cases as kit_cases
 
 SMALL, LONG = {"D": 3, "Dv": 5}, 64                  # at most 2 LONG tokens: the set stays small
 EVERY_CASE = ("softmax",)                            # the other mechanisms: the quick cases
-APART = ("batch_independence", "non_contiguous", "combinations", "many_small_terms", "packed",
-         "decode")                                   # not in files
+APART = ("batch_independence", "non_contiguous", "combinations", "many_small_terms", "many_heads",
+         "hidden_tiles", "packed", "decode")         # not in files
 NARROW = ("float32", "float16", "bfloat16")
 SINKS = ["flash-attention 1973, 2102, vllm-metal 550: sink gradients wrong or missing"]
 BUGS = {  # family -> bugs of known programs that it shows

@@ -36,7 +36,6 @@ KEPT = {
     "padding": "the first case to read when a padding mask goes wrong",
     "packed": "for kernels that take cu_seqlens or segments, which no mutant does",
     "decode": "for kernels that take a block table, which no mutant does",
-    "long": "many tiles and nothing else: the first case to read when tiles go wrong",
     "batch_independence": "says in words that sequences are mixed",
     "equal_scores": "a query of zeros; softmax has it among many_small_terms, the others only here",
     "repeated_tokens": "ties inside a causal row: sorting, caching by content and top-k go wrong "
