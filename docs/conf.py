@@ -1,6 +1,7 @@
 """The site: make site. Its pages are the Markdown files and notebooks of this repository as they
 are, and the docstrings; here stands only how Sphinx reads them.
 """
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ project, author, language = "minattn", "the authors of minattn", "en"
 html_title = "minattn"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.apidoc", "sphinx-mathjax-offline"]
 root_doc = "README"
-include_patterns = ["*.md", "docs/*.md", "lessons/README.md", "lessons/*.ipynb",
+include_patterns = ["*.md", "docs/*.md", "lessons/*.md", "lessons/*.ipynb",
                     "results/**/table.md", "build/api/*.rst"]
 # tables of results have no title of their own and are reached by links
 suppress_warnings = ["myst.header", "toc.not_included"]
@@ -30,7 +31,11 @@ autodoc_mock_imports = ["torch", "jax", "onnx", "onnxruntime", "distributed", "b
 autodoc_default_options = {"ignore-module-all": True}       # each function where it is defined
 autodoc_member_order = "bysource"
 
-CONTENTS = {"Lessons": ["lessons/README", "lessons/[0-9]*"], "Pages": ["docs/README", "docs/*"],
+# in the order of the tables of lessons/README.md, which is the order to read them in
+_index = (Path(__file__).parents[1] / "lessons/README.md").read_text(encoding="utf-8")
+LESSONS = [f"lessons/{name}" for name in re.findall(r"\((\d\d_\w+)\.ipynb\)", _index)]
+CONTENTS = {"Lessons": ["lessons/README", "lessons/NOTATION", *LESSONS],
+            "Pages": ["docs/README", "docs/*"],
             "Reference": ["build/api/modules", "CHANGELOG", "CONTRIBUTING"]}
 
 

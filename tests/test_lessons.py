@@ -288,6 +288,19 @@ def test_every_notebook_has_the_cells_of_its_source():
             (c.cell_type, c.source) for c in committed.cells], notebook.name
 
 
+def test_the_site_has_every_page_that_lessons_link_to():
+    """Those that conf.py leaves out are links to nowhere, at which Sphinx stops."""
+    conf = ast.parse((ROOT / "docs" / "conf.py").read_text(encoding="utf-8"))
+    patterns = next(ast.literal_eval(node.value) for node in conf.body
+                    if isinstance(node, ast.Assign)
+                    and ast.unparse(node.targets[0]) == "include_patterns")
+    for page in [*(ROOT / "lessons").glob("*.md"), *(ROOT / "lessons").glob("[0-9]*.py")]:
+        for link in re.findall(r"\]\(([\w./]+\.(?:md|ipynb))", page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve().relative_to(ROOT.resolve())
+            assert any(target.parent == Path(pattern).parent and target.match(pattern)
+                       for pattern in patterns), (page.name, link)
+
+
 def test_cells_are_short():
     """At most 20 lines, figures apart; these are drawn in cells that Jupyter folds."""
     for number, (_, source) in lessons.sources().items():
