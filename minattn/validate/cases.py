@@ -174,7 +174,7 @@ def draw_arguments(mechanism, shapes, size, rng):
 
 def all_sizes(size):
     """Sizes, with those that follow from others: as many key heads as query heads, ..."""
-    return {"Dv|1": size["Dv"], "T": size["Tk"], "G": size["H"], **size}
+    return {"Dv|1": size["Dv"], "T": size["Tk"], "G": size["H"], "n": size["D"] // 2, **size}
 
 
 def transforms(mechanism):
@@ -193,15 +193,18 @@ def _all(name, module_id, seed, sizes, fixed, without, strength):
         sizes = {"Tq": T, "Tk": T, **sizes}
     _weigh(sizes, 1)
     if name in positions.ROWS:
-        return positions.cases(mechanism, sizes, fixed, seed)
-    plans = [*families.generic(mechanism, sizes.get("Tk", SIZES["Tk"]), fixed),
-             *families.OWN.get(name, list)()]
+        plans = list(positions.plans(name))
+    else:
+        plans = [*families.generic(mechanism, sizes.get("Tk", SIZES["Tk"]), fixed),
+                 *families.OWN.get(name, list)()]
     _weigh(sizes, len(plans))
     made = []
     for plan in plans:
         if all(plan.options.get(option, value) == value for option, value in fixed.items()):
             plan = plan._replace(options={**plan.options, **fixed})
             made.append(_make(mechanism, plan, seed, sizes))
+    if name in positions.ROWS:
+        return tuple(made)
     rows = covering.rows(mechanism, sizes, fixed, without, strength)
     every = covering.factors(mechanism, sizes, fixed, without)
     combinations = [Combination(name, row, every, sizes, fixed, seed, quick) for row, quick in rows]
@@ -222,7 +225,8 @@ def _make(mechanism, plan, seed, sizes):
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     unmet = [f"it needs {s} = {n}, but you fixed {s} at {sizes[s]}"
              for s, n in plan.sizes.items() if sizes.get(s, n) != n]
-    size = all_sizes({**SIZES, **sizes, **plan.sizes})
+    usual = positions.SIZES if mechanism.name in positions.ROWS else SIZES
+    size = all_sizes({**usual, **sizes, **plan.sizes})
     if size["H"] % size["G"]:
         size["G"] = size["H"]                                # unmet, or no size of this mechanism
     if plan.twin and size["B"] < 2:

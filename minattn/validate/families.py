@@ -575,4 +575,5 @@ DRAWS: dict[str, Any] = {
     "differential_1": {**dict.fromkeys(("lam_q1", "lam_k1", "lam_q2", "lam_k2"), around(0, 0.2)),
                        "gain": around(1, 0.3)},
     "sparse": {"q": queries_of_levels, "k": keys_of_levels},
+    "morlet": {"log_sigma": around(1, 0.5)},
 }

@@ -7,23 +7,24 @@
 Below: each formula once more, plain, for the bounds. What depends on a position alone is computed
 in float32 at least, as everybody does: bfloat16 cannot tell 1000 from 1001.
 """
-import zlib
 from types import SimpleNamespace as Cache
 
 import numpy as np
 
 from minattn import attention
 from minattn.positions import decay, morlet, rotary
+from minattn.validate import families
 from minattn.validate.arithmetic import Arithmetic
 
-SIZES = {"B": 2, "H": 3, "Tq": 5, "Tk": 7, "D": 10}
+SIZES = {"B": 2, "H": 3, "Tq": 7, "Tk": 7, "D": 10, "Dv": 10}
 LONG = {"Tq": 97, "Tk": 97, "D": 64}
+LENGTHS = {"morlet": {"length": "Tk"}, "decay": {"Tq": "Tq", "Tk": "Tk"}}       # as options
 CASES = {                                     # name: options, sizes, layout in memory
     "rotary": {
         "T=7": ({}, {}, "contiguous"), "base=50": ({"base": 50.0}, {}, "BTHD"),
         "interleaved": ({"pairs": "interleaved"}, {}, "contiguous"),
         "start=1000": ({"start": 1000}, {}, "contiguous"),
-        "start=5,T=1": ({"start": 5}, {"Tk": 1}, "contiguous"),
+        "start=5,T=1": ({"start": 5}, {"Tq": 1, "Tk": 1}, "contiguous"),
         "interleaved,base=50,start=37": ({"pairs": "interleaved", "base": 50.0, "start": 37}, {},
                                          "packed"),
         "D=2": ({"start": 3}, {"D": 2}, "gaps"), "T=97,D=64": ({}, LONG, "packed"),
@@ -32,11 +33,23 @@ CASES = {                                     # name: options, sizes, layout in 
         "T=7": ({}, {}, "contiguous"), "start=5": ({"start": 5}, {}, "contiguous"),
         "any": ({"admissible": False}, {}, "gaps"), "T=97,n=32": ({}, LONG, "contiguous"),
         "any,start=-3": ({"admissible": False, "start": -3}, {}, "contiguous"),
-        "centre": ({"centre": True, "start": 2}, {}, "contiguous")},
+        "centre": ({"centre": families.bias("n"), "start": 2}, {}, "contiguous")},
     "decay": {
-        "Tq=5,Tk=7": ({}, {}, "contiguous"), "align=start": ({"align": "start"}, {}, "contiguous"),
-        "T=97,H=8": ({}, {**LONG, "H": 8}, "gaps"), "Tq=7,Tk=5": ({}, {"Tq": 7, "Tk": 5}, "offset"),
+        "Tq=5,Tk=7": ({}, {"Tq": 5}, "contiguous"),
+        "align=start": ({"align": "start"}, {"Tq": 5}, "contiguous"),
+        "T=97,H=8": ({}, {**LONG, "H": 8}, "gaps"), "Tq=7,Tk=5": ({}, {"Tk": 5}, "offset"),
         "Tq=1,Tk=97": ({}, {"Tq": 1, "Tk": 97}, "contiguous")}}
+
+
+def plans(name):
+    """The plans of a position's cases"""
+    def length(symbol):
+        return lambda size, rng: size[symbol]
+
+    lengths = {n: length(symbol) for n, symbol in LENGTHS.get(name, {}).items()}
+    for title, (options, sizes, layout) in CASES[name].items():
+        yield families.Plan("positions", title, {**options, **lengths}, sizes, quick=True,
+                            layout=layout)
 
 
 def wide(x):
@@ -133,37 +146,3 @@ ROWS = {row.name: row for row in (
 def row(name):
     """The row of a position or of a mechanism"""
     return ROWS.get(name) or attention.mechanism(name)
-
-
-def cases(mechanism, sizes, fixed, seed):
-    """The cases of a position: a tuple of Case"""
-    from minattn.validate.cases import Case, draw
-    found = []
-    for name, (given, own, layout) in CASES[mechanism.name].items():
-        if any(given.get(option, value) != value for option, value in fixed.items()):
-            continue
-        rng = np.random.default_rng([seed, zlib.crc32(f"{mechanism.name}/{name}".encode())])
-        options, size = {**given, **fixed}, {**SIZES, **sizes, **own}
-        unmet = [f"it needs {s} = {n}, but you fixed {s} at {sizes[s]}"
-                 for s, n in own.items() if sizes.get(s, n) != n]
-        H, n = size["H"], size["D"] // 2
-        if mechanism.name == "rotary":
-            arrays = {"x": draw((size["B"], H, size["Tk"], 2 * n), rng)}
-        elif mechanism.name == "decay":
-            arrays = {"slopes": draw((H,), rng)}
-            options.update(Tq=size["Tq"], Tk=size["Tk"])
-        else:
-            arrays = {"log_omega": draw((n,), rng), "log_sigma": draw((n,), rng, _wide_bells)}
-            options["length"] = size["Tk"]
-            if options.get("centre"):
-                options["centre"] = draw((n,), rng)
-        cotangent = draw(mechanism.module.forward(**arrays, **options)[0].shape, rng)
-        flags = {*given, *(f"{o}={x}" for o, x in given.items())}
-        found.append(Case(f"positions/{name}", "positions", mechanism.name, arrays, options,
-                          cotangent, frozenset(flags), True, seed, layout,
-                          unmet="".join(unmet[:1])))
-    return tuple(found)
-
-
-def _wide_bells(x, rng):
-    return 1 + x / 2
