@@ -255,6 +255,13 @@ def setting(**values):
     return edit
 
 
+def levels(family, argument, named, quick, **options):
+    """Causal cases, one for each of the named numbers that fill a whole argument"""
+    for name, level in named.items():
+        yield Plan(family, name, {"causal": True, **options}, edit=setting(**{argument: level}),
+                   quick=name == quick)
+
+
 def near_one(x):
     return 1 + np.tanh(x) / 16
 
@@ -310,27 +317,20 @@ def _softmax():
 
 
 def _sink():
-    for level in (20, 1e4):
-        yield Plan("sink_far_above", f"{level:g}", {"causal": True}, edit=setting(sink=level),
-                   quick=level == 20)
-        yield Plan("sink_far_below", f"{-level:g}", {"causal": True}, edit=setting(sink=-level),
-                   quick=level == 20)
+    yield from levels("sink_far_above", "sink", {"20": 20, "10000": 1e4}, "20")
+    yield from levels("sink_far_below", "sink", {"-20": -20, "-10000": -1e4}, "-20")
 
 
 def _gated():
-    for name, logits in (("open", 50), ("closed", -50), ("both", [50, -50, 1])):
-        yield Plan("gate_saturated", name, {"causal": True}, edit=setting(gate_logits=logits),
-                   quick=name == "both")
+    named = {"open": 50, "closed": -50, "both": [50, -50, 1]}
+    yield from levels("gate_saturated", "gate_logits", named, "both")
 
 
 def _affine():
     kinks = [-5, 5, 4.96875, -4.96875, 0, 5.03125, -5.03125, 20, -20]
     for phi in ("linear_clip", "sigmoid"):
-        yield Plan("alpha_at_kinks", phi, {"causal": True, "phi": phi},
-                   edit=setting(alpha_logits=kinks), quick=phi == "linear_clip")
-    for level in (0, 0.5, 1):
-        yield Plan("alpha_ma", f"{level:g}", {"causal": True}, edit=setting(alpha_ma=level),
-                   quick=level == 0.5)
+        yield from levels("alpha_at_kinks", "alpha_logits", {phi: kinks}, "linear_clip", phi=phi)
+    yield from levels("alpha_ma", "alpha_ma", {"0": 0, "0.5": 0.5, "1": 1}, "0.5")
 
 
 def _energy():
@@ -355,13 +355,12 @@ def _gaussian():
 
     yield Plan("sigma_tiny", "-6", {"causal": True}, edit=tiny, quick=True)
     yield Plan("sigma_tiny", "-6,others", {"allowed": others}, edit=setting(log_sigma=-6))
-    yield Plan("sigma_huge", "6", {"causal": True}, edit=setting(log_sigma=6), quick=True)
+    yield from levels("sigma_huge", "log_sigma", {"6": 6}, "6")
 
 
 def _differential():
-    for name, logits in (("open", 30), ("closed", -30), ("either", [30, -30, 1])):
-        yield Plan("lambda_saturated", name, {"causal": True}, edit=setting(lam_logits=logits),
-                   quick=name == "either")
+    named = {"open": 30, "closed": -30, "either": [30, -30, 1]}
+    yield from levels("lambda_saturated", "lam_logits", named, "either")
 
 
 def _differential_1():
@@ -411,10 +410,8 @@ def _forget():
     def but_the_third(size, rng):
         return np.arange(size["Tk"])[None, None, None] != 2
 
-    gates = {"open": 50, "closed": -800, "either": [50, -800, 1]}  # a product of gates underflows
-    for name, logits in gates.items():
-        yield Plan("forget_saturated", name, {"causal": True}, edit=setting(forget_logits=logits),
-                   quick=name == "either")
+    named = {"open": 50, "closed": -800, "either": [50, -800, 1]}  # a product of gates underflows
+    yield from levels("forget_saturated", "forget_logits", named, "either")
     yield Plan("forget_hidden_key", "third", {"causal": True, "allowed": but_the_third}, quick=True)
 
 
@@ -463,24 +460,10 @@ def _lssa():
 
 
 # mechanism -> the plans of its own families
-OWN: dict[str, Any] = {
-    "softmax": _softmax,
-    "off_by_one": _softmax,
-    "sink": _sink,
-    "gated": _gated,
-    "affine": _affine,
-    "energy": _energy,
-    "gaussian": _gaussian,
-    "differential": _differential,
-    "differential_1": _differential_1,
-    "collaborative": _collaborative,
-    "linear": _linear,
-    "cog": _cog,
-    "forget": _forget,
-    "lssa": _lssa,
-    "pointwise": _pointwise,
-    "sparse": _sparse,
-}
+OWN: dict[str, Any] = {own.__name__[1:]: own for own in (
+    _softmax, _sink, _gated, _affine, _energy, _gaussian, _differential, _differential_1,
+    _collaborative, _linear, _cog, _forget, _lssa, _pointwise, _sparse)}
+OWN["off_by_one"] = _softmax
 
 
 # ------------------------------------------------------------ what arguments look like
