@@ -71,10 +71,8 @@ def _drawn(case):
     plain = {**row, **dict.fromkeys(("layout", "aside", "dout"), "contiguous")}
     name = f"{case.mechanism}/{covering.named(plain, case.every)}"     # a layout changes no number
     rng = np.random.default_rng([case.seed, zlib.crc32(name.encode())])
-    size, extra = covering.size_of(row), row.get("extra", ())
-    shapes = {**mechanism.arguments, **{n: mechanism.optional[n] for n in extra}}
-    if extra:
-        shapes = {n: s.replace(" T ", " Tq ") for n, s in shapes.items()}
+    size = covering.size_of(row)
+    shapes = shapes_of(mechanism, row.get("extra", ()))
     arrays = draw_arguments(mechanism, shapes, size, rng)
     families.suit(arrays, size, row.get("sign", 1))
     options = {**covering.rules(row), **{n: row[n] for n in mechanism.options if n in row},
@@ -96,10 +94,23 @@ def _drawn(case):
     if case.dout == "expanded":
         cotangent[:] = cotangent[:, :, :1]
     arrays = {n: exact(x) for n, x in arrays.items()}
-    for x in (*arrays.values(), *options.values(), cotangent):
+    freeze(*arrays.values(), *options.values(), cotangent)
+    return arrays, options, cotangent
+
+
+def shapes_of(mechanism, extra):
+    """{argument: "B H Tk D"} with these optional ones; with keys, x gives the queries alone"""
+    shapes = {**mechanism.arguments, **{n: mechanism.optional[n] for n in extra}}
+    if "keys" in extra:
+        shapes = {n: s.replace(" T ", " Tq ") for n, s in shapes.items()}
+    return shapes
+
+
+def freeze(*values):
+    """No array among them can be written to any more."""
+    for x in values:
         if isinstance(x, np.ndarray):
             x.flags.writeable = False
-    return arrays, options, cotangent
 
 
 def named(text):
@@ -231,10 +242,8 @@ def _make(mechanism, plan, seed, sizes):
         size["G"] = size["H"]                                # unmet, or no size of this mechanism
     if plan.twin and size["B"] < 2:
         unmet.append("it needs at least two samples")
-    shapes = {**mechanism.arguments, **{extra: mechanism.optional[extra] for extra in plan.extra}}
-    if "keys" in plan.extra:
-        shapes = {n: s.replace(" T ", " Tq ") for n, s in shapes.items()}
-    elif size["Tq"] != size["Tk"] and any("T" in s.split() for s in shapes.values()):
+    shapes = shapes_of(mechanism, plan.extra)
+    if size["Tq"] != size["Tk"] and any("T" in s.split() for s in shapes.values()):
         return None                                          # one array gives queries and keys
     arrays = draw_arguments(mechanism, shapes, size, rng)
     if plan.edit is not None:
@@ -254,9 +263,7 @@ def _make(mechanism, plan, seed, sizes):
     cotangent = draw(mechanism.module.forward(**arrays, **options)[0].shape, rng)
     if plan.dout is not None:
         cotangent = exact(plan.dout(cotangent))
-    for x in (*arrays.values(), *twin.values(), *options.values(), cotangent):
-        if isinstance(x, np.ndarray):
-            x.flags.writeable = False
+    freeze(*arrays.values(), *twin.values(), *options.values(), cotangent)
     flags = _flags(arrays, options, plan)
     return Case(f"{plan.family}/{plan.name}", plan.family, mechanism.name, arrays, options,
                 cotangent, flags, plan.quick, seed, plan.layout,

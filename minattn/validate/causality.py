@@ -25,7 +25,7 @@ from minattn.errors import InputError
 from minattn.files import named, one_line
 from minattn.validate import cases, frameworks, isolate
 from minattn.validate.check import limited
-from minattn.validate.command import sizes_of
+from minattn.validate.command import add_texts, sizes_of
 from minattn.validate.report import write_file
 from minattn.validate.subjects import NotCovered, _float64, _function, _kernel, _model
 
@@ -363,30 +363,25 @@ def add_arguments(parser):
     parser.add_argument("target", metavar="TARGET",
                         help="a mechanism (energy[norm=prefix]), a run folder, module:function or "
                              "file.py:function")
-    parser.add_argument("--backward",
-                        help="of a kernel: module:function of its backward")
-    parser.add_argument("--sizes", metavar="D=64,T=256",
-                        help="of a kernel: fix B, H, Hkv, D, Dv or T")
-    parser.add_argument("--layout", default="BHTD",
-                        help="of a kernel: BTHD if its arrays are (B, T, H, D); default BHTD")
-    parser.add_argument("--mechanism",
-                        help="whose arguments the function takes; without it, tokens -> logits")
-    parser.add_argument("--framework", default="numpy",
-                        help="numpy, torch or jax (default %(default)s)")
+    add_texts(
+        parser,
+        ("--backward", None, "of a kernel: module:function of its backward"),
+        ("--sizes D=64,T=256", None, "of a kernel: fix B, H, Hkv, D, Dv or T"),
+        ("--layout", "BHTD", "of a kernel: BTHD if its arrays are (B, T, H, D); default BHTD"),
+        ("--mechanism", None, "whose arguments the function takes; without it, tokens -> logits"),
+        ("--framework", "numpy", "numpy, torch or jax (default %(default)s)"),
+        ("--dtype", "float64", "dtype of a kernel's arrays (default %(default)s)"),
+        ("--device", "cpu", "default %(default)s"),
+        ("--forms", ",".join(FORMS), "some of %(default)s"),
+        ("--corpus", None, "text for the loss if the run's corpus is not available"),
+        ("--data-dir", "data", "where corpora are kept (default %(default)s)"),
+        ("--json FILE", None, "also write the certificate as JSON"))
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
                         help="of a kernel: the same as in the brackets of its mechanism")
-    parser.add_argument("--dtype", default="float64",
-                        help="dtype of a kernel's arrays (default %(default)s)")
-    parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--length", type=int, default=LENGTH,
                         help="sequence length (default %(default)s)")
     parser.add_argument("--time-limit", type=float, default=30.0, metavar="S",
                         help="seconds per call of a function (default 30)")
-    parser.add_argument("--forms", default=",".join(FORMS), help="some of %(default)s")
-    parser.add_argument("--corpus", help="text for the loss if the run's corpus is not available")
-    parser.add_argument("--data-dir", default="data",
-                        help="where corpora are kept (default %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="also write the certificate as JSON")
 
 
 def run(args):

@@ -8,7 +8,6 @@ is compared afterwards. The kit's own arithmetic does not depend on np.seterr.
 """
 import ctypes
 import fnmatch
-import inspect
 import threading
 import time
 from functools import partial
@@ -101,12 +100,11 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     framework.
     """
     start = time.perf_counter()
-    setup = prepare(mechanism, fn, framework=framework, dtype=dtype, device=device,
-                    backward=backward, exclude=exclude, time_limit=time_limit, sizes=sizes,
-                    layout=layout, lse=lse, conventions=conventions, repeat=repeat)
-    chosen = select(mechanism, cases, quick=quick, thorough=thorough, seed=seed, sizes=sizes,
-                    without=setup.without)
-    rules = read_skips(skip_file, chosen) if skip_file is not None else []
+    setup, chosen, rules = begin(
+        mechanism, fn, framework=framework, dtype=dtype, device=device, cases=cases,
+        backward=backward, exclude=exclude, quick=quick, thorough=thorough, seed=seed,
+        time_limit=time_limit, sizes=sizes, skip_file=skip_file, layout=layout, lse=lse,
+        conventions=conventions, repeat=repeat)
     results = until_too_many_hang((smallest(case, setup, with_rule(case, setup, rules))
                                    for case in chosen), chosen, progress)
     found = Report(mechanism, setup.target.name, framework, dtype, device, seed, results,
@@ -115,6 +113,15 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
     if show:
         print(found)
     return found
+
+
+def begin(mechanism, fn, *, cases=None, quick=False, thorough=False, seed=0, sizes=None,
+          skip_file=None, **how):
+    """check's arguments -> Setup, the cases to run, the rules of the skip file"""
+    setup = prepare(mechanism, fn, sizes=sizes, **how)
+    chosen = select(mechanism, cases, quick=quick, thorough=thorough, seed=seed, sizes=sizes,
+                    without=setup.without)
+    return setup, chosen, read_skips(skip_file, chosen) if skip_file is not None else []
 
 
 def until_too_many_hang(results, chosen, progress=False):
@@ -167,15 +174,11 @@ def unasked(forward, sizes):
     the sizes name Hkv. A function of ours that takes any name has all of them; another may not."""
     names = {"softcap", "log_length", "grouped", "align"}
     names -= {"grouped"} if "Hkv" in sizes else set()
-    try:
-        parameters = inspect.signature(forward).parameters.values()
-    except (ValueError, TypeError):
-        return tuple(sorted(names))
-    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+    if packing.takes_any_name(forward):
         names -= {"align"}
         if (getattr(forward, "__module__", None) or "").startswith("minattn."):
             return ()
-    return tuple(sorted(names - {p.name for p in parameters}))
+    return tuple(sorted(names - packing.parameters(forward).keys()))
 
 
 @np.errstate(all="ignore")

@@ -14,20 +14,27 @@ def add_arguments(parser):
     parser.add_argument("target", nargs="*", default=[], metavar="[MECHANISM] TARGET",
                         help="module:function, file.py:function, or a module with forward and "
                              "backward")
-    parser.add_argument("--mechanism",
-                        help="the mechanism it implements, from `minattn list`: softmax (default), "
-                             "energy, ...; energy[norm=prefix] keeps an option fixed; "
-                             "or a position: rotary, morlet, decay")
-    parser.add_argument("--framework", default="numpy",
-                        help="framework of its arrays: numpy (default), torch, jax, mlx, tinygrad")
-    parser.add_argument("--dtype", default="float32",
-                        help="float32 (default), float64, float16, bfloat16, or tf32 (float32 "
-                             "arrays, 10 bits of the fraction in matrix products)")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    parser.add_argument("--backward",
-                        help="module:function of its backward, if that is not part of the target")
-    parser.add_argument("--quick", action="store_true",
-                        help="run a small selection of cases")
+    add_texts(
+        parser,
+        ("--mechanism", None, "the mechanism it implements, from `minattn list`: softmax (default),"
+         " energy, ...; energy[norm=prefix] keeps an option fixed; or a position: rotary, morlet, "
+         "decay"),
+        ("--framework", "numpy",
+         "framework of its arrays: numpy (default), torch, jax, mlx, tinygrad"),
+        ("--dtype", "float32", "float32 (default), float64, float16, bfloat16, or tf32 (float32 "
+         "arrays, 10 bits of the fraction in matrix products)"),
+        ("--device", "cpu", "cpu (default), cuda, cuda:1, ..."),
+        ("--backward", None, "module:function of its backward, if that is not part of the target"),
+        ("--sizes D=64,Dv=64", None, "fix some of the sizes B, H, Tq, Tk, T, D, Dv"),
+        ("--layout", "BHTD", "BTHD if its arrays are (B, T, H, D); default BHTD"),
+        ("--lse BASE", None,
+         "e or 2: it returns (out, lse), natural or to base 2: check both"),
+        ("--conventions", "any", "ours: empty rows and alignment as in minattn, or it is wrong; "
+         "default any"),
+        ("--skip-file FILE", None, "lines: case-id-glob skip|xfail reason"),
+        ("--json FILE", None, "write the report as JSON"),
+        ("--junit FILE", None, "write the report as JUnit XML"))
+    parser.add_argument("--quick", action="store_true", help="run a small selection of cases")
     parser.add_argument("--thorough", action="store_true",
                         help="combine every three settings, not only every two: some minutes")
     parser.add_argument("--case", action="append", metavar="GLOB",
@@ -37,23 +44,18 @@ def add_arguments(parser):
     parser.add_argument("--exclude", action="append", default=[], metavar="NAME[,NAME]",
                         help="what it does not support: an option, option=value, a family, dNAME, "
                              "gradients, repeat; reported as not covered")
-    parser.add_argument("--sizes", metavar="D=64,Dv=64",
-                        help="fix some of the sizes B, H, Tq, Tk, T, D, Dv")
-    parser.add_argument("--layout", default="BHTD",
-                        help="BTHD if its arrays are (B, T, H, D); default BHTD")
-    parser.add_argument("--lse", metavar="BASE",
-                        help="e or 2: it returns (out, lse), natural or to base 2: check both")
-    parser.add_argument("--conventions", default="any",
-                        help="ours: empty rows and alignment as in minattn, or it is wrong; "
-                             "default any")
     parser.add_argument("--repeat", type=int, default=1, metavar="N",
                         help="call each case N times more, to find races (default %(default)s)")
-    parser.add_argument("--skip-file", metavar="FILE", help="lines: case-id-glob skip|xfail reason")
     parser.add_argument("--time-limit", type=float, default=30.0, metavar="S",
                         help="seconds per case (default 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default 0)")
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
-    parser.add_argument("--junit", metavar="FILE", help="write the report as JUnit XML")
+
+
+def add_texts(parser, *options):
+    """Options that take a text: ("--name METAVAR", default, help)"""
+    for option, default, about in options:
+        name, _, metavar = option.partition(" ")
+        parser.add_argument(name, metavar=metavar or None, default=default, help=about)
 
 
 def run(args):

@@ -438,23 +438,18 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
 
 def takes(forward, option):
     """Can this option be given to it, as far as it tells?"""
-    try:
-        parameters = inspect.signature(forward).parameters
-    except (ValueError, TypeError):
-        return True                                          # built-in functions do not tell
-    return option in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    told = packing.signature(forward)
+    return not told or option in told.parameters or packing.takes_any_name(forward)
 
 
 def fits_signature(forward, args, kwargs):
     """Problem if the function does not take these arguments, said by name."""
-    try:
-        signature = inspect.signature(forward)
-    except (ValueError, TypeError):
-        return                                               # built-in functions do not tell
-    parameters = signature.parameters.values()
-    named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    any_name = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    refused = [] if any_name else sorted(set(kwargs) - named)
+    signature = packing.signature(forward)
+    if signature is None:
+        return
+    named = {p.name for p in signature.parameters.values()
+             if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    refused = [] if packing.takes_any_name(forward) else sorted(set(kwargs) - named)
     try:
         signature.bind(*args, **{n: x for n, x in kwargs.items() if n not in refused})
     except TypeError as error:

@@ -272,15 +272,10 @@ def main(line):
 
 
 def _check(question, first, say):
-    from minattn.validate.check import prepare, read_skips, smallest, with_rule, yardstick
-    target = load(question["target"])
-    backward = question["backward"] and load(question["backward"])
-    keep = ("framework", "dtype", "device", "exclude", "time_limit", "sizes", "layout", "lse",
-            "conventions", "repeat")
-    setup = prepare(question["mechanism"], target, backward=backward,
-                    **{name: question[name] for name in keep})
-    chosen = _cases(question, setup.without)
-    rules = read_skips(question["skip_file"], chosen) if question["skip_file"] else []
+    from minattn.validate.check import begin, smallest, with_rule, yardstick
+    target = load(question.pop("target"))
+    backward = question.pop("backward")
+    setup, chosen, rules = begin(fn=target, backward=backward and load(backward), **question)
     say("ready", setup.target.name, setup.no_gradients, setup.without, setup.unasked)
     for case in chosen[first:]:
         yardstick(case, setup)                               # before the clock runs

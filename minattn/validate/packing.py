@@ -18,11 +18,25 @@ OTHERS = 2.0**12          # what stands in the places of a pool that belong to n
 def form(case, forward):
     """The option by which this function takes the case, or an empty string"""
     known = {"packed": ("cu_seqlens", "segments"), "decode": ("block_table",)}.get(case.family, ())
+    return next((name for name in known if name in parameters(forward)), "")
+
+
+def signature(forward):
+    """The signature of a function; None for built-in ones, which do not tell"""
     try:
-        parameters = inspect.signature(forward).parameters
+        return inspect.signature(forward)
     except (ValueError, TypeError):
-        return ""
-    return next((name for name in known if name in parameters), "")
+        return None
+
+
+def parameters(forward):
+    """Its parameters by name: none of a built-in function"""
+    told = signature(forward)
+    return told.parameters if told else {}
+
+
+def takes_any_name(forward):
+    return any(p.kind == p.VAR_KEYWORD for p in parameters(forward).values())
 
 
 def taken(case, arrays, forward):

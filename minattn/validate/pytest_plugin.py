@@ -11,22 +11,17 @@ pytest -k window.
 """
 import pytest
 
-from minattn.validate.check import prepare, read_skips, select, smallest, with_rule
+from minattn.validate.check import begin, smallest, with_rule
 from minattn.validate.report import DIFFERS, FAILED, NOT_COVERED, SKIPPED, XFAILED
 
 
-def suite(mechanism, fn, *, cases=None, quick=False, thorough=False, seed=0, sizes=None,
-          skip_file=None, **how):
+def suite(mechanism, fn, **how):
     """A class of tests, to be bound to a name that starts with Test.
 
-    Arguments as for minattn.validate.check: framework, dtype, device, backward, exclude,
-    time_limit, layout, lse, conventions, repeat go into `how`. A wrong argument is an
-    InputError while pytest collects.
+    Arguments as for minattn.validate.check (but show and progress). A wrong one is an InputError
+    while pytest collects.
     """
-    setup = prepare(mechanism, fn, sizes=sizes, **how)
-    chosen = select(mechanism, cases, quick=quick, thorough=thorough, seed=seed, sizes=sizes,
-                    without=setup.without)
-    rules = read_skips(skip_file, chosen) if skip_file is not None else []
+    setup, chosen, rules = begin(mechanism, fn, **how)
 
     class Suite:
         @pytest.mark.parametrize("case", chosen, ids=[case.id for case in chosen])

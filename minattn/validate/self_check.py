@@ -30,25 +30,19 @@ from minattn.validate.report import write_file
 
 # families that no mutant needs, and why they stay
 KEPT = {
-    "causal": "the plain statement of what most kernels are for: the first case to read when all "
-              "of them fail",
+    "causal": "the plain statement of most kernels: the first to read when all of them fail",
     "noncausal": "what is left for a kernel without any mask, and the only case without an option",
     "padding": "the first case to read when a padding mask goes wrong",
     "packed": "for kernels that take cu_seqlens or segments, which no mutant does",
     "decode": "for kernels that take a block table, which no mutant does",
     "batch_independence": "says in words that sequences are mixed",
-    "equal_scores": "a query of zeros; softmax has it among many_small_terms, the others only here",
-    "repeated_tokens": "ties inside a causal row: sorting, caching by content and top-k go wrong "
-                       "here first",
-    "nearly_equal_scores": "the rows in which lssa's weights fade: how far they do depends on eps "
-                           "alone, which other cases meet by chance",
-    "all_scores_negative": "the state in which a row of ReLU weights is dead: to look at when a "
-                           "layer does not learn",
-    "support_of_one": "a gradient that is exactly 0 everywhere: sorting and division at their edge",
-    "many_small_terms": "for half precision: sums that are rounded from tile to tile; the mutants "
-                        "run in float32",
-    "causality/suffix": "needs no right answer to compare with: serves whole models, to which no "
-                        "family applies",
+    "equal_scores": "a query of zeros; softmax has it elsewhere too, the others only here",
+    "repeated_tokens": "ties inside a causal row: sorting and caching by content go wrong here",
+    "nearly_equal_scores": "rows in which lssa's weights fade, which other cases meet by chance",
+    "all_scores_negative": "a dead row of ReLU weights: to look at when a layer does not learn",
+    "support_of_one": "a gradient that is exactly 0: sorting and division at their edge",
+    "many_small_terms": "for sums rounded to half precision; the mutants run in float32",
+    "causality/suffix": "needs no right answer: serves whole models, to which no family applies",
     "causality/gradient": "as causality/suffix, for a leak through the backward alone",
     "causality/prefix": "as causality/suffix, for what depends on the length of the sequence",
 }
