@@ -31,7 +31,7 @@ from minattn.validate import (
 )
 from minattn.validate import cases as kit
 from minattn.validate.causality import causality
-from minattn.validate.check import check_case, prepare, read_skips
+from minattn.validate.check import check_case, prepare, read_skips, repeated
 from minattn.validate.frameworks import resolve
 
 ROOT = Path(__file__).parent.parent
@@ -527,7 +527,9 @@ def test_subtle_bugs_are_found_where_they_are(bug, family):
     assert not found.ok and found.failed
     only_backward = bug in ("rowsum", "dq scale")
     wrong = {t.name for r in found.failed for t in r.tensors if not t.ok}
-    assert ("out" not in wrong) == only_backward and ("dq" in wrong)
+    # scores of 10^6, computed anew, may be off by 0.06: little is left that dq, times 1000, shows
+    grads = {"dk", "dv"} if family == "score_shift" else {"dq"}
+    assert ("out" not in wrong) == only_backward and grads <= wrong
 
 
 def misbehave(how):
@@ -680,12 +682,13 @@ def test_nothing_checked_is_not_all_good():
     assert not found.ok and "nothing was checked" in str(found)
 
 
-def tiled(half=(), tile=64, narrow_P=None, products=None):
+def tiled(half=(), tile=64, narrow_P=None, products=None, anew=False):
     """FlashAttention-2 in PyTorch, causal or not: powers of 2 in which a product and a difference
     round once, weights made again from the log-sum-exp, and sums in float32.
 
     half: sums that are not. narrow_P: the type of the weights in their product with the values.
-    products: what is done to what a matrix product reads.
+    products: what is done to what a matrix product reads. anew: the backward rounds its scores in
+    another order, as PyTorch's memory-efficient attention does on a GPU.
     """
     import torch
     log2_e = torch.tensor(1.4426950408889634)
@@ -735,7 +738,8 @@ def tiled(half=(), tile=64, narrow_P=None, products=None):
             dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
             for j in torch.arange(k.shape[2]).split(tile):
                 for i in torch.arange(q.shape[2]).split(tile):
-                    s = scores(q, k, i, j, scale, ctx.causal, ctx.off)
+                    s = (scores(q * scale, k, i, j, 1.0, ctx.causal, ctx.off) if anew else
+                         scores(q, k, i, j, scale, ctx.causal, ctx.off))
                     p = exp(s, lse[:, :, i])
                     dp = read(dout[:, :, i]) @ read(v[:, :, j]).transpose(2, 3)
                     ds = read((p * (dp - delta[:, :, i])).to(narrow).float())
@@ -761,12 +765,13 @@ def test_sums_in_half_precision_from_tile_to_tile_are_found(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_flash_attention_2_is_right(dtype):
+@pytest.mark.parametrize("anew", [False, True])
+def test_flash_attention_2_is_right(dtype, anew):
     pytest.importorskip("torch")
     cases = ["causal", "noncausal", "long/T=97*", "dominant_score/seen", "dominant_score/*1e4",
              "score_shift", "large_values", "tiny_values", "odd_head_dim", "identical_tokens"]
-    found = check("softmax", tiled(), framework="torch", dtype=dtype, cases=cases, show=False,
-                  exclude=["window"])
+    found = check("softmax", tiled(anew=anew), framework="torch", dtype=dtype, cases=cases,
+                  show=False, exclude=["window"])
     assert found.ok, alarms(found)
 
 
@@ -1069,6 +1074,37 @@ def test_an_import_that_hangs_is_bounded_by_the_time_limit(kernels, capsys, monk
     for command in (["check"], ["causality", "--mechanism", "softmax"]):
         assert cli.main([*command, "slow.py:f", "--time-limit", "0.5"]) == 2
         assert "importing slow.py:f did not come back within 0.5 s" in capsys.readouterr().err
+
+
+DEAD_DEVICE = """
+import torch
+import torch.nn.functional as F
+ones = torch.ones
+def lost(*args, **options):
+    raise RuntimeError("CUDA error: misaligned address")
+def f(q, k, v, *, causal=False, window=None, scale=None):
+    if window is not None:
+        torch.ones = lost
+    if torch.ones is lost:
+        lost()
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+"""
+
+
+def test_after_an_error_that_a_device_keeps_the_next_case_has_a_new_process(kernels, capsys):
+    pytest.importorskip("torch")
+    (kernels / "dead.py").write_text(DEAD_DEVICE)
+    more = ["--framework", "torch", "--exclude", "gradients"]
+    assert cli.main(["check", "dead.py:f", *more, "--case", "noncausal", "--case", "window/W=2",
+                     "--case", "long/T=97,causal", "--case", "scale/0.75"]) == 1
+    assert "3 passed, 1 failed" in capsys.readouterr().out
+
+
+def test_on_a_gpu_a_gradient_may_differ_by_rounding_when_it_is_made_again():
+    first, second = (SimpleNamespace(tensors={"dq": np.full(3, x)}) for x in (1.0, 1.0 + 1e-9))
+    assert list(repeated(first, second, {}))
+    assert not list(repeated(first, second, {"dq": 1e-8}))
+    assert list(repeated(first, second, {"dq": 1e-10}))
 
 
 def test_a_caller_s_strict_arithmetic_is_not_the_kit_s():

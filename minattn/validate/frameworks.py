@@ -141,6 +141,10 @@ class NumpyAdapter:
         """What of a compiled function ran uncompiled, in a sentence"""
         return ""
 
+    def alive(self):
+        """Does the device still compute? After some errors a GPU refuses every call."""
+        return True
+
     def like(self, x, other):
         """Our numbers as an array of the dtype of another one"""
         return self.array(x).astype(other.dtype)
@@ -194,6 +198,12 @@ class TorchAdapter(NumpyAdapter):
             return ""
         why = next(iter(compiler.counters["graph_break"])).splitlines()[0]
         return f"PyTorch compiled your function in parts, and ran what lies between as it is: {why}"
+
+    def alive(self):
+        try:
+            return self.torch.ones(1, device=self.device).item() == 1
+        except RuntimeError:
+            return False
 
     def like(self, x, other):
         return self.array(x).to(other.dtype)

@@ -180,6 +180,8 @@ def _child(job, question, first, read):
                     break
             if news and news[0] != "lost":
                 ready = ready or news[0] == "ready"
+                if news[0] == "again":                       # with a new process, and its device
+                    return
                 if news[0] == "start":
                     doing = "calling"
                 else:
@@ -222,7 +224,7 @@ def _listen(pipe, said, read):
     with pipe, contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
         for line in iter(lambda: pipe.readline(LINE), b""):
             kind, *news = json.loads(line)
-            if kind not in ("ready", "start", "done", "refused"):
+            if kind not in ("ready", "start", "done", "again", "refused"):
                 break
             said.put((kind, read(news[0])) if kind == "done" else (kind, *news))
     said.put(("lost",))
@@ -282,6 +284,9 @@ def _check(question, first, say):
         alive = partial(say, "start", case.id)
         alive()
         say("done", smallest(case, setup, with_rule(case, setup, rules), alive))
+        if not setup.adapter.alive():
+            say("again")
+            return
 
 
 def _causality(question, first, say):

@@ -18,7 +18,7 @@ import numpy as np
 from minattn.attention import naive
 from minattn.attention.core import attend_backward
 from minattn.validate import positions
-from minattn.validate.arithmetic import FORMATS, Arithmetic, Native, fits
+from minattn.validate.arithmetic import FORMATS, Arithmetic, Native, blur, fits
 from minattn.validate.cases import draw, seen
 
 DRAWS = 16              # runs with random rounding, in each of two forms (see `plain`) ...
@@ -57,19 +57,33 @@ def plain(case, arithmetic, *, draws=0, early=False, dlse=None):
             core.P = again(core, arithmetic)
         grads = backward(lift(case.cotangent), cache)
         core.P = weights
+    if overflows(cache):                                     # -inf would pass for a hidden key
+        out = np.full(out.shape, np.inf)
     tensors = {"out": out, **{"d" + name: x for name, x in grads.items()}, **intermediates(cache)}
     return {name: np.asarray(x) for name, x in tensors.items()}
 
 
+def overflows(cache):
+    """Is the score of a key that is seen too large for the precision?"""
+    core = innermost(cache)
+    while not hasattr(cache, "dots") and hasattr(cache, "core"):
+        cache = cache.core
+    return hasattr(cache, "dots") and (np.isinf(cache.dots.dots) & core.see).any()
+
+
 def again(core, arithmetic):
     """The weights from scores and log-sum-exp, as flash attention does: powers of 2, with products
-    and differences that round once. In half precision such kernels compute this in float32."""
+    and differences that round once. Its scores are computed anew, and may be rounded otherwise
+    than those in the lse. In half precision such kernels compute this in float32."""
     if FORMATS[arithmetic.dtype].wide != arithmetic.dtype or np.abs(core.lse).max() > LARGEST_LSE:
         return core.P
+    s, anew = np.where(np.isfinite(core.s), core.s, 0), 0.0
+    if arithmetic.rng is not None:
+        anew = blur(s, arithmetic.dtype, arithmetic.rng, 4) - s
     log2_e = float(np.asarray(1 / math.log(2), arithmetic.dtype))
     exp = arithmetic.functions.get(np.exp, np.exp)
-    exponent = math.log(2) * (np.asarray(core.s) * log2_e - np.asarray(core.lse * log2_e))
-    return arithmetic.array(arithmetic.round(exp(exponent)))
+    exponent = (np.asarray(core.s) + anew) * log2_e - np.asarray(core.lse * log2_e)
+    return arithmetic.array(arithmetic.round(exp(math.log(2) * exponent)))
 
 
 def intermediates(cache):
@@ -175,6 +189,9 @@ def plain_runs(case, dtype, rng, *, draws, repeats=1, portable=False, dlse=None)
     yield plain(case, Arithmetic(dtype, portable=portable), dlse=dlse)
     for early in (False, True) * repeats:
         yield plain(case, Arithmetic(dtype, rng, portable), draws=draws, early=early, dlse=dlse)
+    if FORMATS[dtype].wide != dtype:             # inside, a kernel may compute with more digits
+        wide = Arithmetic(FORMATS[dtype].wide, rng, portable)
+        yield plain(case, wide, draws=draws, early=True, dlse=dlse)
 
 
 def cheap_runs(case, dtype, rng, dlse=None):
@@ -186,6 +203,9 @@ def cheap_runs(case, dtype, rng, dlse=None):
         yield plain(case, arithmetic, early=number % 2 == 0, dlse=dlse)
     if native:
         yield plain(case, Native(FORMATS[dtype].wide), dlse=dlse)
+    else:
+        wide = Arithmetic(FORMATS[dtype].wide, rng, block=BLOCK)
+        yield plain(case, wide, early=True, dlse=dlse)
 
 
 class Yardstick(NamedTuple):
