@@ -47,8 +47,8 @@ def linear_backward(dy, x, W):
     return dy @ W.T, x.T @ dy  # (N, C_in), (C_in, C_out)
 
 # %% [markdown]
-# **Layer norm** keeps every row at a sane size: subtract the row's mean $\mu$, divide
-# by its spread $s$, multiply by a learned gain $w$ (C,).
+# **Layer norm** keeps all rows at about the same size: subtract the row's mean $\mu$,
+# divide by its spread $s$, multiply by a learned gain $w$ (C,).
 #
 # $$ \hat x_c = \frac{x_c - \mu}{s}, \qquad
 #    s = \sqrt{\tfrac1C \textstyle\sum_c (x_c - \mu)^2 + \epsilon}, \qquad
@@ -123,7 +123,7 @@ def cross_entropy(z, targets):
 # %% [markdown]
 # ## Exercise 1: the embedding without the one-hot matrix
 #
-# $E$ is all zeros but for one 1 per row, a waste to build: `W[ids]` is the same as
+# $E$ is all zeros but for one 1 per row and need not be built: `W[ids]` is the same as
 # `E @ W`. Write the backward without $E$. (A character may occur twice, and then both
 # rows of $dy$ count. That is where the obvious line of NumPy goes wrong.)
 

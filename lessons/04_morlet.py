@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 04 · Morlet positions: a wave that fades
 #
-# **The question.** Sinusoidal positions are clocks that turn for ever. What if each
-# clock faded away after the start of the text, and the model learned how fast it turns
-# and how soon it fades? **Time:** 30 minutes to read, 65 with the exercises. **You
-# need:** lesson 03 (sinusoidal positions and their kernel), the chain rule. (The
+# **The question.** Sinusoidal positions are clocks that never stop turning. What if
+# each clock faded away after the start of the text, and the model learned how fast it
+# turns and how soon it fades? **Time:** 30 minutes to read, 65 with the exercises.
+# **You need:** lesson 03 (sinusoidal positions and their kernel), the chain rule. (The
 # letters: [notation](NOTATION.md).)
 #
 # The idea is called Morlet positional encoding, MoPE (arXiv 2606.01258). The formulas

@@ -63,7 +63,7 @@ fig.suptitle("From a center (shaded) every token can be reached");
 # where it is. A prefix of $K$ tokens that all see each other makes $K$ centers. Without
 # a mask every token is one.
 # ## Exercise 1: who is a center?
-# The matrix product counts ways: $(M^L)_{ij}$ is the number of **walks** of $L$ steps
+# The matrix product counts **walks**: $(M^L)_{ij}$ is the number of those of $L$ steps
 # along the arrows from $j$ to $i$, waiting (a loop) allowed. With loops, what can be
 # reached at all can be reached in $N - 1$ steps.
 
@@ -284,8 +284,8 @@ C_min = (1 - math.exp(-m)) * math.exp(-r)
 print("lower bound holds:", bool((A >= C_min * np.exp(-m * x) * causal).all()))
 
 # %% [markdown]
-# Now the rollout. A walk from $j$ to $i$, however it divides its way, is multiplied by
-# $e^{-(i-j)m}$ in all, and there are $\binom{t+i-j}{i-j}$ walks of $t + 1$ steps. So
+# Now the rollout. A walk from $j$ to $i$, however its steps are spread, is multiplied
+# by $e^{-(i-j)m}$ in all, and there are $\binom{t+i-j}{i-j}$ walks of $t + 1$ steps. So
 # (Theorem 4.5), up to constants as above for each layer, $P^{(t)}_{ij}$ is like
 # $e^{\ell(x)}$,
 #

@@ -370,7 +370,7 @@ ax.set(xlabel="family of cases", ylabel="what is wrong (families that find it)",
 # settings of sizes and options meet, finds nine of ten, and it alone meets rows that
 # see nothing. The other families are aimed at one thing each, so they say where to
 # look: `long` and `many_small_terms` see what happens *between* tiles, `tq_ne_tk` tells
-# where queries sit, and scores far from 0 betray a finite number in place of $-\infty$.
+# where queries sit, and scores far from 0 reveal a finite number in place of $-\infty$.
 # By rows: three bugs fall to almost any test, and each of the others to one, two or
 # three families only. Here is what the report says of one of them:
 

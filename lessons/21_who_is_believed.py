@@ -24,8 +24,8 @@ from minattn.lessons import grader_21
 # ## The task
 #
 # In the paper's test (arXiv 2502.01951, section 5) a sequence
-# $x_1 y_1 \dots x_8 y_8\, x_\text{query}$ has eight *items*, each a vector $x$ with the
-# vector $y$ of its label behind it. The $x$ are noisy copies of class means; a sequence
+# $x_1 y_1 \dots x_8 y_8\, x_\text{query}$ has eight *items*, each a vector $x$ followed
+# by the vector $y$ of its label. The $x$ are noisy copies of class means; a sequence
 # has two classes, four copies of each. The query is one more copy: *which of the 32
 # labels does its class have?* The network is two layers of attention without a
 # residual, and a small head on the last token. It trains on 2048 classes that keep
