@@ -5,7 +5,7 @@ setup(
     packages=[*find_packages(include=["minattn*"]), "minattn.lessons.notebooks"],
     package_dir={"minattn.lessons.notebooks": "lessons"},
     package_data={
-        "minattn": ["**/*.json", "**/*.txt"],
+        "minattn": ["**/*.h", "**/*.json", "**/*.txt"],
         "minattn.lessons.notebooks": ["*.ipynb", "*.md"],
     },
 )

@@ -6,6 +6,7 @@ sizes, options and an edit of the random arrays; cases.py draws the numbers.
 """
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,22 +51,20 @@ def generic(mechanism, T, fixed=()):
         own = {n: x for n, x in variant.items() if n in mechanism.options}
         sizes = {n: x for n, x in variant.items() if n not in mechanism.options}
         tag = "".join(f",{n}={x}" for n, x in variant.items())
+        plan = partial(with_variant, own, sizes, tag)
         if mechanism.optional:
-            yield Plan("prime_sizes", "T=7" + tag, own, sizes)
-        yield Plan("prime_sizes", "Tq=5,Tk=7" + tag, own, {**prime, **sizes}, quick=True)
-        yield Plan("causal", "T" + tag, {**causal, **own}, sizes, quick=True)
-        yield Plan("noncausal", "T" + tag, own, sizes, quick=not tag)
-        yield Plan("window", "W=2" + tag, {**causal, "window": 2, **own}, sizes, quick=True)
-        yield Plan("prefix", "K=3" + tag, {**causal, "prefix": 3, **own}, sizes, quick=not tag)
-        yield Plan("padding", "keys,causal" + tag, {**causal, "allowed": padding, **own}, sizes,
-                   quick=not tag)
-        yield Plan("fully_masked_row", "holes" + tag, {"allowed": holes, **own}, sizes,
-                   quick=not tag)
+            yield plan("prime_sizes", "T=7", {})
+        yield plan("prime_sizes", "Tq=5,Tk=7", {}, prime, quick=True)
+        yield plan("causal", "T", causal, quick=True)
+        yield plan("noncausal", "T", {}, quick=not tag)
+        yield plan("window", "W=2", {**causal, "window": 2}, quick=True)
+        yield plan("prefix", "K=3", {**causal, "prefix": 3}, quick=not tag)
+        yield plan("padding", "keys,causal", {**causal, "allowed": padding}, quick=not tag)
+        yield plan("fully_masked_row", "holes", {"allowed": holes}, quick=not tag)
         for align in ("end", "start"):
-            options = {**causal, "align": align, **own}
-            yield Plan("tq_ne_tk", f"Tq=5,Tk=7,align={align}" + tag, options, {**prime, **sizes},
+            yield plan("tq_ne_tk", f"Tq=5,Tk=7,align={align}", {**causal, "align": align}, prime,
                        extra=given, quick=not tag)
-        yield Plan("identical_tokens", "T" + tag, own, sizes, edit=alike, quick=not tag)
+        yield plan("identical_tokens", "T", {}, edit=alike, quick=not tag)
     for name in mechanism.optional:
         extra = tuple(dict.fromkeys(("keys", name)))
         yield Plan("prime_sizes", name, extra=extra, sizes=prime, quick=True)
@@ -134,6 +133,11 @@ def generic(mechanism, T, fixed=()):
         yield Plan("hidden_tiles", name, {**options, **low}, tiles, edit=far_below, quick=True)
     if "scale" not in mechanism.refuses:
         yield Plan("scale", "0.75", {**causal, "scale": 0.75}, quick=True)
+
+
+def with_variant(own, sizes, tag, family, name, options, more_sizes=(), **rest):
+    """A plan in which the mechanism's own options, or sizes, have other values too"""
+    return Plan(family, name + tag, {**options, **own}, {**dict(more_sizes), **sizes}, **rest)
 
 
 def padding(size, rng):

@@ -77,35 +77,13 @@ def _about(case, name, x, role):
             "axes": shape.replace("|1", "")}
 
 
-C_TYPES = """\
-/* The smallest golden vectors of %s attention. Written by: python -m minattn vectors header FILE */
-#ifndef MINATTN_VECTORS_H
-#define MINATTN_VECTORS_H
-#include <math.h>
-
-typedef struct {
-    const char *name;          /* given q k v dout allowed, due out dq dk dv scores P lse delta */
-    int shape[4];
-    const double *data;        /* row-major; allowed is 0 or 1 */
-    double bound64, bound32;   /* the largest error that a double or a float may have; -1: given */
-} vector_tensor;
-
-typedef struct {
-    const char *id;
-    int causal, window, prefix, align_start;   /* window 0: none; query i is at i + Tk - Tq, or i */
-    double scale;
-    int n_tensors;
-    const vector_tensor *tensors;
-} vector_case;
-"""
-
-
 def header(path, mechanism="softmax", count=10):
     """Write the smallest valid cases of a mechanism as a C header, to include without a library."""
     attention.mechanism(mechanism)
     chosen = [case for case in golden.cases() if case.mechanism == mechanism]
     chosen.sort(key=lambda case: (sum(x.size for x in golden.split(case)[1].values()), case.id))
-    lines, table = [C_TYPES % mechanism], []
+    types = Path(__file__).with_name("vectors_types.h").read_text(encoding="utf-8")
+    lines, table = [types % mechanism], []
     for n, case in enumerate(chosen[:count]):
         truth, rows = answers(case), []
         budgets, (a, inputs) = budgets_of(case, truth), golden.split(case)
