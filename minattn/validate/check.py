@@ -105,8 +105,8 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
         backward=backward, exclude=exclude, quick=quick, thorough=thorough, seed=seed,
         time_limit=time_limit, sizes=sizes, skip_file=skip_file, layout=layout, lse=lse,
         conventions=conventions, repeat=repeat)
-    results = until_too_many_hang((smallest(case, setup, with_rule(case, setup, rules))
-                                   for case in chosen), chosen, progress)
+    results = until_too_many_hang((verdict(case, setup, rules) for case in chosen), chosen,
+                                  progress)
     found = Report(mechanism, setup.target.name, framework, dtype, device, seed, results,
                    setup.no_gradients, time.perf_counter() - start, setup.unasked,
                    setup.repeat)
@@ -354,12 +354,27 @@ def hint(case, setup, right):
     return ""
 
 
-def smallest(case, setup, result, alive=lambda: None):
+def verdict(case, setup, rules=(), alive=lambda: None):
+    """check_case in the light of a skip file's rules; of a failing combination, the smallest
+
+    alive: called before each further try.
+    """
+    rule = next((rule for rule in rules if _matches(rule[0], case)), None)
+    if rule is None:
+        return smallest(case, setup, check_case(case, setup), alive)
+    _, action, reason = rule
+    if action == "skip":
+        return Result(case.id, case.family, report.SKIPPED, reason=reason)
+    result = check_case(case, setup)
+    status = {FAILED: report.XFAILED, PASSED: report.XPASSED}.get(result.status, result.status)
+    return result._replace(status=status, reason=result.reason or reason)
+
+
+def smallest(case, setup, result, alive):
     """A result, with the smallest case that fails like it and what is found there.
 
     Of a failing combination the settings are made usual one by one, then the sizes small, as long
     as it goes on to fail. A case that holds the settings of one already found counts as that one.
-    alive: called before each try.
     """
     sorts = {f.kind for f in result.findings}
     if result.status != FAILED or case.family != "combinations" or "hang" in sorts:
@@ -499,19 +514,6 @@ def limited(work, seconds):
     if error is not None:
         raise error
     return value
-
-
-def with_rule(case, setup, rules):
-    """check_case, but for what the skip file says."""
-    rule = next((rule for rule in rules if _matches(rule[0], case)), None)
-    if rule is None:
-        return check_case(case, setup)
-    _, action, reason = rule
-    if action == "skip":
-        return Result(case.id, case.family, report.SKIPPED, reason=reason)
-    result = check_case(case, setup)
-    status = {FAILED: report.XFAILED, PASSED: report.XPASSED}.get(result.status, result.status)
-    return result._replace(status=status, reason=result.reason or reason)
 
 
 def read_skips(path, chosen=None):

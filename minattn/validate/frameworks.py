@@ -100,6 +100,7 @@ def adapter(framework, dtype, device="cpu"):
 
 class NumpyAdapter:
     name, autodiff, strided = "numpy", False, True
+    kinds: dict[str, Any] = {"b": np.dtype(bool), "i": np.dtype(np.int32)}      # beside numbers
 
     def __init__(self, dtype, device="cpu"):
         if device != "cpu":
@@ -123,7 +124,7 @@ class NumpyAdapter:
         return stride(x, self.type_of(x), layout)
 
     def type_of(self, x):
-        return {"b": bool, "i": np.dtype(np.int32)}.get(x.dtype.kind, self.type)
+        return self.kinds.get(x.dtype.kind, self.type)
 
     def numbers(self, x):
         return np.asarray(x).astype(np.float64)
@@ -167,17 +168,13 @@ class TorchAdapter(NumpyAdapter):
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise _no_device("torch", device, error) from None
-        self.type = getattr(torch, dtype)
+        self.type, self.kinds = getattr(torch, dtype), {"b": torch.bool, "i": torch.int32}
 
     def array(self, x, layout="contiguous", leaf=False):
         buffer, strides, offset = covering.place(x, layout)
-        flat = self.torch.from_numpy(buffer).to(self.device)
-        t = flat if x.dtype == bool else flat.to(self.type_of(x))
-        t = self.torch.as_strided(t, x.shape, strides, offset)
+        flat = self.torch.from_numpy(buffer).to(self.device).to(self.type_of(x))
+        t = self.torch.as_strided(flat, x.shape, strides, offset)
         return t.requires_grad_() if leaf and x.dtype != bool else t
-
-    def type_of(self, x):
-        return self.torch.int32 if x.dtype.kind == "i" else self.type
 
     def numbers(self, x):
         return x.detach().to("cpu", self.torch.float64).numpy().copy()
@@ -267,10 +264,10 @@ class MlxAdapter(JaxAdapter):
             raise InputError(f"MLX has the devices cpu and gpu; got {device!r}.")
         self.mlx.set_default_device(getattr(self.mlx, device))
         self.dtype, self.device, self.type = dtype, device, getattr(self.mlx, dtype)
+        self.kinds = {"b": self.mlx.bool_, "i": self.mlx.int32}
 
     def array(self, x, layout="contiguous", leaf=False):
-        kind = {"b": self.mlx.bool_, "i": self.mlx.int32}.get(x.dtype.kind, self.type)
-        return self.mlx.array(np.ascontiguousarray(x), dtype=kind)
+        return self.mlx.array(np.ascontiguousarray(x), dtype=self.type_of(x))
 
     def numbers(self, x):
         wide = x.dtype in (self.mlx.float64, self.mlx.int32)
@@ -298,11 +295,10 @@ class TinygradAdapter(MlxAdapter):
         self.tinygrad = _installed("tinygrad", "tinygrad")
         self.types = {n: getattr(self.tinygrad.dtypes, n) for n in DTYPES}
         self.dtype, self.device, self.type = dtype, device, self.types[dtype]
+        self.kinds = {"b": self.tinygrad.dtypes.bool, "i": self.tinygrad.dtypes.int32}
 
     def array(self, x, layout="contiguous", leaf=False):
-        dtypes = self.tinygrad.dtypes
-        kind = {"b": dtypes.bool, "i": dtypes.int32}.get(x.dtype.kind, self.type)
-        return self.tinygrad.Tensor(np.ascontiguousarray(x)).cast(kind)
+        return self.tinygrad.Tensor(np.ascontiguousarray(x)).cast(self.type_of(x))
 
     def like(self, x, other):
         return self.array(x).cast(other.dtype)

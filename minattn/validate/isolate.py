@@ -274,7 +274,7 @@ def main(line):
 
 
 def _check(question, first, say):
-    from minattn.validate.check import begin, smallest, with_rule, yardstick
+    from minattn.validate.check import begin, verdict, yardstick
     target = load(question.pop("target"))
     backward = question.pop("backward")
     setup, chosen, rules = begin(fn=target, backward=backward and load(backward), **question)
@@ -283,7 +283,7 @@ def _check(question, first, say):
         yardstick(case, setup)                               # before the clock runs
         alive = partial(say, "start", case.id)
         alive()
-        say("done", smallest(case, setup, with_rule(case, setup, rules), alive))
+        say("done", verdict(case, setup, rules, alive))
         if not setup.adapter.alive():
             say("again")
             return

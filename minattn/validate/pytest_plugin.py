@@ -11,7 +11,7 @@ pytest -k window.
 """
 import pytest
 
-from minattn.validate.check import begin, smallest, with_rule
+from minattn.validate.check import begin, verdict
 from minattn.validate.report import DIFFERS, FAILED, NOT_COVERED, SKIPPED, XFAILED
 
 
@@ -26,7 +26,7 @@ def suite(mechanism, fn, **how):
     class Suite:
         @pytest.mark.parametrize("case", chosen, ids=[case.id for case in chosen])
         def test_case(self, case):
-            result = smallest(case, setup, with_rule(case, setup, rules))
+            result = verdict(case, setup, rules)
             if result.status == FAILED:
                 pytest.fail(result.told(), pytrace=False)
             if result.status == XFAILED:
