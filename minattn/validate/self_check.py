@@ -37,6 +37,7 @@ KEPT = {
     "decode": "for kernels that take a block table, which no mutant does",
     "batch_independence": "says in words that sequences are mixed",
     "equal_scores": "a query of zeros; softmax has it elsewhere too, the others only here",
+    "sink_far_below": "for kernels without masks and windows, which hidden_tiles needs",
     "repeated_tokens": "ties inside a causal row: sorting and caching by content go wrong here",
     "nearly_equal_scores": "rows in which lssa's weights fade, which other cases meet by chance",
     "all_scores_negative": "a dead row of ReLU weights: to look at when a layer does not learn",
