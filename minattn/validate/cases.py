@@ -85,8 +85,7 @@ def _drawn(case):
             options[name] = x if name == "allowed" else exact(np.where(np.abs(x) < 2**-10, 0, x))
     if row.get("log_length"):
         options["log_length"] = exact(0.25 + rng.random(size["H"]) / 2)
-    queries = arrays.get("q", arrays.get("x"))
-    values = next(arrays[n] for n in ("values", "v", "keys", "x") if n in arrays)
+    queries, _, values = roles(arrays)
     cotangent = draw((size["B"], size["H"], queries.shape[2], values.shape[3]), rng)
     if case.layout == "expanded":
         for name in arrays.keys() & {"k", "v", "keys", "values"}:
@@ -276,19 +275,25 @@ def _flags(arrays, options, plan):
     flags = {*options, *named, *plan.extra}
     if plan.layout != "contiguous":
         flags.add("strided")
-    queries = arrays.get("q", arrays.get("x"))
+    queries, keys, _ = roles(arrays)
     if queries is not None:
-        if queries.shape[2] != arrays.get("k", arrays.get("keys", queries)).shape[2]:
+        if queries.shape[2] != keys.shape[2]:
             flags.add("Tq!=Tk")
         if not seen(arrays, options).any(axis=-1).all():
             flags.add("empty_rows")
     return frozenset(flags)
 
 
+def roles(arrays):
+    """Queries, keys and values, which may be one array; None for a position without any"""
+    queries = arrays.get("q", arrays.get("x"))
+    keys = arrays.get("k", arrays.get("keys", queries))
+    return queries, keys, arrays.get("v", arrays.get("values", keys))
+
+
 def seen(arrays, options):
     """Which key does each query see? -> bool, broadcasts to (B, H, Tq, Tk)"""
-    queries = arrays.get("q", arrays.get("x"))
-    Tq, Tk = queries.shape[2], arrays.get("k", arrays.get("keys", queries)).shape[2]
+    Tq, Tk = (x.shape[2] for x in roles(arrays)[:2])
     rules = {n: x for n, x in options.items() if n in ("causal", "window", "prefix", "align")}
     see = masks.visible(Tq, Tk, **rules) & options.get("allowed", True)
     return see & (options["bias"] > -np.inf) if "bias" in options else see

@@ -290,7 +290,7 @@ def by_convention(case, setup, right):
     """The Result of a case in which a function differs by nothing but a convention, or None"""
     if case.family == "positions":
         return None
-    forms, (Tq, Tk) = [("", case, right)], _lengths(case)
+    forms, (Tq, Tk) = [("", case, right)], (x.shape[2] for x in case_module.roles(case.arrays)[:2])
     if "align" in setup.unasked and Tq != Tk and case.options.keys() & {"causal", "window"}:
         other = changed(case, options={**case.options, "align": "start"})
         says = "causal masks are aligned at the start (at the end in minattn)"
@@ -310,7 +310,7 @@ def by_convention(case, setup, right):
 
 def excused(case, tensors, truth, empty, dtype):
     """What a function gives for rows that see nothing, and its tensors but for what that changes"""
-    v = next(case.arrays[n] for n in ("values", "v", "keys", "x") if n in case.arrays)
+    v = case_module.roles(case.arrays)[2]
     (B, H, _), eps = empty.shape, FORMATS[dtype].eps
     means = np.repeat(v.mean(axis=2, keepdims=True), H // v.shape[1], axis=1)
     if np.isnan(tensors["out"][empty]).all():
@@ -335,12 +335,6 @@ def changed(case, **changes):
     """A copy of a case, or of a combination"""
     same = {n: getattr(case, n) for n in case_module.Case._fields}
     return case_module.Case(**{**same, **changes})
-
-
-def _lengths(case):
-    """Tq, Tk"""
-    keys = next(case.arrays[n] for n in ("k", "keys", "x") if n in case.arrays)
-    return case.cotangent.shape[2], keys.shape[2]
 
 
 def hint(case, setup, right):

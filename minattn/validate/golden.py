@@ -9,6 +9,7 @@ from minattn.attention import MECHANISMS
 from minattn.validate import precision
 from minattn.validate.arithmetic import Arithmetic, fits
 from minattn.validate.cases import cases as kit_cases
+from minattn.validate.cases import roles
 
 SMALL, LONG = {"D": 3, "Dv": 5}, 64                  # at most 2 LONG tokens: the set stays small
 EVERY_CASE = ("softmax",)                            # the other mechanisms: the quick cases
@@ -59,12 +60,11 @@ def invalid_cases():
 
 
 def _spelt_out(case):
-    arrays = case.arrays
-    keys = arrays.get("k", arrays.get("keys", case.cotangent))
+    queries, keys, _ = roles(case.arrays)
     options = {"causal": False, "window": None, "prefix": 0, "align": "end"}
     mechanism = attention.mechanism(case.mechanism)
     if "scale" not in mechanism.refuses:
-        options["scale"] = 1 / math.sqrt(arrays["q"].shape[3])
+        options["scale"] = 1 / math.sqrt(queries.shape[3])
     options.update(mechanism.settings())
     for name, value in case.options.items():
         if isinstance(value, np.ndarray):
