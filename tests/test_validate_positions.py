@@ -53,7 +53,7 @@ def test_rotary_in_torch(dtype):
     assert "positions/start=1000" in wrong["start"] and "positions/T=7" not in wrong["start"]
     assert wrong["pairs"] == {r.id for r in check("rotary", partial(rope, torch=torch, bug="pairs"),
                                                   **how).results if "interleaved" in r.id}
-    assert len(wrong["sign"]) == 9
+    assert len(wrong["sign"]) == len(positions.CASES["rotary"])
     assert bool(wrong["half"]) == (dtype != "float32")       # angles in half precision
 
 
@@ -87,14 +87,93 @@ def test_wrong_morlet_and_decay():
         i = np.arange(Tq)[:, None] + (Tk - Tq if align == "end" else 0)
         return (sign * slopes[:, None, None] * (i - np.arange(Tk))).astype(slopes.dtype)
     assert check("decay", bias, show=False).ok
-    assert len(check("decay", partial(bias, sign=1), show=False).failed) == 5
+    flipped = check("decay", partial(bias, sign=1), show=False)
+    assert len(flipped.failed) == len(positions.CASES["decay"])
+
+
+def as_contiguous(dy):
+    """What a backward sees that reads memory as if dy had no gaps"""
+    memory = dy
+    while memory.base is not None:
+        memory = memory.base
+    return dy if dy.flags.c_contiguous else memory.ravel()[:dy.size].reshape(dy.shape)
+
+
+def of_float16(x):
+    return np.float16(x).astype(np.float64)
+
+
+def rotary_with(bug):
+    def forward(x, *, base=10000.0, start=0, pairs="half"):
+        if bug == "negative start" and start < 0:
+            start += 128
+        if bug == "table":                                   # of so many positions
+            start = min(start, 65536)
+        if bug == "float16":
+            p = of_float16(start + np.arange(x.shape[2]))
+            rows = [rotary.forward(x[:, :, [i]], base=base, start=int(at), pairs=pairs)[0]
+                    for i, at in enumerate(p)]
+            right = rotary.forward(x, base=base, start=start, pairs=pairs)
+            return np.concatenate(rows, axis=2), right[1]
+        out, cache = rotary.forward(x, base=base, start=start, pairs=pairs)
+        if bug == "wide heads":
+            out[..., 200:] = x[..., 200:]
+        return out, cache
+
+    def backward(dy, cache):
+        return rotary.backward(as_contiguous(dy) if bug == "layout" else dy, cache)
+    return forward, backward
+
+
+def morlet_with(bug):
+    def forward(log_omega, log_sigma, *, length, **options):
+        return morlet.forward(length, log_omega, log_sigma, **options)
+
+    def backward(dpe, cache):
+        if bug == "layout":
+            dpe = as_contiguous(dpe)
+        if bug == "tail":
+            dpe = np.where(np.arange(len(dpe))[:, None] < 128, dpe, 0)
+        return morlet.backward(dpe, cache)
+    return forward, backward
+
+
+def decay_with(bug):
+    def forward(slopes, *, Tq, Tk, align="end"):
+        distance = np.arange(Tq)[:, None] + (Tk - Tq) * (align == "end") - np.arange(Tk)
+        distance = of_float16(distance) if bug == "float16" else distance
+        return (-slopes[:, None, None] * distance).astype(slopes.dtype), distance
+
+    def backward(dbias, distance):
+        dbias = as_contiguous(dbias) if bug == "layout" else dbias
+        dslopes = -(dbias * distance).sum(axis=(1, 2)).astype(dbias.dtype)
+        mean = bug == "one head" and len(dslopes) == 1
+        return {"slopes": dslopes / dbias.shape[1] if mean else dslopes}
+    return forward, backward
+
+
+@pytest.mark.parametrize("name, pair, bug, found_by", [
+    ("rotary", rotary_with, "negative start", {"start=-3"}),
+    ("rotary", rotary_with, "table", {"start=100003"}),
+    ("rotary", rotary_with, "float16", {"start=2047", "start=100003"}),
+    ("rotary", rotary_with, "wide heads", {"D=256"}),
+    ("rotary", rotary_with, "layout", {"start=2047", "dy", "dy,D=64"}),
+    ("morlet", morlet_with, "tail", {"T=200,start=-150"}),
+    ("morlet", morlet_with, "layout", {"dy"}),
+    ("decay", decay_with, "float16", {"Tq=2,Tk=2500"}),
+    ("decay", decay_with, "one head", {"H=1"}),
+    ("decay", decay_with, "layout", {"dy"})])
+def test_far_positions_wide_heads_and_gradients_of_other_layouts(name, pair, bug, found_by):
+    assert check(name, pair(""), show=False).ok
+    failed = {r.id for r in check(name, pair(bug), show=False).failed}
+    assert failed == {f"positions/{case}" for case in found_by}
 
 
 def test_positions_by_name_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rope.py").write_text("from minattn.positions.rotary import *\n")
     assert cli.main(["check", "rotary", "rope.py"]) == 0
-    assert "all good: 9 passed" in capsys.readouterr().out
+    assert "all good: 15 passed" in capsys.readouterr().out
     assert cli.main(["check", "rope.py:forward", "--mechanism", "rotary[pairs=half]"]) == 0
     assert cli.main(["check", "rotary", "rope.py", "--mechanism", "decay"]) == 2
     assert "name one function" in capsys.readouterr().err

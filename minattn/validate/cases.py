@@ -266,14 +266,14 @@ def _make(mechanism, plan, seed, sizes):
     flags = _flags(arrays, options, plan)
     return Case(f"{plan.family}/{plan.name}", plan.family, mechanism.name, arrays, options,
                 cotangent, flags, plan.quick, seed, plan.layout,
-                twin=twin if plan.twin else None, unmet="".join(unmet[:1]))
+                dout=plan.dout_layout, twin=twin if plan.twin else None, unmet="".join(unmet[:1]))
 
 
 def _flags(arrays, options, plan):
     """What a case asks for, in the words by which it can be excluded."""
     named = (f"{n}={x}" for n, x in options.items() if not isinstance(x, np.ndarray))
     flags = {*options, *named, *plan.extra}
-    if plan.layout != "contiguous":
+    if {plan.layout, plan.dout_layout} != {"contiguous"}:
         flags.add("strided")
     queries, keys, _ = roles(arrays)
     if queries is not None:

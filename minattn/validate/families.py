@@ -34,6 +34,7 @@ class Plan(NamedTuple):
     layout: str = "contiguous"
     twin: bool = False
     dout: Callable | None = None        # dout(random numbers) -> the gradient that comes in
+    dout_layout: str = "contiguous"
 
 
 # -------------------------------------------------------------- families that every mechanism gets

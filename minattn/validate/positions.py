@@ -19,26 +19,30 @@ from minattn.validate.arithmetic import Arithmetic
 SIZES = {"B": 2, "H": 3, "Tq": 7, "Tk": 7, "D": 10, "Dv": 10}
 LONG = {"Tq": 97, "Tk": 97, "D": 64}
 LENGTHS = {"morlet": {"length": "Tk"}, "decay": {"Tq": "Tq", "Tk": "Tk"}}       # as options
-CASES = {                                     # name: options, sizes, layout in memory
+FAR = {"Tq": 2, "Tk": 2500, "H": 2}                                             # distances > 2048
+CASES = {                           # name: options, sizes, layout, that of the gradient coming in
     "rotary": {
-        "T=7": ({}, {}, "contiguous"), "base=50": ({"base": 50.0}, {}, "BTHD"),
-        "interleaved": ({"pairs": "interleaved"}, {}, "contiguous"),
-        "start=1000": ({"start": 1000}, {}, "contiguous"),
-        "start=5,T=1": ({"start": 5}, {"Tq": 1, "Tk": 1}, "contiguous"),
+        "T=7": ({}, {}), "base=50": ({"base": 50.0}, {}, "BTHD"),
+        "interleaved": ({"pairs": "interleaved"}, {}), "start=1000": ({"start": 1000}, {}),
+        "start=5,T=1": ({"start": 5}, {"Tq": 1, "Tk": 1}),
         "interleaved,base=50,start=37": ({"pairs": "interleaved", "base": 50.0, "start": 37}, {},
                                          "packed"),
         "D=2": ({"start": 3}, {"D": 2}, "gaps"), "T=97,D=64": ({}, LONG, "packed"),
-        "interleaved,T=97,D=64": ({"pairs": "interleaved", "start": 64}, LONG, "BTHD")},
+        "interleaved,T=97,D=64": ({"pairs": "interleaved", "start": 64}, LONG, "BTHD"),
+        "start=-3": ({"start": -3}, {}), "start=2047": ({"start": 2047}, {}, "packed", "BTHD"),
+        "start=100003": ({"start": 100003}, {}), "D=256": ({}, {"D": 256}),
+        "dy": ({}, {}, "contiguous", "BTHD"), "dy,D=64": ({}, LONG, "contiguous", "gaps")},
     "morlet": {
-        "T=7": ({}, {}, "contiguous"), "start=5": ({"start": 5}, {}, "contiguous"),
-        "any": ({"admissible": False}, {}, "gaps"), "T=97,n=32": ({}, LONG, "contiguous"),
-        "any,start=-3": ({"admissible": False, "start": -3}, {}, "contiguous"),
-        "centre": ({"centre": families.bias("n"), "start": 2}, {}, "contiguous")},
+        "T=7": ({}, {}), "start=5": ({"start": 5}, {}), "any": ({"admissible": False}, {}, "gaps"),
+        "T=97,n=32": ({}, LONG), "any,start=-3": ({"admissible": False, "start": -3}, {}),
+        "centre": ({"centre": families.bias("n"), "start": 2}, {}),
+        "T=200,start=-150": ({"start": -150}, {"Tq": 200, "Tk": 200}),
+        "dy": ({}, {}, "contiguous", "transposed")},
     "decay": {
-        "Tq=5,Tk=7": ({}, {"Tq": 5}, "contiguous"),
-        "align=start": ({"align": "start"}, {"Tq": 5}, "contiguous"),
+        "Tq=5,Tk=7": ({}, {"Tq": 5}), "align=start": ({"align": "start"}, {"Tq": 5}),
         "T=97,H=8": ({}, {**LONG, "H": 8}, "gaps"), "Tq=7,Tk=5": ({}, {"Tk": 5}, "offset"),
-        "Tq=1,Tk=97": ({}, {"Tq": 1, "Tk": 97}, "contiguous")}}
+        "Tq=1,Tk=97": ({}, {"Tq": 1, "Tk": 97}), "H=1": ({}, {"Tq": 5, "H": 1}),
+        "Tq=2,Tk=2500": ({}, FAR), "dy": ({}, {"Tq": 5}, "contiguous", "transposed")}}
 
 
 def plans(name):
@@ -47,9 +51,10 @@ def plans(name):
         return lambda size, rng: size[symbol]
 
     lengths = {n: length(symbol) for n, symbol in LENGTHS.get(name, {}).items()}
-    for title, (options, sizes, layout) in CASES[name].items():
+    for title, (options, sizes, *layouts) in CASES[name].items():
+        layout, dy = [*layouts, "contiguous", "contiguous"][:2]
         yield families.Plan("positions", title, {**options, **lengths}, sizes, quick=True,
-                            layout=layout)
+                            layout=layout, dout_layout=dy)
 
 
 def wide(x):
