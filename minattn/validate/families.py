@@ -154,9 +154,10 @@ def tiles_of_padding(size, rng):
 
 def packed(size, rng):
     """Four sequences side by side, the second of one token: each sees itself only"""
-    T = size["Tk"]
-    sequence = np.searchsorted([T // 3, T // 3 + 1, 3 * T // 4], np.arange(T), side="right")
-    return (sequence[:, None] == sequence)[None, None]
+    Tq, Tk = size["Tq"], size["Tk"]
+    sequence = np.searchsorted([Tk // 3, Tk // 3 + 1, 3 * Tk // 4], np.arange(Tk), side="right")
+    own = sequence[np.maximum(np.arange(Tq) + Tk - Tq, 0)]
+    return (own[:, None] == sequence)[None, None]
 
 
 def scattered(size, rng):
@@ -285,7 +286,8 @@ def _softmax():
         q, k, v = arrays.values()
         q[:], k[:, :, :128] = 1, 0
         k *= 0.3
-        k[:, :, 128:, 0] = np.log([[small], [small / 8]]) * math.sqrt(size["D"])
+        weight = small / 8 ** (np.arange(k.shape[1]) % 2)    # two sorts of heads
+        k[:, :, 128:, 0] = np.log(weight)[:, None] * math.sqrt(size["D"])
         v[:] = np.sign(v[:, :, :1]) * near_one(v)
         v[:, :, 128:] *= -1
 

@@ -27,7 +27,7 @@ WORK = 1 << 18
 BLOCK = 32              # terms that a cheap run adds up at once
 SLACK = 2
 LSE = ("softmax", "off_by_one", "sink")        # whose lse may be an output
-LARGEST_LSE = 2.0**21   # beyond, its rounding in float32 alone spoils weights made from it
+LARGEST_LSE = 2.0**21   # beyond, scores computed anew must be the same to the last bit
 LOG = {"e": 1.0, "2": math.log(2)}             # of the base of an lse
 
 
@@ -75,10 +75,10 @@ def again(core, arithmetic):
     """The weights from scores and log-sum-exp, as flash attention does: powers of 2, with products
     and differences that round once. Its scores are computed anew, and may be rounded otherwise
     than those in the lse. In half precision such kernels compute this in float32."""
-    if FORMATS[arithmetic.dtype].wide != arithmetic.dtype or np.abs(core.lse).max() > LARGEST_LSE:
+    if FORMATS[arithmetic.dtype].wide != arithmetic.dtype:
         return core.P
     s, anew = np.where(np.isfinite(core.s), core.s, 0), 0.0
-    if arithmetic.rng is not None:
+    if arithmetic.rng is not None and np.abs(core.lse).max() <= LARGEST_LSE:
         anew = blur(s, arithmetic.dtype, arithmetic.rng, 4) - s
     log2_e = float(np.asarray(1 / math.log(2), arithmetic.dtype))
     exp = arithmetic.functions.get(np.exp, np.exp)
