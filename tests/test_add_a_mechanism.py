@@ -128,6 +128,7 @@ def test_trains_resumes_and_samples(softcap, corpus, tmp_path):
     assert cli.main(["sample", str(tmp_path / "whole"), "--prompt", "the ", "--tokens", "5"]) == 0
 
 
+@pytest.mark.slow
 def test_is_validated(softcap):
     """check, quick and by gradient; a wrong backward is caught; the future does not leak."""
     report = check("softcap", softcap, quick=True, show=False)

@@ -691,6 +691,7 @@ def test_no_worker_outlives_the_command(tmp_path, how):
     assert run_cases.gone(mark.encode())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_a_worker_that_is_killed_is_tried_again(tmp_path):
     out, mark = tmp_path / "run", f"bias-worker-{os.getpid()}"

@@ -401,6 +401,7 @@ def test_waits_for_another_worker_on_the_same_run(study, corpus, tmp_path):
     assert rows[0]["status"] == "done"
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_executor(study, corpus, tmp_path):
     """Two processes at a time, with another number of threads each."""
     assert compare(tmp_path / "out", corpus, "--threads", "2", workers=2) == 0

@@ -185,6 +185,7 @@ def test_command_on_a_few(capsys, tmp_path):
     assert score["families"]["scale"]["alone"] == ["scale_ignored"]
 
 
+@pytest.mark.slow
 def test_command_in_half_precision(capsys):
     pytest.importorskip("ml_dtypes")
     assert command("--mutant", "scale_[bi]*", "--dtype", "bfloat16") == 0

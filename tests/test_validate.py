@@ -245,6 +245,7 @@ def test_the_combinations_leave_out_what_is_excluded_and_keep_to_sizes():
     assert {c.arrays["k"].shape[1] for c in grouped[:5]} == {2}
 
 
+@pytest.mark.slow
 def test_a_fault_of_three_settings_is_found_by_a_thorough_check():
     """Decoding with wide heads, wrong for windows that begin in the middle"""
     def forward(q, k, v, **options):
@@ -820,6 +821,7 @@ def test_torch_function_with_a_backward_of_its_own():
     assert check("softmax", forward, framework="torch", cases=["causal"], show=False).ok
 
 
+@pytest.mark.slow
 def test_jax_functions_are_differentiated_by_jax():
     jax = pytest.importorskip("jax")
 
@@ -1023,12 +1025,13 @@ strict = only(lambda: np.seterr(all="raise"))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals, forks and /proc")
 @pytest.mark.parametrize("name, words", [
-    ("ends", "exit code 0"), ("exits", "end the program: SystemExit: x x x"),
-    ("killed", "SIGKILL"), ("realtime", "signal 40"), ("stuck", "had to be killed"), ("floods", ""),
-    ("long", "raised ValueError: m m m"), ("silent", "its text cannot be read"),
-    ("full", "raised MemoryError"), ("forks", ""), ("forks_and_ends", "exit code 3"),
-    ("threads", ""), ("closes", "crashed"), ("scribbles", "pipe|crashed"), ("reads", ""),
-    ("strict", "")])
+    ("ends", "exit code 0"), ("killed", "SIGKILL"), ("stuck", "had to be killed"), ("floods", ""),
+    ("forks", ""), ("closes", "crashed"),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+        ("exits", "end the program: SystemExit: x x x"), ("realtime", "signal 40"),
+        ("long", "raised ValueError: m m m"), ("silent", "its text cannot be read"),
+        ("full", "raised MemoryError"), ("forks_and_ends", "exit code 3"), ("threads", ""),
+        ("scribbles", "pipe|crashed"), ("reads", ""), ("strict", "")))])
 def test_whatever_a_kernel_does_costs_one_verdict(kernels, capsys, monkeypatch, name, words):
     monkeypatch.setattr(isolate, "GRACE", 3.0)
     (kernels / "hostile.py").write_text(HOSTILE)
@@ -1091,6 +1094,7 @@ def f(q, k, v, *, causal=False, window=None, scale=None):
 """
 
 
+@pytest.mark.slow
 def test_after_an_error_that_a_device_keeps_the_next_case_has_a_new_process(kernels, capsys):
     pytest.importorskip("torch")
     (kernels / "dead.py").write_text(DEAD_DEVICE)

@@ -59,6 +59,7 @@ def test_swapped_axes_are_recognised():
     assert "HINT" not in str(check("softmax", wrong, cases=PLAIN, show=False))
 
 
+@pytest.mark.slow
 def test_swapped_axes_in_torch_and_jax():
     jax, torch = pytest.importorskip("jax"), pytest.importorskip("torch")
     sdpa = torch.nn.functional.scaled_dot_product_attention
@@ -115,6 +116,7 @@ def test_lse_and_its_gradient(base, name):
     assert {t.name for t in deaf.results[0].tensors if not t.ok} == {"dq", "dk"}
 
 
+@pytest.mark.slow
 def test_lse_in_torch_and_jax():
     jax, torch = pytest.importorskip("jax"), pytest.importorskip("torch")
 
@@ -277,6 +279,7 @@ def test_a_forgotten_framework_is_recognised():
     assert "choose" not in str(check("softmax", bad, cases=["noncausal"], show=False))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_compiled_functions_meet_every_case_and_what_is_not_compiled_is_said(monkeypatch):
     torch = pytest.importorskip("torch")
@@ -375,6 +378,7 @@ def test_sizes_that_nobody_can_meet(sizes, words):
         check("softmax", softmax, sizes=sizes, show=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="signals")
 def test_a_process_that_is_ended_for_its_memory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
