@@ -171,8 +171,10 @@ class Arithmetic:
         axes = sorted(int(a) % x.ndim for a in axes)
         if self.block > 1:
             total = x.sum(axis=tuple(axes), keepdims=keepdims)
-            apart = np.sqrt((x * x).sum(axis=tuple(axes), keepdims=keepdims))
-            size = np.maximum(np.abs(total), apart)          # of the partial sums, about
+            size = np.abs(total)                             # of the partial sums, about, ...
+            for part in self._partial_sums(x, axes):
+                apart = np.sqrt((part * part).sum(axis=tuple(axes), keepdims=keepdims))
+                size = np.maximum(size, apart)
             wide, count = FORMATS[self.dtype].wide, x.size // max(1, total.size) // 2
             return total + (blur(size, wide, self.rng, count + 1) - size)
         terms = np.moveaxis(x, axes, range(len(axes)))
@@ -180,6 +182,12 @@ class Arithmetic:
         total = self._running_sum(terms, 0)[-1] if len(terms) else np.zeros(terms.shape[1:])
         shape = [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a not in axes]
         return np.reshape(total, shape)
+
+    def _partial_sums(self, x, axes):
+        """... in one order of the terms or another: where terms come again, they do not cancel"""
+        yield x
+        for axis in axes if len(axes) > 1 else ():
+            yield x.sum(axis=tuple(a for a in axes if a != axis), keepdims=True)
 
     def _running_sum(self, x, axis):
         """np.cumsum, one term after another"""

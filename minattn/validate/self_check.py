@@ -2,7 +2,7 @@
 
 The combinations of settings, which need no list of what goes wrong, are left out here.
 
-    python -m minattn validate-self  # some two minutes; exit code 1 if a mutant survives
+    python -m minattn validate-self  # some five minutes; exit code 1 if a mutant survives
     python -m minattn validate-self --mutant 'sink_*'   # a few of them
     python -m minattn validate-self --show missing_scale
 
