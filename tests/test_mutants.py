@@ -63,6 +63,14 @@ FOUND_BY = {
     "ninth_head": "many_heads/H=9", "ninth_head_backward": "many_heads/H=9",
     "ninth_sample": "many_heads/B=9", "one_query_bias_of_first_head": "bias/per_head,Tq=1",
     "third_block_hides_diagonal": "long/T=131,causal",
+    "channels_beyond_128": "wide_heads/D=256", "float16_wide_heads": "wide_heads/*k[*]2^20",
+    "rowsum_of_128_channels": "wide_heads/D=256", "gate_gradient_of_128_channels": "wide_heads/*=1",
+    "split_keys_dropped": "long_decode/*", "split_bias_of_first_block": "long_decode/*bias",
+    "sink_of_every_block": "long_decode/*", "keys_counted_in_a_byte": "long_decode/*",
+    "bias_gradient_of_last_block": "bias/per_key,Tq=131",
+    "window_sums_as_differences": "far_from_zero/*length=visible",
+    "variances_in_one_pass": "far_from_zero/lln,tensor",
+    "threshold_of_32": "support_of_many/*", "shared_statistics_once": "tq_ne_tk/Tq=9,Tk=5*",
     "content_clamped": "content_dominates/*", "content_after_mask": "content_dominates/last,causal",
 }
 
@@ -116,10 +124,14 @@ def test_mutant_is_found(name):
 # a mutant -> the only cases of the quick selection that find it
 ALONE = {"ninth_head": {"many_heads/H=9"}, "ninth_head_backward": {"many_heads/H=9"},
          "ninth_sample": {"many_heads/B=9"},
-         "one_query_bias_of_first_head": {"bias/per_head,Tq=1"},
+         "one_query_bias_of_first_head": {"bias/per_head,Tq=1", "long_decode/Tk=601,bias"},
          "third_block_hides_diagonal": {"long/T=131,causal"},
          "maximum_0_of_hidden_tiles": {"hidden_tiles/padding", "hidden_tiles/W=5"},
-         "maximum_0_backward": {"hidden_tiles/padding", "hidden_tiles/W=5"}}
+         "maximum_0_backward": {"hidden_tiles/padding", "hidden_tiles/W=5"},
+         "float16_wide_heads": {"wide_heads/D=256,q/2^20,k*2^20"},
+         "split_keys_dropped": {"long_decode/Tk=1023", "long_decode/Tk=601,bias"},
+         "split_bias_of_first_block": {"long_decode/Tk=601,bias"},
+         "bias_gradient_of_last_block": {"bias/per_key,Tq=131"}}
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -60,7 +60,8 @@ def test_cases_are_the_families_of_the_specification(mechanism):
                "long", "odd_head_dim", "score_shift", "tiny_values", "large_values",
                "repeated_tokens",
                "identical_tokens", "one_token", "batch_independence", "non_contiguous", "bias",
-               "combinations", "packed", "many_heads", "hidden_tiles"}
+               "combinations", "packed", "many_heads", "hidden_tiles", "wide_heads", "long_decode",
+               "far_from_zero"}
     generic |= set() if square else {"decode"}
     own = {"softmax": {"many_small_terms"}, "off_by_one": {"many_small_terms"},
            "sink": {"sink_far_above", "sink_far_below"}, "gated": {"gate_saturated"},
@@ -72,7 +73,7 @@ def test_cases_are_the_families_of_the_specification(mechanism):
            "pointwise": {"all_scores_negative"},
            "differential": {"lambda_saturated"}, "differential_1": {"lambda_near_1"},
            "collaborative": {"content_dominates"},
-           "sparse": {"ties_at_k", "support_of_one"},
+           "sparse": {"ties_at_k", "support_of_one", "support_of_many"},
            }.get(mechanism, set())
     scores = set() if square else {"dominant_score", "equal_scores"}
     if "scale" not in MECHANISMS[mechanism].refuses:
@@ -85,7 +86,7 @@ def test_cases_are_the_families_of_the_specification(mechanism):
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_inputs_are_exact_in_bfloat16_and_float16(mechanism):
     beyond = {"tiny_values", "score_shift", "dominant_score",
-              "large_values"}        # of float16's range
+              "large_values", "wide_heads"}        # of float16's range
     for case in kit.cases(mechanism, seed=3):
         if case.family == "combinations" and not case.quick:
             continue

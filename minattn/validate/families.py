@@ -46,7 +46,7 @@ def generic(mechanism, T, fixed=()):
     T tokens unless a plan says otherwise; options in `fixed` do not vary.
     """
     causal = {"causal": True}
-    prime = {"Tq": 5, "Tk": 7}
+    prime, wide = {"Tq": 5, "Tk": 7}, {"D": 256, "Dv": 256}
     given = ("keys",) if mechanism.optional else ()          # where one array would give both
     for variant in variants(mechanism, fixed):  # its own options meet every kind of mask
         own = {n: x for n, x in variant.items() if n in mechanism.options}
@@ -66,6 +66,8 @@ def generic(mechanism, T, fixed=()):
             yield plan("tq_ne_tk", f"Tq=5,Tk=7,align={align}", {**causal, "align": align}, prime,
                        extra=given, quick=not tag)
         yield plan("identical_tokens", "T", {}, edit=alike, quick=not tag)
+        if not own:
+            yield plan("wide_heads", "D=256", causal, wide, edit=suit, quick=True)
     for name in mechanism.optional:
         extra = tuple(dict.fromkeys(("keys", name)))
         yield Plan("prime_sizes", name, extra=extra, sizes=prime, quick=True)
@@ -99,6 +101,16 @@ def generic(mechanism, T, fixed=()):
     yield Plan("long", "T=1025,causal", causal, {"B": 1, "H": 1, "Tq": 1025, "Tk": 1025})
     yield Plan("long", "T=97", {}, long)
     yield Plan("long", "T=97,W=31", {**causal, "window": 31}, long)
+    few = {"B": 1, "H": 2, "Tq": 1}                          # split-K: a few blocks share the keys
+    yield Plan("long_decode", "Tk=1023", {}, {**few, "Tk": 1023}, edit=suit, extra=given,
+               quick=True)
+    yield Plan("long_decode", "Tk=601,bias", {"bias": bias("H", "1", "Tk")}, {**few, "Tk": 601},
+               edit=suit, extra=given, quick=True)
+    values = (*given, "values") if given else ()
+    yield Plan("far_from_zero", "values", causal, extra=values, edit=moved(30, "v", "values"),
+               quick=True)
+    yield Plan("far_from_zero", "hidden_values,W=5", {**causal, "window": 5}, WINDOWS,
+               extra=values, edit=moved(30, "v", "values", end=-70), quick=True)
     for D in (1, 3, 59, 111):
         yield Plan("odd_head_dim", f"D={D}", causal, {"D": D, "Dv": D}, quick=D == 3)
     yield Plan("score_shift", "0", causal, edit=shift(0))
@@ -124,6 +136,8 @@ def generic(mechanism, T, fixed=()):
     yield Plan("bias", "full", {**causal, "bias": bias("B", "H", "Tq", "Tk")}, quick=True)
     yield Plan("bias", "per_key", {"bias": bias("H", "1", "Tk")}, quick=True)
     yield Plan("bias", "per_head,Tq=1", {"bias": bias("H", "1", "Tk")}, {"Tq": 1}, extra=given,
+               quick=True)
+    yield Plan("bias", "per_key,Tq=131", {"bias": bias("H", "1", "Tk")}, {"Tq": 131}, extra=given,
                quick=True)
     yield Plan("many_heads", "H=9", causal, {"H": 9}, quick=True)
     yield Plan("many_heads", "B=9", causal, {"B": 9}, quick=True)
@@ -237,6 +251,20 @@ def scaled(factor, *names):
     return edit
 
 
+WINDOWS = {"B": 1, "H": 2, "Tq": 64, "Tk": 515}
+
+
+def moved(amount, *names, end=None):
+    """Add so much to these arguments, before token `end`: running sums, and squares, are large,
+    and their differences lose digits."""
+    def edit(arrays, size):
+        for name in names:
+            if name in arrays:
+                arrays[name][:, :, :end] += amount
+        return any(name in arrays for name in names)
+    return edit
+
+
 def pairs(arrays, size):
     """Tokens 0 and 1 are alike, 2 and 3, and so on."""
     for x in arrays.values():
@@ -316,6 +344,12 @@ def _softmax():
         dout[:, :, 128:] *= small
         return dout
 
+    def beyond_float16(arrays, size):                        # but not their products
+        arrays["q"] *= 2.0**-20
+        arrays["k"] *= 2.0**20
+
+    yield Plan("wide_heads", "D=256,q/2^20,k*2^20", {"causal": True}, {"D": 256, "Dv": 256},
+               edit=beyond_float16, quick=True)
     yield Plan("many_small_terms", "row_sums", {}, many, edit=row_sums, quick=True)
     yield Plan("many_small_terms", "weights", {}, {**many, "Tk": 8}, edit=weights, quick=True)
     yield Plan("many_small_terms", "key_tiles", {}, many, edit=key_tiles, quick=True)
@@ -337,19 +371,21 @@ def _affine():
     kinks = [-5, 5, 4.96875, -4.96875, 0, 5.03125, -5.03125, 20, -20]
     for phi in ("linear_clip", "sigmoid"):
         yield from levels("alpha_at_kinks", "alpha_logits", {phi: kinks}, "linear_clip", phi=phi)
+    yield Plan("far_from_zero", "hidden_values,W=5,length=visible",
+               {"causal": True, "window": 5, "length": "visible"}, WINDOWS,
+               edit=moved(30, "v", end=-70), quick=True)
     yield from levels("alpha_ma", "alpha_ma", {"0": 0, "0.5": 0.5, "1": 1}, "0.5")
 
 
 def _energy():
-    def far_from_zero(arrays, size):
-        arrays["energy"] += 64  # mean(e^2) - mean(e)^2 loses the deviation
-
     for norm in ("key", "prefix", "none"):  # gates of about exp(-80): only ratios count
         yield Plan("gate_all_closed", norm, {"causal": True, "norm": norm},
                    edit=setting(tau=40, alpha=2), quick=norm == "key")
     for norm in ("key", "prefix", "sequence"):
-        yield Plan("large_values", f"energy,norm={norm}", {"norm": norm}, edit=far_from_zero,
-                   quick=norm == "key")
+        yield Plan("large_values", f"energy,norm={norm}", {"norm": norm},
+                   edit=moved(64, "energy"), quick=norm == "key")
+    yield Plan("tq_ne_tk", "Tq=9,Tk=5,align=start,norm=prefix",    # several queries share the last
+               {"causal": True, "align": "start", "norm": "prefix"}, {"Tq": 9, "Tk": 5}, quick=True)
 
 
 def _gaussian():
@@ -398,6 +434,8 @@ def _linear():
         yield Plan("features", name, {"causal": True, **options}, quick=name == "lln,tensor")
         yield Plan("later_large_key", name, {"causal": True, **options}, edit=later_large_key,
                    quick=name == "elu")
+    yield Plan("far_from_zero", "lln,tensor", {"feature": "lln", "norm": "tensor"},
+               {"B": 1, "H": 2, "Tq": 131, "Tk": 131}, edit=moved(60, "q", "k"), quick=True)
     long = {"B": 1, "H": 2, "Tq": 211, "Tk": 211}
     for feature in ("elu", "lln"):
         yield Plan("long", f"T=211,{feature}", {"causal": True, "feature": feature}, long,
@@ -437,12 +475,18 @@ def _sparse():
         arrays["q"][:] = arrays["k"][:] = 0
         arrays["q"][..., 0], arrays["k"][..., 0] = 1, -(np.arange(size["Tk"]) // 3)
 
+    def all_in_the_support(arrays, size):
+        arrays["q"][..., 0] /= 256
+        arrays["q"][..., 1:] = 0
+
     for top in (2, 5):
         yield Plan("ties_at_k", f"top={top}", {"top": top, "scale": 0.25}, edit=in_threes,
                    quick=top == 2)
     for rule in ("sparsemax", "entmax15"):
         yield Plan("support_of_one", rule, {"causal": True, "rule": rule}, edit=scaled(8, "q"),
                    quick=True)
+    yield Plan("support_of_many", "sparsemax", {"rule": "sparsemax"}, {"Tk": 41},
+               edit=all_in_the_support, quick=True)
 
 
 def _lssa():
@@ -542,7 +586,7 @@ def keys_of_levels(x, rng):
     return x
 
 
-def suit(arrays, size, sign):
+def suit(arrays, size, sign=1):
     """In place: long sequences are not all forgotten, wide tokens not all far apart; the sign of
     what is learned per head may alternate"""
     for name, shift in (("forget_logits", math.log(size["Tk"])),

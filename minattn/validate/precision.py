@@ -24,6 +24,7 @@ from minattn.validate.cases import draw, seen
 DRAWS = 16              # runs with random rounding, in each of two forms (see `plain`) ...
 FEW = 4                 # ... or so many, where all their scores together would be more than ...
 WORK = 1 << 18
+LARGE = ("combinations", "long_decode")        # families with cheap runs
 BLOCK = 32              # terms that a cheap run adds up at once
 SLACK = 2
 LSE = ("softmax", "off_by_one", "sink")        # whose lse may be an output
@@ -271,7 +272,7 @@ def _yardstick(case, dtype, lse, dlse):
     draws, repeats = (draws, 1) if draws >= FEW else (1, FEW)
     name = f"{case.mechanism}/{case.id}/{dtype}"
     rng = np.random.default_rng([case.seed, zlib.crc32(name.encode())])
-    few = case.family == "combinations"
+    few = case.family in LARGE
     if few:
         runs = list(cheap_runs(case, dtype, rng, dlse))
     else:
