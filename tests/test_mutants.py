@@ -69,7 +69,8 @@ FOUND_BY = {
     "sink_of_every_block": "long_decode/*", "keys_counted_in_a_byte": "long_decode/*",
     "bias_gradient_of_last_block": "bias/per_key,Tq=131",
     "window_sums_as_differences": "far_from_zero/*length=visible",
-    "variances_in_one_pass": "far_from_zero/lln,tensor",
+    "variances_in_one_pass": "features/*far",
+    "last_channels_dropped": "odd_head_dim/D=111",
     "threshold_of_32": "support_of_many/*", "shared_statistics_once": "tq_ne_tk/Tq=9,Tk=5*",
     "content_clamped": "content_dominates/*", "content_after_mask": "content_dominates/last,causal",
 }

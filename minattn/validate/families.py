@@ -434,7 +434,7 @@ def _linear():
         yield Plan("features", name, {"causal": True, **options}, quick=name == "lln,tensor")
         yield Plan("later_large_key", name, {"causal": True, **options}, edit=later_large_key,
                    quick=name == "elu")
-    yield Plan("far_from_zero", "lln,tensor", {"feature": "lln", "norm": "tensor"},
+    yield Plan("features", "lln,tensor,far", {"feature": "lln", "norm": "tensor"},
                {"B": 1, "H": 2, "Tq": 131, "Tk": 131}, edit=moved(60, "q", "k"), quick=True)
     long = {"B": 1, "H": 2, "Tq": 211, "Tk": 211}
     for feature in ("elu", "lln"):

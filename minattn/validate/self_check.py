@@ -30,6 +30,7 @@ from minattn.validate.report import write_file
 
 # families that no mutant needs, and why they stay
 KEPT = {
+    "prime_sizes": "the plainest case of all: sizes are different primes, and nothing is special",
     "causal": "the plain statement of most kernels: the first to read when all of them fail",
     "noncausal": "what is left for a kernel without any mask, and the only case without an option",
     "padding": "the first case to read when a padding mask goes wrong",
