@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("TRITON_INTERPRET", "1")      # Triton's kernels, on a CPU
 
+LSE = ["dominant_score", "large_values"]            # its backward starts from a rounded lse
 ONLY_CAUSAL = ["window", "prefix", "allowed", "bias"]
 WIDE = {"D": 16, "Dv": 16}                          # values as wide as keys
 
@@ -182,7 +183,8 @@ def test_pytorch_multihead_attention():
         out, _ = layer(merge(q * (scale * D ** 0.5)), merge(k), merge(v), attn_mask=mask,
                        need_weights=False)
         return out.reshape(B, Tq, H, D).transpose(1, 2)
-    passes("softmax", with_mask(torch, attend), 30, framework="torch", sizes=WIDE)
+    passes("softmax", with_mask(torch, attend), 30, framework="torch", sizes=WIDE,
+           exclude=LSE)
 
 
 @pytest.fixture

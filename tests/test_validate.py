@@ -785,8 +785,8 @@ def test_sums_in_half_precision_from_tile_to_tile_are_found(dtype):
 @pytest.mark.parametrize("anew", [False, True])
 def test_flash_attention_2_is_right(dtype, anew):
     pytest.importorskip("torch")
-    cases = ["causal", "noncausal", "long/T=97*", "dominant_score", "score_shift", "large_values",
-             "tiny_values", "odd_head_dim", "identical_tokens"]
+    cases = ["causal", "noncausal", "long/T=97*", "dominant_score/seen", "dominant_score/*1e4",
+             "score_shift", "large_values", "tiny_values", "odd_head_dim", "identical_tokens"]
     found = check("softmax", tiled(anew=anew), framework="torch", dtype=dtype, cases=cases,
                   show=False, exclude=["window"])
     assert found.ok, alarms(found)

@@ -28,7 +28,7 @@ LARGE = ("combinations", "long_decode")        # families with cheap runs
 BLOCK = 32              # terms that a cheap run adds up at once
 SLACK = 2
 LSE = ("softmax", "off_by_one", "sink")        # whose lse may be an output
-LARGEST_LSE = 2.0**21   # beyond, scores computed anew must be the same to the last bit
+LARGEST_LSE = 2.0**21   # beyond, its rounding in float32 alone spoils weights made from it
 LOG = {"e": 1.0, "2": math.log(2)}             # of the base of an lse
 
 
@@ -76,10 +76,10 @@ def again(core, arithmetic):
     """The weights from scores and log-sum-exp, as flash attention does: powers of 2, with products
     and differences that round once. Its scores are computed anew, and may be rounded otherwise
     than those in the lse. In half precision such kernels compute this in float32."""
-    if FORMATS[arithmetic.dtype].wide != arithmetic.dtype:
+    if FORMATS[arithmetic.dtype].wide != arithmetic.dtype or np.abs(core.lse).max() > LARGEST_LSE:
         return core.P
     s, anew = np.where(np.isfinite(core.s), core.s, 0), 0.0
-    if arithmetic.rng is not None and np.abs(core.lse).max() <= LARGEST_LSE:
+    if arithmetic.rng is not None:
         anew = blur(s, arithmetic.dtype, arithmetic.rng, 4) - s
     log2_e = float(np.asarray(1 / math.log(2), arithmetic.dtype))
     exp = arithmetic.functions.get(np.exp, np.exp)
