@@ -28,8 +28,8 @@ def test_the_workflow_runs_what_a_change_must_pass():
 
 
 def test_every_data_file_of_the_package_is_in_the_wheel():
-    """setup.py takes *.json and *.txt; whatever else lies in the package would be left out."""
+    """setup.py takes *.h, *.json and *.txt; whatever else lies in the package would be left out."""
     kinds = {path.suffix for path in (ROOT / "minattn").rglob("*")
              if path.is_file() and "__pycache__" not in path.parts}
-    assert kinds <= {".py", ".json", ".txt"}
-    assert '"**/*.json", "**/*.txt"' in read("setup.py")
+    assert kinds <= {".py", ".json", ".txt", ".h"}
+    assert '"**/*.h", "**/*.json", "**/*.txt"' in read("setup.py")
