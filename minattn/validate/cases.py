@@ -203,7 +203,7 @@ def _all(name, module_id, seed, sizes, fixed, without, strength):
         sizes = {"Tq": T, "Tk": T, **sizes}
     _weigh(sizes, 1)
     if name in positions.ROWS:
-        plans = list(positions.plans(name))
+        plans = list(positions.plans(mechanism.name))
     else:
         plans = [*families.generic(mechanism, sizes.get("Tk", SIZES["Tk"]), fixed),
                  *families.OWN.get(name, list)()]

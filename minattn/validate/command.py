@@ -67,13 +67,10 @@ def run(args):
     if len(args.target) > 2 or len(args.target) == 2 and args.mechanism:
         raise InputError("name one function to check, and before it or with --mechanism what it "
                          "implements.")
-    names = {*MECHANISMS, *ROWS, "rope"}
-    known = args.target and args.target[0].partition("[")[0] in names
+    known = args.target and args.target[0].partition("[")[0] in {**MECHANISMS, **ROWS}
     if len(args.target) == 2 or known and not args.mechanism:
         args.mechanism, *args.target = args.target
     args.mechanism, args.target = args.mechanism or "softmax", (args.target or [None])[0]
-    if args.mechanism == "rope":                             # as models call it
-        args.mechanism = "rotary"
     checks.number("--seed", args.seed, 0, integer=True)
     checks.number("--time-limit", args.time_limit, above=0, high=MOST_SECONDS)
     sizes = sizes_of(args.sizes)

@@ -146,6 +146,7 @@ ROWS = {row.name: row for row in (
     _row(rotary, {"x": "B H T D"}, rotary_forward, rotary_backward),
     _row(morlet, {"log_omega": "n", "log_sigma": "n"}, morlet_forward, morlet_backward),
     _row(decay, {"slopes": "H"}, decay_forward, decay_backward))}
+ROWS["rope"] = ROWS["rotary"]                                # as models call it
 
 
 def row(name):
