@@ -11,7 +11,7 @@
 import numpy as np
 
 from minattn import data, lessons, model, optim, parallel, plots
-from minattn.lessons import grader_12
+from minattn.lessons import grader_12, pictures
 
 # %% [markdown]
 # ## 1. Gradient descent: one step size for all directions
@@ -377,18 +377,7 @@ with parallel.workers(2) as pool:
 # %% tags=["plot", "varies"]
 # Picture: final losses of two rules, three learning rates and three seeds each. At its
 # chosen rate Adam lies lower than momentum.
-fig, axes = plots.figure(6.6, 3.6, ncols=2, sharey=True)
-for ax, name, its in zip(axes, GRID, losses):
-    chosen = its[..., 0].mean(axis=1).argmin()           # by the first half
-    for n, three in enumerate(its[..., 1]):              # reported: the second
-        filled = plots.COLOURS[0] if n == chosen else "none"
-        ax.plot([n] * 3, three, "o", color=plots.COLOURS[0], mfc=filled)
-    ax.set_xticks(range(3), GRID[name])
-    ax.set(xlim=(-0.5, 2.5), xlabel="learning rate", title=name)
-    print(f"{name:8s} at {GRID[name][chosen]:<5} loss of the three seeds "
-          + "  ".join(f"{loss:.2f}" for loss in its[chosen, :, 1]))
-axes[0].set_ylabel("validation loss")
-fig.suptitle("Adam ends lower (three seeds; filled: the chosen rate)");
+pictures.three_rates(GRID, losses, "Adam ends lower");
 
 # %% [markdown]
 # At the chosen rates every Adam run ends below every run with momentum, and the gap is

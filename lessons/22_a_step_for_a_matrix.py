@@ -10,7 +10,7 @@
 import numpy as np
 
 from minattn import data, lessons, model, muon, optim, parallel, plots
-from minattn.lessons import grader_22
+from minattn.lessons import grader_22, pictures
 
 # %% [markdown]
 # ## The picture: one gradient, three updates
@@ -304,18 +304,7 @@ losses = np.reshape(losses, (2, 3, 3, 2))  # (rule, learning rate, seed, half)
 # %% tags=["plot", "varies"]
 # Picture: final losses of two rules, three learning rates and three seeds each. At its
 # chosen rate Muon lies lower than Adam.
-fig, axes = plots.figure(6.6, 3.6, ncols=2, sharey=True)
-for ax, name, its in zip(axes, GRID, losses):
-    chosen = its[..., 0].mean(axis=1).argmin()           # by the first half
-    for n, three in enumerate(its[..., 1]):              # reported: the second
-        filled = plots.COLOURS[0] if n == chosen else "none"
-        ax.plot([n] * 3, three, "o", color=plots.COLOURS[0], mfc=filled)
-    ax.set_xticks(range(3), GRID[name])
-    ax.set(xlim=(-0.5, 2.5), xlabel="learning rate", title=name)
-    print(f"{name:8s} at {GRID[name][chosen]:<5} loss of the three seeds "
-          + "  ".join(f"{loss:.2f}" for loss in its[chosen, :, 1]))
-axes[0].set_ylabel("validation loss")
-fig.suptitle("Muon ends lower (three seeds; filled: the chosen rate)");
+pictures.three_rates(GRID, losses, "Muon ends lower");
 
 # %% [markdown]
 # At the chosen rates every Muon run ends below every Adam run, and the gap is larger

@@ -1,4 +1,4 @@
-"""Drawings of the lessons that are diagrams, not measurements."""
+"""Drawings that several lessons share, or that are diagrams, not measurements."""
 from minattn import plots
 
 
@@ -96,4 +96,25 @@ def backward_pass():
     arrow(ax, (98.3, 16.7), (105, 16.7), blue)
     ax.text(0, 44, "blue: forward", color=blue)
     ax.text(18, 44, "red, dashed: backward, each gradient beside its arrow", color=red)
+    return fig
+
+
+def three_rates(grid, losses, title):
+    """Final losses of each rule at its learning rates -> the figure; prints those at the best rate.
+
+    grid: {rule: its rates}; losses (rules, rates, seeds, 2), each over the first half of the
+    validation split, which chooses, and over the second, which is shown
+    """
+    fig, axes = plots.figure(6.6, 3.6, ncols=len(grid), sharey=True)
+    for ax, name, its in zip(axes, grid, losses):
+        chosen = its[..., 0].mean(axis=1).argmin()
+        for n, seeds in enumerate(its[..., 1]):
+            filled = plots.COLOURS[0] if n == chosen else "none"
+            ax.plot([n] * len(seeds), seeds, "o", color=plots.COLOURS[0], mfc=filled)
+        ax.set_xticks(range(len(grid[name])), grid[name])
+        ax.set(xlim=(-0.5, len(grid[name]) - 0.5), xlabel="learning rate", title=name)
+        print(f"{name:8s} at {grid[name][chosen]:<5} loss of the three seeds "
+              + "  ".join(f"{loss:.2f}" for loss in its[chosen, :, 1]))
+    axes[0].set_ylabel("validation loss")
+    fig.suptitle(f"{title} (three seeds; filled: the chosen rate)")
     return fig
