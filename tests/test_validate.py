@@ -1087,6 +1087,26 @@ def test_no_process_outlives_the_command(kernels, command, how):
     assert run_cases.gone(mark)
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_check_reports_the_cases_before(kernels, capsys, monkeypatch, how):
+    module = sys.modules["minattn.validate.check"]
+
+    def one_by_one(*args, real=module.until_too_many_hang):
+        for result in real(*args):
+            yield result
+            signal.raise_signal(how)
+    monkeypatch.setattr(module, "until_too_many_hang", one_by_one)
+    (kernels / "double.py").write_text("def f(q, k, v, **options):\n    return 2 * v\n")
+    assert cli.main(["check", "double.py:f", "--json", "found", "--case", "causal",
+                     "--case", "noncausal"]) == 130
+    said = capsys.readouterr()
+    first, *rest = (c.id for c in kit.cases("softmax", only=["causal", "noncausal"]))
+    assert f"WRONG {first}\n" in said.out and "out is off by" in said.out and not said.err
+    last = f"interrupted after 1 of {len(rest) + 1} cases"
+    assert said.out.splitlines()[-1].startswith(f"{last}: 1 failed in ")
+    assert json.loads((kernels / "found").read_text())["interrupted"] == last
+
+
 def test_an_import_that_hangs_is_bounded_by_the_time_limit(kernels, capsys, monkeypatch):
     monkeypatch.setattr(isolate, "GRACE", 1.0)
     (kernels / "slow.py").write_text("import time\ntime.sleep(600)\n")

@@ -105,8 +105,8 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
         backward=backward, exclude=exclude, quick=quick, thorough=thorough, seed=seed,
         time_limit=time_limit, sizes=sizes, skip_file=skip_file, layout=layout, lse=lse,
         conventions=conventions, repeat=repeat)
-    results = until_too_many_hang((verdict(case, setup, rules) for case in chosen), chosen,
-                                  progress)
+    results = list(until_too_many_hang((verdict(case, setup, rules) for case in chosen), chosen,
+                                       progress))
     found = Report(mechanism, setup.target.name, framework, dtype, device, seed, results,
                    setup.no_gradients, time.perf_counter() - start, setup.unasked,
                    setup.repeat)
@@ -129,14 +129,13 @@ def until_too_many_hang(results, chosen, progress=False):
     if progress:
         from tqdm import tqdm
         results = tqdm(results, total=len(chosen), unit="case", leave=False, delay=1)
-    found, hangs = [], 0
-    for result in results:
-        found.append(result)
+    hangs = 0
+    for n, result in enumerate(results, 1):
+        yield result
         hangs += any(f.kind == "hang" for f in result.findings)
         if hangs == HANGS:
-            break
-    missing = chosen[len(found):]
-    return found + [Result(c.id, c.family, NOT_COVERED, reason=GAVE_UP) for c in missing]
+            yield from (Result(c.id, c.family, NOT_COVERED, reason=GAVE_UP) for c in chosen[n:])
+            return
 
 
 @np.errstate(all="ignore")

@@ -1,10 +1,13 @@
 """python -m minattn check module:function --mechanism energy --framework torch --dtype bfloat16
 
 Exit code 0: all good. 1: something is wrong with the function. 2: the check could not run (raised
-as InputError).
+as InputError). 130: interrupted by Ctrl-C or SIGTERM; the report is about the cases before.
 """
+import contextlib
 import re
+import signal
 import sys
+import threading
 
 from minattn import checks, files
 from minattn.errors import InputError
@@ -88,12 +91,27 @@ def run(args):
             "seed", "skip_file", "time_limit", "layout", "lse", "conventions", "repeat")
     question = {name: getattr(args, name) for name in same}
     question.update(exclude=exclude, cases=args.case, sizes=sizes)
-    report = isolate.check(question, progress=sys.stderr.isatty())
+    with terminated_as_interrupted():
+        report = isolate.check(question, progress=sys.stderr.isatty())
     print(report)
     for path, write in ((args.json, report.to_json), (args.junit, report.to_junit)):
         if path is not None:
             write(path)
-    return 0 if report.ok else 1
+    return 130 if report.interrupted else 0 if report.ok else 1
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted():
+    """SIGTERM does what Ctrl-C does: it raises KeyboardInterrupt."""
+    takes = (threading.current_thread() is threading.main_thread()
+             and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    if takes:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if takes:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def sizes_of(text):

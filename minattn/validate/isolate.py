@@ -84,7 +84,10 @@ def _module(place):
 
 
 def check(question, *, progress=False):
-    """question: check's arguments by name, "target" and "backward" as text for `load` -> Report"""
+    """question: check's arguments by name, "target" and "backward" as text for `load` -> Report
+
+    Ctrl-C ends it early, with the results so far.
+    """
     from minattn.validate.check import until_too_many_hang
     start = time.perf_counter()
     chosen = []
@@ -96,14 +99,16 @@ def check(question, *, progress=False):
 
     def lost(n, *finding):
         return Result(chosen[n].id, chosen[n].family, FAILED, (Finding(*finding),))
-    answers = _answers("check", question, begin, _result, lost)
+    answers, results = _answers("check", question, begin, _result, lost), []
     with contextlib.closing(answers):
         name, gradients, _, unasked = next(answers)
-        results = until_too_many_hang(answers, chosen, progress)
+        with contextlib.suppress(KeyboardInterrupt):
+            for result in until_too_many_hang(answers, chosen, progress):
+                results.append(result)
     about = [question[n] for n in ("framework", "dtype", "device", "seed")]
     seconds = time.perf_counter() - start
     return Report(question["mechanism"], name, *about, results, gradients, seconds, unasked,
-                  question.get("repeat", 1))
+                  question.get("repeat", 1), len(chosen))
 
 
 def causality(**question):

@@ -72,17 +72,21 @@ class Report:
     """The results of one check. `.ok` is True if something was checked and nothing was found."""
 
     def __init__(self, mechanism, target, framework, dtype, device, seed, results, gradients="",
-                 seconds=0.0, unasked=(), repeat=1):
+                 seconds=0.0, unasked=(), repeat=1, planned=0):
         self.mechanism, self.target, self.framework = mechanism, target, framework
         self.dtype, self.device, self.seed = dtype, device, seed
         self.results, self.seconds = tuple(results), seconds
         self.unasked = tuple(unasked)       # what the function does not take and need not
         self.repeat = repeat                # how often each case was called again
         self.gradients = gradients          # why no gradient was checked; empty if they were
+        self.interrupted = ""               # after how many of the cases
+        if len(self.results) < planned:
+            self.interrupted = f"interrupted after {len(self.results)} of {planned} cases"
 
     @property
     def ok(self):
-        return not self.failed and any(self.count(s) for s in (PASSED, DIFFERS, XFAILED, XPASSED))
+        checked = any(self.count(s) for s in (PASSED, DIFFERS, XFAILED, XPASSED))
+        return checked and not self.failed and not self.interrupted
 
     @property
     def failed(self):
@@ -126,6 +130,7 @@ class Report:
             verdict = "all good but for conventions"
         if self.failed:
             verdict = "something is wrong"
+        verdict = self.interrupted or verdict
         return "\n".join([*lines, f"{verdict}: {', '.join(counts)} in {self.seconds:.1f} s"])
 
     def _findings(self):
@@ -164,7 +169,8 @@ class Report:
 
     def to_json(self, path=None):
         """The whole report as JSON text, written to a file as well if one is named."""
-        names = ("mechanism", "target", "framework", "dtype", "device", "seed", "ok")
+        names = ("mechanism", "target", "framework", "dtype", "device", "seed", "ok",
+                 "interrupted")
         data = {name: getattr(self, name) for name in names}
         data.update(device=str(self.device), gradients_not_covered=self.gradients,
                     seconds=round(self.seconds, 3), cases=[_plain(r) for r in self.results])
