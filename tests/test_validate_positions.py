@@ -1,4 +1,5 @@
 """Positions through the kit: rotary, Morlet and decay, right and wrong."""
+import re
 from functools import partial
 
 import numpy as np
@@ -179,5 +180,8 @@ def test_positions_by_name_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert "name one function" in capsys.readouterr().err
     assert cli.main(["check", "rotary"]) == 2
     assert "name the function to check" in capsys.readouterr().err
+    for name in ("rotary", "morlet", "decay"):               # sizes first: arrays come by name
+        assert cli.main(["check", name, f"minattn.positions.{name}"]) == 0
+        assert re.search("all good: [0-9]+ passed in", capsys.readouterr().out)
     assert cli.main(["check", "rotary", "--list"]) == 0
     assert "positions/start=1000" in capsys.readouterr().out

@@ -374,9 +374,8 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
               for i, (n, x) in enumerate(arrays.items())}
     options = {n: adapter.array(x, case.aside, leaf(n)) if isinstance(x, np.ndarray) else x
                for n, x in asked_for.items() if n not in target.hidden}
-    args = [inputs[n] for n in row.arguments]
     kwargs = {**{n: x for n, x in inputs.items() if n not in row.arguments}, **options}
-    fits_signature(target.forward, args, kwargs)
+    args, kwargs = fitted(target.forward, {n: inputs[n] for n in row.arguments}, kwargs)
     given = {**inputs, **options}
     dout = target.turned(case.cotangent)
     cotangent = adapter.array(dout, case.dout)
@@ -448,22 +447,31 @@ def takes(forward, option):
     return not told or option in told.parameters or packing.takes_any_name(forward)
 
 
-def fits_signature(forward, args, kwargs):
-    """Problem if the function does not take these arguments, said by name."""
+def fitted(forward, arrays, options):
+    """args and kwargs for the function: the arrays in order, or by name if only that fits; Problem
+    if neither does, said by name."""
     signature = packing.signature(forward)
+    ways = (list(arrays.values()), options), ([], {**arrays, **options})
     if signature is None:
-        return
+        return ways[0]
     named = {p.name for p in signature.parameters.values()
              if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    refused = [] if packing.takes_any_name(forward) else sorted(set(kwargs) - named)
-    try:
-        signature.bind(*args, **{n: x for n, x in kwargs.items() if n not in refused})
-    except TypeError as error:
-        raise Problem("arguments", f"does not take the mechanism's arguments ({len(args)} arrays): "
-                                   f"{error}.") from None
-    if refused:
-        says = f"does not take the option {refused[0]!r}; if that is meant, exclude {refused[0]!r}."
-        raise Problem("arguments", says)
+    refused = [] if packing.takes_any_name(forward) else sorted(set(options) - named)
+    said = []
+    for args, kwargs in ways:
+        try:
+            signature.bind(*args, **{n: x for n, x in kwargs.items() if n not in refused})
+        except TypeError as error:
+            said.append(error)
+            continue
+        if refused:
+            name = repr(refused[0])
+            raise Problem("arguments",
+                          f"does not take the option {name}; if that is meant, exclude {name}.")
+        return args, kwargs
+    wanted = ", ".join([*arrays, *(f"{n}=..." for n in options)])
+    raise Problem("arguments",
+                  f"does not take the mechanism's arguments, as f({wanted}): {said[0]}.")
 
 
 def _looks_right(adapter, what, x, shape, dtypes=()):
