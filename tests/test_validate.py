@@ -31,7 +31,7 @@ from minattn.validate import (
 )
 from minattn.validate import cases as kit
 from minattn.validate.causality import causality
-from minattn.validate.check import check_case, prepare, read_skips, repeated
+from minattn.validate.check import changed, check_case, prepare, read_skips, repeated
 from minattn.validate.frameworks import resolve
 
 ROOT = Path(__file__).parent.parent
@@ -768,6 +768,21 @@ def tiled(half=(), tile=64, narrow_P=None, products=None, anew=False):
                     dq[:, :, i] = kept(dq[:, :, i] + scale * dq_ij, "dq")
             return dq.to(narrow), dk.to(narrow), dv.to(narrow), None
     return lambda q, k, v, *, causal=False: Attention.apply(q, k, v, causal)
+
+
+def test_a_gradient_that_passes_through_the_maximum_is_right():
+    """As in transformers: where the sink is the largest, the rounding of the row comes to it."""
+    torch = pytest.importorskip("torch")
+
+    def attend(q, k, v, sink, *, scale):
+        s = torch.cat([scale * q @ k.mT, sink.reshape(1, -1, 1, 1).expand(*q.shape[:3], 1)], dim=3)
+        P = torch.softmax(s - s.amax(3, keepdim=True), 3)
+        return P[..., :-1] @ v
+    for seed in range(3):
+        how = {"seed": seed, "sizes": {"Tq": 1, "Tk": 300}}
+        case = changed(*kit.cases("sink", only=["noncausal"], **how), options={"scale": 0.0})
+        found = check_case(case, prepare("sink", attend, framework="torch"))
+        assert found.status == report.PASSED, found
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

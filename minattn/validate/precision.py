@@ -57,6 +57,8 @@ def plain(case, arithmetic, *, draws=0, early=False, dlse=None):
         if early and hasattr(core, "lse"):
             core.P = again(core, arithmetic)
         grads = backward(lift(case.cotangent), cache)
+        if early and "sink" in grads:
+            grads["sink"] = grads["sink"] - through_maximum(core, lift(case.cotangent))
         core.P = weights
     if overflows(cache):                                     # -inf would pass for a hidden key
         out = np.full(out.shape, np.inf)
@@ -85,6 +87,15 @@ def again(core, arithmetic):
     exp = arithmetic.functions.get(np.exp, np.exp)
     exponent = (np.asarray(core.s) + anew) * log2_e - np.asarray(core.lse * log2_e)
     return arithmetic.array(arithmetic.round(exp(math.log(2) * exponent)))
+
+
+def through_maximum(core, dout):
+    """What a sink that is the largest score of its row also gets, if the maximum that is subtracted
+    passes on its gradient: the row's sum of ds, 0 but for rounding."""
+    ds = core.P * (dout @ naive.T(core.v) - core.delta)
+    sums = ds.sum(axis=-1, keepdims=True) - core.e_sink / core.total * core.delta
+    largest = (core.s <= naive.per_head(core.sink)).all(axis=-1, keepdims=True)
+    return np.where(largest, sums, 0).sum(axis=(-4, -2, -1))
 
 
 def intermediates(cache):
