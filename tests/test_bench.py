@@ -379,7 +379,8 @@ def test_beside_pytorch(tiny, tmp_path, capsys):
         "PyTorch blocks",
         "PyTorch mask",
     }
-    assert all("PyTorch, 1 thread" in row["sides"] for row in found["sample"]["batches"])
+    assert [row["attention"] for row in found["sample"]["rows"]] == ["energy"]
+    assert all("PyTorch, 1 thread" in row["sides"] for row in found["sample"]["rows"])
 
 
 @pytest.mark.slow
@@ -710,21 +711,33 @@ def test_cached_generation(position, changes):
         next(continued(fast, view, 9))
 
 
-def test_generation_refuses_what_it_cannot_do():
+@pytest.mark.parametrize("attention", ["affine", "energy[norm=sequence]", "linear[feature=lln]"])
+def test_generation_refuses_what_it_cannot_do(attention):
     pytest.importorskip("torch")
     from minattn.bench import torch_fast as from_torch
 
-    _, fast, tokens = literal_and_fast(CASES["sink"], True)
-    with pytest.raises(ValueError, match="softmax attention"):
+    _, fast, tokens = literal_and_fast({"attention": attention}, True)
+    with pytest.raises(ValueError, match=f"{attention.partition('[')[0]} with these options"):
         next(from_torch.generate(fast, tokens[:, :1], 2))
 
 
-def test_numpy_and_pytorch_generate_the_same():
+CONTINUED = [name for name in sample.CASES if name != "affine"]
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+@pytest.mark.parametrize("attention", [*CONTINUED, "sparse[rule=topk,top=3]", "sink/energy+gated"])
+def test_numpy_and_pytorch_generate_the_same(attention, position):
     torch = pytest.importorskip("torch")
     from minattn.bench import torch_fast as fast
 
-    config = model.Config(**SMALL)
+    shape = {"block_size": 14, "n_embd": 24, "n_head": 3, "position": position}
+    config = model.Config(**{**SMALL, **shape, "attention": attention})
     params, buffers = model.init(config, 5, np.float64)
-    mine = list(generate.stream(params, buffers, config, [3, 1], 9, top_k=1))
-    gpt = fast.GPT.from_numpy(model.to_dict(config), params, buffers)
-    assert mine == [int(t) for t in fast.generate(gpt, torch.tensor([[3, 1]]), 9)]
+    rng = np.random.default_rng(6)
+    for value in params.values():                              # else one token repeats itself
+        value += rng.normal(0, 0.3, value.shape)
+    gpt = fast.GPT.from_numpy(model.to_dict(config), params, buffers).eval()
+    for prompt in ([3], [3, 1, 4]):
+        n = config.block_size - len(prompt) + 1
+        mine = list(generate.stream(params, buffers, config, prompt, n, top_k=1))
+        assert mine == [int(t) for t in fast.generate(gpt, torch.tensor([prompt]), n)]

@@ -1,38 +1,58 @@
 """Generation with a key-value cache: tokens per second, a whole block from one token, greedily; one
-sequence, and several."""
-from minattn import report_table
+sequence, and several with softmax."""
+from minattn import model, report_table
+from minattn import spec as spelling
+from minattn.attention import MECHANISMS
 from minattn.bench import step
 from minattn.bench.sides import Job, measure, number
+from minattn.layers import layers
 
 PRESET, BATCHES = "paper", (1, 16)
+CASES = [*MECHANISMS, "affine[length=visible]", "energy[norm=prefix]"]
 
 
 def suite(args, problems):
-    """-> {"preset", "tokens", "batches": [{"batch", "sides"}, ...]}; prints a table.
+    """-> {"preset", "tokens", "rows": [{"attention", "batch", "sides"}, ...]}; prints a table.
 
-    Both sides with one thread and with all.
+    Both sides with one thread and with all. What has to be computed anew for the whole prefix at
+    every token is left out.
     """
-    spec, found = step.spec(PRESET), []
-    tokens = spec["config"]["block_size"]
+    found, anew, tokens = [], [], step.spec(PRESET)["config"]["block_size"]
     print(f"\ngeneration, {PRESET}: {tokens} tokens after one, greedy, key-value cache, float32")
-    lines = [("batch", "", "tokens/s", "quartiles", "minattn, with as many threads, is faster by")]
-    for batch in BATCHES:
-        job = {**spec, "settings": {**spec["settings"], "batch_size": batch}, "tokens": tokens}
-        jobs = {}
-        for n in sorted({1, args.threads}):
-            threads = "1 thread" if n == 1 else f"{n} threads"
-            jobs[f"minattn, {threads}"] = Job("bench.numpy_jobs", "sample", job, threads=n)
-            if args.torch:
-                jobs[f"PyTorch, {threads}"] = Job("bench.torch_jobs", "sample", job, threads=n)
-        times = measure(f"generation, {PRESET}, batch {batch}", jobs, args, problems, tolerance=0)
-        rows = {}
-        for label, turns in times.turns.items():
-            rate = {at: batch * tokens / t for at, t in times.seconds[label].items()}
-            faster = 1 / times.ratio(label, label.replace("PyTorch", "minattn"))
-            rows[label] = {"tokens_per_second": rate["median"], "speedup": faster, "turns": turns}
-            shown = "" if label.startswith("minattn") else number(faster) + "x"
-            lines.append((str(batch), label, number(rate["median"], 0),
-                          f"{rate['q3']:.0f}-{rate['q1']:.0f}", shown))
-        found.append({"batch": batch, "sides": rows})
-    print(report_table.text(lines, right=range(2, len(lines[0]))))
-    return {"preset": PRESET, "tokens": tokens, "batches": found}
+    lines = [("attention", "batch", "", "tokens/s", "quartiles",
+              "minattn, with as many threads, is faster by")]
+    for attention in spelling.variants("attention", args.attention) if args.attention else CASES:
+        spec = step.spec(PRESET, attention)
+        if any(layer.mechanism.recompute(**layer.options)
+               for layer in layers(model.Config(**spec["config"]))):
+            anew.append(attention)
+            continue
+        for batch in BATCHES if attention == "softmax" else BATCHES[:1]:
+            row = _row(spec, attention, batch, args, problems)
+            found.append(row)
+            lines += [(attention, str(batch), label, number(side["tokens_per_second"], 0),
+                       f"{side['q1']:.0f}-{side['q3']:.0f}",
+                       "" if label.startswith("minattn") else number(side["speedup"]) + "x")
+                      for label, side in row["sides"].items()]
+    print(report_table.text(lines, right=(1, *range(3, len(lines[0])))))
+    if anew:
+        print(f"Computed anew for the whole prefix at every token, and left out: {', '.join(anew)}")
+    return {"preset": PRESET, "tokens": tokens, "rows": found}
+
+
+def _row(spec, attention, batch, args, problems):
+    tokens, jobs = spec["config"]["block_size"], {}
+    job = {**spec, "settings": {**spec["settings"], "batch_size": batch}, "tokens": tokens}
+    for n in sorted({1, args.threads}):
+        threads = "1 thread" if n == 1 else f"{n} threads"
+        jobs[f"minattn, {threads}"] = Job("bench.numpy_jobs", "sample", job, threads=n)
+        if args.torch:
+            jobs[f"PyTorch, {threads}"] = Job("bench.torch_jobs", "sample", job, threads=n)
+    times = measure(f"generation, {attention}, batch {batch}", jobs, args, problems, tolerance=0)
+    found = {}
+    for label, turns in times.turns.items():
+        rates = {at: batch * tokens / t for at, t in times.seconds[label].items()}
+        faster = 1 / times.ratio(label, label.replace("PyTorch", "minattn"))
+        found[label] = {"tokens_per_second": rates["median"], "q1": rates["q3"], "q3": rates["q1"],
+                        "speedup": faster, "turns": turns}
+    return {"attention": attention, "batch": batch, "sides": found}

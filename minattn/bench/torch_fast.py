@@ -108,14 +108,19 @@ def attend(q, k, v, *, fused, mask, causal, scale=None, key_bias=None, bias=None
     The fused form pads v, or q and k, where the other is wider.
 
     mask: a constant bias, -inf where a key is hidden; causal: it is the causal mask and no more.
-    key_bias (B, H, T), bias (B, H, T, T) and sink (H,) may learn.
+    key_bias (B, H, T), bias (B, H, T, T) and sink (H,) may learn. A single query sees every key,
+    and its key_bias need not learn.
     """
-    Dv = v.shape[-1]
+    Dv, single = v.shape[-1], q.shape[2] == 1
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not fused or bias is not None:
         return _plain(q, k, v, mask, scale, key_bias, bias, sink)
-    mask = None if causal else mask
-    if key_bias is not None:
+    causal = causal and not single
+    if causal or single and sink is None:       # without a mask, SinkAttention is causal
+        mask = None
+    if key_bias is not None and single:
+        mask = key_bias[:, :, None]
+    elif key_bias is not None:
         q = F.pad(q, (0, 1), value=1 / scale)
         k = torch.cat([k, key_bias[..., None]], -1)
     width = max(q.shape[-1], Dv)
@@ -127,32 +132,34 @@ def attend(q, k, v, *, fused, mask, causal, scale=None, key_bias=None, bias=None
 
 
 def _plain(q, k, v, mask, scale, key_bias, bias, sink):
-    B, H, T, _ = q.shape
+    (B, H, T, _), Tk = q.shape, k.shape[2]
     if key_bias is not None:
         mask = mask + key_bias[:, :, None]
     if bias is not None:
         mask = mask + bias
     if mask.dim() > 2:
-        mask = mask.expand(B, H, T, T).reshape(B * H, T, T)
-    q, k, v = (x.reshape(B * H, T, -1) for x in (q, k, v))
-    s = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)                         # (B H, T, T)
+        mask = mask.expand(B, H, T, Tk).reshape(B * H, T, Tk)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    s = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)                        # (B H, T, Tk)
     if sink is not None:
         s = torch.cat([s, sink.repeat(B)[:, None, None].expand(-1, T, 1)], -1)
-    return (torch.softmax(s, -1)[..., :T] @ v).view(B, H, T, -1)
+    return (torch.softmax(s, -1)[..., :Tk] @ v).view(B, H, T, -1)
 
 
 def by_rows(q, k, v, mask, rule):
     """rule(q k^T, mask) v, a block of rows at a time and without the keys after them.
 
-    q (B, H, T, D), k (B, G, T, D), v (B, H, T, Dv): all heads that share a key in one product
+    q (B, H, T, D), the last T of k (B, G, Tk, D), v (B, H, Tk, Dv): all heads that share a key in
+    one product
     """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     (B, H, T, D), G, blocks = q.shape, k.shape[1], []
     for start in range(0, T, ROWS):
         end = min(start + ROWS, T)
-        s = q[:, :, start:end].reshape(B, G, -1, D) @ k[:, :, :end].transpose(2, 3)
-        P = rule(s.view(B, H, end - start, end), mask[..., start:end, :end])
-        blocks.append(P @ v[:, :, :end])
+        keys = k.shape[2] - T + end
+        s = q[:, :, start:end].reshape(B, G, -1, D) @ k[:, :, :keys].transpose(2, 3)
+        P = rule(s.view(B, H, end - start, keys), mask[..., start:end, :keys])
+        blocks.append(P @ v[:, :, :keys])
     return torch.cat(blocks, 2)
 
 
@@ -215,11 +222,12 @@ def gated(attend, options, q, k, v, gate_logits):
 
 def affine(attend, options, q, k, v, alpha_logits, alpha_ma):
     """alpha y + beta (sum of the visible v)"""
-    T, window = q.shape[2], options["window"]
+    T, Tk, window = q.shape[2], k.shape[2], options["window"]
     alpha = att.squash(alpha_logits, options["phi"])                        # (B, H, T)
-    counts = {"total": T, "visible": torch.arange(1, T + 1, device=q.device).clamp(max=window or T)}
+    seen = torch.arange(Tk - T + 1, Tk + 1, device=q.device).clamp(max=window or Tk)
+    counts = {"total": Tk, "visible": seen}
     beta = (alpha_ma[:, None] - alpha) / counts.get(options["length"], options["length"])
-    total = v.cumsum(2)
+    total = v.sum(2, keepdim=True) if T == 1 else v.cumsum(2)
     if window is not None and window < T:
         total = total - F.pad(total[:, :, :-window], (0, 0, window, 0))
     return torch.addcmul(attend(q, k, v) * alpha[..., None], beta[..., None], total)
@@ -231,26 +239,28 @@ def energy(attend, options, q, k, v, energy, alpha, tau):
     if norm in ("key", "prefix"):
         mean, rstd = running_statistics(energy, options["eps"])
         if norm == "prefix":
-            slope = alpha * rstd                                           # (B, H, T), of the query
+            mean, rstd = (x[..., -q.shape[2]:] for x in (mean, rstd))   # (B, H, T), of the query
+            slope = alpha * rstd
             shift = slope * mean + alpha * tau
             bias = F.logsigmoid(slope[..., None] * energy[:, :, None] - shift[..., None])
-            return attend(q, k, v, bias=bias)                               # (B, H, T, T)
+            return attend(q, k, v, bias=bias)                               # (B, H, T, Tk)
         energy = (energy - mean) * rstd
     else:
         energy = att.standard_energy(energy, energy.shape[-1], norm=norm)[:, :, 0]
     return attend(q, k, v, key_bias=F.logsigmoid(alpha * (energy - tau)))
 
 
-def gaussian(attend, options, x, log_sigma, values):
+def gaussian(attend, options, x, log_sigma, values, keys=None):
     """exp(-|x_i - x_j|^2 / 2 sigma^2) is softmax's numerator, of (x_i x_j - |x_j|^2 / 2) / sigma^2
     """
+    keys = x if keys is None else keys
     inverse = torch.exp(-2 * log_sigma)[:, None]                                           # (H, 1)
     # After the norm |x_j|^2 is D for every key, up to the norm's eps of 1e-6, which is rounding in
     # float32; a constant cancels.
     key_bias = None
     if not options["qk_norm"] or x.dtype != torch.float32:
-        key_bias = (x * x).sum(-1) * (-0.5 * inverse)                                   # (B, H, T)
-    return attend(x * inverse[..., None], x, values, scale=1.0, key_bias=key_bias)
+        key_bias = (keys * keys).sum(-1) * (-0.5 * inverse)                            # (B, H, Tk)
+    return attend(x * inverse[..., None], keys, values, scale=1.0, key_bias=key_bias)
 
 
 def forget(attend, options, q, k, v, forget_logits):
@@ -378,8 +388,9 @@ class GPT(gpt.GPT):
 
     def __init__(self, config, params, buffers, fused=True):
         super().__init__(config, params, buffers)
-        self.fused = fused
-        literal = any(name not in CONSTANT for name in self.positions)
+        self.fused, self.start = fused, 0                    # start: tokens before, in generation
+        literal = (any(name not in CONSTANT for name in self.positions)
+                   or any(self.config[key] for key in ("n_kv_head", "softcap", "log_length")))
         self.forms = [None if literal else form_of(layer) for layer in self.layers]
         self._tables()
 
@@ -402,15 +413,20 @@ class GPT(gpt.GPT):
             bias = pos.decay(T, H)[None].to(like)
             self.masks = {window: mask + bias for window, mask in self.masks.items()}
         if "rope" in self.positions:
-            tables = rotation(T, C // H, self.positions["rope"])
-            self.rotations = [table.to(like) for table in tables]
+            sizes = {"C": C, "H": H, "G": self.config["n_kv_head"] or H}
+            heads = [gpt._call(layer.formula.heads, {**sizes, **layer.options})
+                     for layer in self.layers if layer.formula.heads]
+            self.rotations = {}
+            for width in {C // H, *(shapes[0][1] for shapes in heads)}:
+                tables = rotation(T, width, self.positions["rope"])
+                self.rotations[width] = [table.to(like) for table in tables]
 
-    def _rotate(self, x, start=0):
+    def _rotate(self, x):
         """RoPE as x cos + (the other of each pair) sin, in three passes; x (B, H, T, D)"""
-        if "rope" not in self.positions or x.shape[-1] != self.rotations[0].shape[-1]:
+        if "rope" not in self.positions:
             return super()._rotate(x)
         T, D = x.shape[-2:]
-        cos, sin = (table[start:start + T] for table in self.rotations)
+        cos, sin = (table[self.start:self.start + T] for table in self.rotations[D])
         if self.positions["rope"]["pairs"] == "half":
             other = x.roll(D // 2, -1)
         else:
@@ -423,8 +439,7 @@ class GPT(gpt.GPT):
 
     def _attention(self, i, x):
         T, layer, form = x.shape[1], self.layers[i], self.forms[i]
-        literal = any(self.config[key] for key in ("n_kv_head", "softcap", "log_length"))
-        if form is None or literal or (self.training and self.config["dropout"]):
+        if form is None or (self.training and self.config["dropout"]):
             return super()._attention(i, x)
         masks = {"mask": self.masks[layer.window][..., :T, :T], "causal": self._causal(layer)}
         options = {**layer.options, "window": layer.window, **masks}
@@ -434,36 +449,66 @@ class GPT(gpt.GPT):
 
 # ------------------------------------------------------------------------------------- generation
 
+KEPT = ("k", "v", "keys", "values", "energy", "forget_logits", "content")    # of every token so far
+
 
 @torch.inference_mode()
 def generate(gpt, prompt, n_tokens):
     """Continue prompts (B, T) greedily by n_tokens each with a key-value cache; yields (B,) tokens,
     one position at a time.
 
-    Softmax attention without windows, embedded positions or RoPE, and no more than block_size
-    tokens in view.
+    No windows, embedded positions or RoPE, no more than block_size tokens in view, and no
+    mechanism whose earlier outputs change with every new token.
     """
-    c, (B, T) = gpt.config, prompt.shape
-    plain = all(form is softmax and gpt._causal(layer) and not layer.on_top
-                for form, layer in zip(gpt.forms, gpt.layers))
-    if not plain or T + n_tokens > c["block_size"] + 1:
-        raise ValueError("generate: softmax attention without windows, and at most block_size "
-                         "tokens in view")
-    H, D, wte = c["n_head"], c["n_embd"] // c["n_head"], gpt._get("wte.weight")
+    c = gpt.config
+    for form, layer in zip(gpt.forms, gpt.layers):
+        anew = {"total", "sequence"} & {layer.options.get("length"), layer.options.get("norm")}
+        if form is None or anew or not gpt._causal(layer):
+            raise ValueError(f"generate: {layer.name} with these options has no form here")
+    if prompt.shape[1] + n_tokens > c["block_size"] + 1:
+        raise ValueError("generate: at most block_size tokens in view")
+    wte, past, tokens, start = gpt._get("wte.weight"), [{} for _ in gpt.layers], prompt, 0
     codes = gpt._embed(prompt.new_zeros(1, c["block_size"]))[0] - wte[0]           # (block_size, C)
-    past = torch.empty(c["n_layer"], 2, B, H, c["block_size"], D, dtype=wte.dtype)
-    tokens, start = prompt, 0
     for _ in range(n_tokens):
         end = start + tokens.shape[1]
         x = F.embedding(tokens, wte) + codes[start:end]
-        for i, (keys, values) in enumerate(past):
-            qkv = gpt._linear(gpt._norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn").chunk(3, -1)
-            q, k, v = (gpt._heads(part) for part in qkv)
-            keys[:, :, start:end], values[:, :, start:end] = gpt._rotate(k, start), v
-            y = F.scaled_dot_product_attention(gpt._rotate(q, start), keys[:, :, :end],
-                                               values[:, :, :end], is_causal=start == 0)
-            x = x + gpt._output(i, x, y)
+        for i, kept in enumerate(past):
+            x = x + _continue(gpt, i, gpt._norm(x, f"h.{i}.ln_1"), kept, start)
             x = x + gpt._mlp(i, gpt._norm(x, f"h.{i}.ln_2"))
         logits = gpt._norm(x[:, -1:], "ln_f")[:, 0] @ wte.t()                              # (B, V)
         tokens, start = logits.argmax(-1, keepdim=True), end
         yield tokens[:, 0]
+
+
+def _continue(gpt, i, x, kept, start):
+    """gpt._attention(i, x) of the tokens from `start` on, which are added to what is kept."""
+    layer, form, end = gpt.layers[i], gpt.forms[i], start + x.shape[1]
+    gpt.start = start
+    given = gpt._inputs(i, x)
+    gpt.start = 0
+    if form is linear:
+        return gpt._output(i, x, _continue_sums(kept, **given))
+    if "x" in given:
+        given["keys"] = given["x"]
+    for name in given.keys() & set(KEPT):
+        new = given[name]
+        if name not in kept:
+            shape = (*new.shape[:2], gpt.config["block_size"], *new.shape[3:])
+            kept[name] = new.new_empty(shape)
+        kept[name][:, :, start:end] = new
+        given[name] = kept[name][:, :, :end]
+    masks = {"mask": gpt.masks[None][start:end, :end], "causal": True}
+    options = {**layer.options, "window": None, **masks}
+    return gpt._output(i, x, form(partial(attend, fused=True, **masks), options, **given))
+
+
+def _continue_sums(kept, q, k, v):
+    """linear: what is kept is the sum of k^T [v, 1], of one size for any number of tokens."""
+    q, k, v = F.elu(q) + 1, F.elu(k) + 1, F.pad(v, (0, 1), value=1.0)
+    before = kept.get("sums", 0)
+    kept["sums"] = before + k.transpose(2, 3) @ v
+    if q.shape[2] == 1:
+        sums = q @ kept["sums"]
+    else:                                                      # the prompt: nothing came before it
+        sums = (q @ k.transpose(2, 3)).tril() @ v
+    return sums[..., :-1] / sums[..., -1:]
