@@ -73,22 +73,24 @@ def resolve(fn, backward=None, layout="BHTD", lse=None):
     """fn as check takes it -> Target. InputError if nothing in it can be called."""
     checks.choice("layout", layout, LAYOUTS)
     checks.choice("lse", lse or "e", ("e", "2"))
-    fn = getattr(fn, "module", fn) if isinstance(fn, attention.Mechanism) else fn
-    name = getattr(fn, "__name__", type(fn).__name__)
+    if isinstance(fn, attention.Mechanism):
+        fn = fn.module
+    forward, own = fn, None
     if isinstance(fn, (tuple, list)) and len(fn) == 2:
-        fn, backward = fn[0], fn[1] if backward is None else backward
-        name = getattr(fn, "__name__", type(fn).__name__)
+        forward, own = fn
+        fn = forward
     elif not callable(fn) and callable(getattr(fn, "forward", None)):      # a module with both
-        fn, backward = fn.forward, getattr(fn, "backward", None) if backward is None else backward
-    elif backward is None and not hasattr(fn, "parameters"):  # (torch.nn.Module: autograd)
-        backward = getattr(fn, "backward", None)
-    if not callable(fn):
-        kind = type(fn).__name__
+        forward, own = fn.forward, getattr(fn, "backward", None)
+    elif not hasattr(fn, "parameters"):                      # (torch.nn.Module: autograd)
+        own = getattr(fn, "backward", None)
+    backward = own if backward is None else backward
+    if not callable(forward):
         raise InputError("the function to check must be callable, or have forward and backward; "
-                         f"got {kind}.")
+                         f"got {type(forward).__name__}.")
     if backward is not None and not callable(backward):
         raise InputError(f"backward must be callable; got {type(backward).__name__}.")
-    return Target(fn, backward, one_line(name), layout, lse or "")
+    name = getattr(fn, "__name__", type(fn).__name__)
+    return Target(forward, backward, one_line(name), layout, lse or "")
 
 
 def adapter(framework, dtype, device="cpu"):
@@ -105,7 +107,7 @@ class NumpyAdapter:
     def __init__(self, dtype, device="cpu"):
         if device != "cpu":
             raise InputError(f"NumPy arrays live on the cpu; got device {device!r}.")
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self.arrays = dtype, device, (np.ndarray, np.generic)
         if dtype == "bfloat16":
             try:
                 import ml_dtypes
@@ -116,24 +118,26 @@ class NumpyAdapter:
         else:
             self.type = np.dtype(dtype)
 
-    def array(self, x, layout="contiguous", leaf=False):
+    def array(self, x, layout="contiguous", leaf=False, like=None):
         """Our numbers as a fresh array of this framework; booleans stay, integers have 32 bits.
 
-        leaf: takes a gradient.
+        layout: one of covering.LAYOUTS, with NaN around it. leaf: takes a gradient. like: an array
+        that has its type.
         """
-        return stride(x, self.type_of(x), layout)
+        buffer, strides, offset = covering.place(x, layout)
+        return covering.view(buffer.astype(self.type_of(x, like)), x.shape, strides, offset)
 
-    def type_of(self, x):
-        return self.kinds.get(x.dtype.kind, self.type)
+    def type_of(self, x, like=None):
+        return self.kinds.get(x.dtype.kind, self.type) if like is None else like.dtype
 
     def numbers(self, x):
         return np.asarray(x).astype(np.float64)
 
     def belongs(self, x):
-        return isinstance(x, (np.ndarray, np.generic))
+        return isinstance(x, self.arrays)
 
     def dtype_of(self, x):
-        return str(x.dtype)
+        return str(x.dtype).rpartition(".")[2]
 
     def same_memory(self, x, y):
         return np.may_share_memory(x, y)
@@ -145,10 +149,6 @@ class NumpyAdapter:
     def alive(self):
         """Does the device still compute? After some errors a GPU refuses every call."""
         return True
-
-    def like(self, x, other):
-        """Our numbers as an array of the dtype of another one"""
-        return self.array(x).astype(other.dtype)
 
     def call(self, forward, args, kwargs, leaves, outputs=1):
         """-> what it returns; (outputs, their gradients) -> those of the leaves, for the last time
@@ -162,32 +162,27 @@ class TorchAdapter(NumpyAdapter):
     name, autodiff = "torch", True
 
     def __init__(self, dtype, device="cpu"):
-        torch = _installed("torch", "torch")
+        torch = _installed("torch")
         try:
             self.torch, self.dtype, self.device = torch, dtype, torch.device(device)
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise _no_device("torch", device, error) from None
         self.type, self.kinds = getattr(torch, dtype), {"b": torch.bool, "i": torch.int32}
+        self.arrays = torch.Tensor
 
-    def array(self, x, layout="contiguous", leaf=False):
+    def array(self, x, layout="contiguous", leaf=False, like=None):
         buffer, strides, offset = covering.place(x, layout)
-        flat = self.torch.from_numpy(buffer).to(self.device).to(self.type_of(x))
+        flat = self.torch.from_numpy(buffer).to(self.device).to(self.type_of(x, like))
         t = self.torch.as_strided(flat, x.shape, strides, offset)
         return t.requires_grad_() if leaf and x.dtype != bool else t
 
     def numbers(self, x):
         return x.detach().to("cpu", self.torch.float64).numpy().copy()
 
-    def belongs(self, x):
-        return isinstance(x, self.torch.Tensor)
-
     def same_memory(self, x, y):
         start = x.untyped_storage().data_ptr()           # 0: empty
         return start != 0 and start == y.untyped_storage().data_ptr()
-
-    def dtype_of(self, x):
-        return str(x.dtype).removeprefix("torch.")
 
     def fell_back(self):
         compiler = sys.modules.get("torch._dynamo.utils")
@@ -201,9 +196,6 @@ class TorchAdapter(NumpyAdapter):
             return self.torch.ones(1, device=self.device).item() == 1
         except RuntimeError:
             return False
-
-    def like(self, x, other):
-        return self.array(x).to(other.dtype)
 
     def call(self, forward, args, kwargs, leaves, outputs=1):
         if "torch._dynamo" in sys.modules:                   # every case has sizes of its own
@@ -228,20 +220,17 @@ class JaxAdapter(NumpyAdapter):
     name, autodiff, strided = "jax", True, False
 
     def __init__(self, dtype, device="cpu"):
-        jax = _installed("jax", "jax")
+        jax = _installed("jax")
         if dtype == "float64":
             jax.config.update("jax_enable_x64", True)
         try:
             self.jax, self.dtype, self.device = jax, dtype, jax.devices(device)[0]
-            self.type = jax.numpy.dtype(dtype)
+            self.type, self.arrays = jax.numpy.dtype(dtype), jax.Array
         except RuntimeError as error:
             raise _no_device("jax", device, error) from None
 
-    def array(self, x, layout="contiguous", leaf=False):
-        return self.jax.device_put(x.astype(self.type_of(x)), self.device)
-
-    def belongs(self, x):
-        return isinstance(x, self.jax.Array)
+    def array(self, x, layout="contiguous", leaf=False, like=None):
+        return self.jax.device_put(x.astype(self.type_of(x, like)), self.device)
 
     def same_memory(self, x, y):
         return False                                         # never written again
@@ -259,25 +248,19 @@ class MlxAdapter(JaxAdapter):
     name = "mlx"
 
     def __init__(self, dtype, device="cpu"):
-        self.mlx = _installed("mlx.core", "mlx")
+        self.mlx = _installed("mlx.core")
         if device not in ("cpu", "gpu"):
             raise InputError(f"MLX has the devices cpu and gpu; got {device!r}.")
         self.mlx.set_default_device(getattr(self.mlx, device))
         self.dtype, self.device, self.type = dtype, device, getattr(self.mlx, dtype)
-        self.kinds = {"b": self.mlx.bool_, "i": self.mlx.int32}
+        self.kinds, self.arrays = {"b": self.mlx.bool_, "i": self.mlx.int32}, self.mlx.array
 
-    def array(self, x, layout="contiguous", leaf=False):
-        return self.mlx.array(np.ascontiguousarray(x), dtype=self.type_of(x))
+    def array(self, x, layout="contiguous", leaf=False, like=None):
+        return self.mlx.array(np.ascontiguousarray(x), dtype=self.type_of(x, like))
 
     def numbers(self, x):
         wide = x.dtype in (self.mlx.float64, self.mlx.int32)
         return np.array(x if wide else x.astype(self.mlx.float32)).astype(np.float64)
-
-    def belongs(self, x):
-        return isinstance(x, self.mlx.array)
-
-    def dtype_of(self, x):
-        return str(x.dtype).removeprefix("mlx.core.")
 
     def call(self, forward, args, kwargs, leaves, outputs=1):
         of_leaves = function_of(leaves, forward, args, kwargs, outputs)
@@ -292,23 +275,18 @@ class TinygradAdapter(MlxAdapter):
     name = "tinygrad"
 
     def __init__(self, dtype, device="cpu"):
-        self.tinygrad = _installed("tinygrad", "tinygrad")
-        self.types = {n: getattr(self.tinygrad.dtypes, n) for n in DTYPES}
+        tinygrad = _installed("tinygrad")
+        self.types = {n: getattr(tinygrad.dtypes, n) for n in DTYPES}
         self.dtype, self.device, self.type = dtype, device, self.types[dtype]
-        self.kinds = {"b": self.tinygrad.dtypes.bool, "i": self.tinygrad.dtypes.int32}
+        self.kinds = {"b": tinygrad.dtypes.bool, "i": tinygrad.dtypes.int32}
+        self.arrays = tinygrad.Tensor
 
-    def array(self, x, layout="contiguous", leaf=False):
-        return self.tinygrad.Tensor(np.ascontiguousarray(x)).cast(self.type_of(x))
-
-    def like(self, x, other):
-        return self.array(x).cast(other.dtype)
+    def array(self, x, layout="contiguous", leaf=False, like=None):
+        return self.arrays(np.ascontiguousarray(x)).cast(self.type_of(x, like))
 
     def numbers(self, x):
         wide = x.dtype == self.types["float64"]
         return (x if wide else x.cast(self.types["float32"])).numpy().astype(np.float64)
-
-    def belongs(self, x):
-        return isinstance(x, self.tinygrad.Tensor)
 
     def dtype_of(self, x):
         return next((n for n, kind in self.types.items() if kind == x.dtype), str(x.dtype))
@@ -332,7 +310,8 @@ def function_of(leaves, forward, args, kwargs, outputs):
     return of_leaves
 
 
-def _installed(module, package):
+def _installed(module):
+    package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -347,14 +326,6 @@ def _no_device(framework, device, error):
 
 ADAPTERS = {"numpy": NumpyAdapter, "torch": TorchAdapter, "jax": JaxAdapter, "mlx": MlxAdapter,
             "tinygrad": TinygradAdapter}
-
-
-def stride(x, dtype, layout):
-    """A fresh copy of x in a layout of covering.LAYOUTS, with NaN around it."""
-    buffer, strides, offset = covering.place(x, layout)
-    if x.dtype != bool:
-        buffer = buffer.astype(dtype)
-    return covering.view(buffer, x.shape, strides, offset)
 
 
 def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
@@ -397,7 +368,7 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
     elif any(tuple(getattr(x, "shape", ())) == case.cotangent.shape[:3] for x in further):
         said = ("your function seems to return (out, lse): --lse e, or --lse 2 for base 2, checks "
                 "lse and its gradient")
-    douts = [cotangent] if dlse is None else [cotangent, adapter.like(dlse, several[1])]
+    douts = [cotangent] if dlse is None else [cotangent, adapter.array(dlse, like=several[1])]
     if between is not None:
         between()
     if by_hand and wanted:
@@ -419,12 +390,12 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
             if grads.get(name) is not None and np.any(adapter.numbers(grads[name])):
                 says = f"d{name} is not zero, but {name} is a running mean that takes no gradient."
                 findings.append(Finding("gradient", says))
-    elif wanted and differentiate is not None:
+    elif wanted:
         if between is not None:
             with contextlib.suppress(RuntimeError):          # compiled: its memory is given away
                 differentiate(several[:len(douts)], douts, keep=True)
         grads = differentiate(several[:len(douts)], douts)
-    for name in wanted if by_hand or differentiate is not None else ():
+    for name in wanted:
         if grads.get(name) is None:
             findings.append(Finding("gradient", f"the gradient of {name} is missing."))
             continue
@@ -500,17 +471,17 @@ def raised(error, setup=None):
     setup: a check.Setup; NumPy arrays may have met a function of another framework.
     """
     here = os.path.dirname(__file__)
-    frames: Any = [frame for frame in traceback.extract_tb(error.__traceback__)
-                   if os.path.dirname(frame.filename) != here]
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)
+              if os.path.dirname(frame.f_code.co_filename) != here]
     where = hint = ""
     said = one_line(error)
     if frames:
-        where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
+        frame, line = frames[-1]
+        where = f" ({os.path.basename(frame.f_code.co_filename)}, line {line})"
     if setup is not None:
         packages = {"torch"} if "Tensor" in said else set()
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            if os.path.dirname(frame.f_code.co_filename) != here:
-                names = (*frame.f_globals.values(), *frame.f_locals.values())
-                packages |= {x.__name__.partition(".")[0] for x in names if inspect.ismodule(x)}
+        for frame, _ in frames:
+            names = (*frame.f_globals.values(), *frame.f_locals.values())
+            packages |= {x.__name__.partition(".")[0] for x in names if inspect.ismodule(x)}
         hint = _meant(setup.adapter.name, packages)
     return Finding("raised", f"raised {type(error).__name__}: {said}{where}{hint}")
