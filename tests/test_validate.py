@@ -1259,9 +1259,27 @@ def test_command_refuses_before_it_starts(args, capsys):
 def test_command_lists_the_cases(capsys):
     assert cli.main(["check", "--mechanism", "sink", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [c.id for c in kit.cases("sink")]
+    plain = ("align", "grouped", "log_length", "softcap")    # what newer kernels do
+    assert [line.split()[0] for line in lines] == [c.id for c in kit.cases("sink", without=plain)]
+    assert not any("log_length" in line or "grouped" in line for line in lines)
     line = next(line for line in lines if line.startswith("window/W=2"))
     assert line.split()[1:] == ["quick", "causal,", "window"]
+
+
+def test_what_is_listed_is_what_runs(kernels, capsys):
+    """A function that takes no softcap has other combinations than one that does."""
+    (kernels / "own.py").write_text(
+        "from minattn.attention import softmax\n"
+        "def plain(q, k, v, *, causal=False, window=None, allowed=None, bias=None, scale=None):\n"
+        "    return softmax.forward(q, k, v, causal=causal, window=window, allowed=allowed,\n"
+        "                           bias=bias, scale=scale)[0]\n")
+    assert cli.main(["check", "own.py:plain", "--exclude", "prefix", "--list"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert not any(word in case for case in listed if case.startswith("combinations")
+                   for word in ("softcap", "log_length", "G=", "prefix"))
+    last = next(c for c in listed[::-1] if c not in {case.id for case in kit.cases("softmax")})
+    assert cli.main(["check", "own.py:plain", "--exclude", "prefix", "--case", last]) == 0
+    assert "all good: 1 passed" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------- the pytest plugin and the guide

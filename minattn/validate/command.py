@@ -65,7 +65,7 @@ def run(args):
     """Check the function -> exit code 0 or 1; InputError if that cannot be done."""
     from minattn.attention import MECHANISMS
     from minattn.validate import isolate
-    from minattn.validate.check import MOST_SECONDS, select
+    from minattn.validate.check import MOST_SECONDS
     from minattn.validate.positions import ROWS
     if len(args.target) > 2 or len(args.target) == 2 and args.mechanism:
         raise InputError("name one function to check, and before it or with --mechanism what it "
@@ -77,10 +77,7 @@ def run(args):
     checks.number("--seed", args.seed, 0, integer=True)
     checks.number("--time-limit", args.time_limit, above=0, high=MOST_SECONDS)
     sizes = sizes_of(args.sizes)
-    if args.list:
-        return _list(select(args.mechanism, args.case, quick=args.quick,
-                            thorough=args.thorough, seed=args.seed, sizes=sizes))
-    if args.target is None:
+    if args.target is None and not args.list:
         raise InputError("name the function to check, as module:function "
                          "(or --list to see the cases).")
     for flag, path in (("--json", args.json), ("--junit", args.junit)):
@@ -91,6 +88,8 @@ def run(args):
             "seed", "skip_file", "time_limit", "layout", "lse", "conventions", "repeat")
     question = {name: getattr(args, name) for name in same}
     question.update(exclude=exclude, cases=args.case, sizes=sizes)
+    if args.list:
+        return _list(isolate.planned(question))
     with terminated_as_interrupted():
         report = isolate.check(question, progress=sys.stderr.isatty())
     print(report)

@@ -110,7 +110,9 @@ def asks(name, value, mechanism):
         return set(value)
     if name in mechanism.options:
         return {name, f"{name}={value}"} if value != mechanism.options[name].default else set()
-    if name in ("B", "width", "Dv|1", "sign") or value in (None, False, "", "end") and value != 0.0:
+    if name in ("B", "width", "Dv|1", "sign") or value is None or value is False:    # not 0.0
+        return set()
+    if value in ("", "end"):
         return set()
     return {name, f"{name}={value}"}
 

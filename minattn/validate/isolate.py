@@ -91,7 +91,7 @@ def check(question, *, progress=False):
     from minattn.validate.check import until_too_many_hang
     start = time.perf_counter()
     chosen = []
-    _cases(question)                                         # refused before a child starts?
+    _cases({**question, "cases": None})                      # refused before a child starts?
 
     def begin(name, gradients, without, unasked):
         chosen.extend(_cases(question, without))
@@ -109,6 +109,19 @@ def check(question, *, progress=False):
     seconds = time.perf_counter() - start
     return Report(question["mechanism"], name, *about, results, gradients, seconds, unasked,
                   question.get("repeat", 1), len(chosen))
+
+
+def planned(question):
+    """The cases that `check` would run. No target: for a function that takes what cases without
+    combinations ask for."""
+    from minattn.validate.check import prepare
+    if question["target"] is None:
+        without = prepare(question["mechanism"], lambda *arrays: arrays,
+                          exclude=question["exclude"], sizes=question["sizes"]).without
+    else:
+        with contextlib.closing(_answers("check", question, lambda *_: 1, _result, None)) as child:
+            without = next(child)[2]
+    return _cases(question, without)
 
 
 def causality(**question):
