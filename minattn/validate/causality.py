@@ -25,7 +25,7 @@ from minattn.errors import InputError
 from minattn.files import named, one_line
 from minattn.validate import cases, frameworks, isolate
 from minattn.validate.check import limited
-from minattn.validate.command import add_texts, sizes_of
+from minattn.validate.command import add_function, add_texts, sizes_of
 from minattn.validate.report import write_file
 from minattn.validate.subjects import NotCovered, _float64, _function, _kernel, _model
 
@@ -58,11 +58,17 @@ class Certificate(NamedTuple):
         return "\n".join(lines)
 
 
+def certificate(subject, looked, answers):
+    """answers: for each of FORMS a status and its sentences"""
+    status, findings = zip(*answers)
+    return Certificate(subject, looked, dict(zip(FORMS, status)), dict(zip(FORMS, findings)))
+
+
 @np.errstate(all="ignore")
 def causality(target, *, mechanism=None, framework="numpy", options=None, backward=None,
               dtype="float64", device="cpu", length=LENGTH, sizes=None, layout="BHTD",
-              vocab_size=None, forms=tuple(FORMS), tokens=None, corpus=None, data_dir="data",
-              seed=0, time_limit=30.0, first=0, say=lambda *news: None):
+              forms=tuple(FORMS), tokens=None, corpus=None, data_dir="data", seed=0,
+              time_limit=30.0, first=0, say=lambda *news: None):
     """Ask the four questions -> Certificate (.ok, .forms, .findings, str, .to_json()).
 
     target      a mechanism, as "energy[norm=sequence]"; a function with a mechanism's arguments
@@ -80,7 +86,7 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
     forms       those to ask; the others are reported as not covered
     time_limit  seconds for each call of a function
     tokens      (x, y) for form 4; a run folder brings its own validation text (`corpus`: another)
-    first, say  begin with this form; say("ready", subject), say("start") before each call of a
+    first, say  begin with this form; say("ready", ...), say("start") before each call of a
                 function and say("done", (status, findings)) after each form: for the command line,
                 which keeps a function in a process of its own
     Raises InputError if the target cannot be run at all.
@@ -106,7 +112,10 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
     elif isinstance(target, tuple) and len(target) == 3:
         parts, name = target, "the model"
     elif isinstance(target, (str, Path)) and os.path.isdir(target):
-        parts, tokens = _run(target, tokens, corpus, data_dir, rng)
+        from minattn import runs
+        run = runs.load(target)
+        parts = run.checkpoint.params, run.checkpoint.buffers, run.config
+        tokens = tokens or _windows(run, corpus, data_dir, rng)
     elif isinstance(target, (str, Path)):
         if not _foreign(name):
             known = attention.MECHANISMS
@@ -122,7 +131,7 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
 
     def prepared():
         if mechanism is None:
-            return _function(target, framework, device, length, vocab_size)
+            return _function(target, framework, device, length)
         row, fixed = _with(mechanism, options or {})
         return _kernel(target, row, framework, fixed, backward, dtype, device, length, sizes,
                        layout)
@@ -145,9 +154,9 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
            "gradient": lambda: _gradient(subject, x, prefixes, rng),
            "prefix": lambda: _prefix(subject, x, y, prefixes),
            "loss": lambda: _loss(parts, tokens, rng)}
-    status, findings, about = {}, {}, f"{subject.name}, {T} positions"
+    answers, about = [], f"{subject.name}, {T} positions"
     looked = f"cut after {_listed(prefixes)} tokens; what begins later takes a greater --length"
-    say("ready", about, looked)
+    say("ready", len(FORMS), about, looked)
     for n, form in enumerate(FORMS):
         try:
             if form not in forms or n < first:
@@ -158,15 +167,15 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
                 raise NotCovered("the same input gives two different results, "
                                  "so that nothing can be said")
             wrong, seen = ask[form]()
-            status[form], findings[form] = ("fail", wrong) if wrong else ("pass", [seen])
+            status, said = ("fail", wrong) if wrong else ("pass", [seen])
         except NotCovered as why:
-            status[form], findings[form] = "not covered", [str(why)]
+            status, said = "not covered", [str(why)]
         except Exception as error:                           # somebody else's code
-            status[form], findings[form] = "fail", [_said(error)]
-        findings[form] = [one_line(line, 400) for line in findings[form]]
+            status, said = "fail", [_said(error)]
+        answers.append((status, [one_line(line, 400) for line in said]))
         if n >= first:
-            say("done", (status[form], findings[form]))
-    return Certificate(about, looked, status, findings)
+            say("done", answers[-1])
+    return certificate(about, looked, answers)
 
 
 def edges(T, *more):
@@ -299,14 +308,6 @@ def _loss(parts, tokens, rng):
     return [f"{said}: {leaks}"], said
 
 
-def _run(folder, tokens, corpus, data_dir, rng):
-    """A run folder -> (params, buffers, config), tokens for form 4 or why there are none"""
-    from minattn import runs
-    run = runs.load(folder)
-    parts = run.checkpoint.params, run.checkpoint.buffers, run.config
-    return parts, tokens or _windows(run, corpus, data_dir, rng)
-
-
 def _windows(run, corpus, data_dir, rng):
     """Windows of a run's validation text -> (x, y), or a sentence where the text is not at hand."""
     from minattn import data
@@ -363,25 +364,18 @@ def add_arguments(parser):
     parser.add_argument("target", metavar="TARGET",
                         help="a mechanism (energy[norm=prefix]), a run folder, module:function or "
                              "file.py:function")
+    add_function(parser, "D=64,T=256", "B, H, Hkv, D, Dv or T", "call")
     add_texts(
         parser,
-        ("--backward", None, "of a kernel: module:function of its backward"),
-        ("--sizes D=64,T=256", None, "of a kernel: fix B, H, Hkv, D, Dv or T"),
-        ("--layout", "BHTD", "of a kernel: BTHD if its arrays are (B, T, H, D); default BHTD"),
         ("--mechanism", None, "whose arguments the function takes; without it, tokens -> logits"),
-        ("--framework", "numpy", "numpy, torch or jax (default %(default)s)"),
         ("--dtype", "float64", "dtype of a kernel's arrays (default %(default)s)"),
-        ("--device", "cpu", "default %(default)s"),
         ("--forms", ",".join(FORMS), "some of %(default)s"),
         ("--corpus", None, "text for the loss if the run's corpus is not available"),
-        ("--data-dir", "data", "where corpora are kept (default %(default)s)"),
-        ("--json FILE", None, "also write the certificate as JSON"))
+        ("--data-dir", "data", "where corpora are kept (default %(default)s)"))
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
                         help="of a kernel: the same as in the brackets of its mechanism")
     parser.add_argument("--length", type=int, default=LENGTH,
                         help="sequence length (default %(default)s)")
-    parser.add_argument("--time-limit", type=float, default=30.0, metavar="S",
-                        help="seconds per call of a function (default 30)")
 
 
 def run(args):

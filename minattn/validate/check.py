@@ -11,6 +11,7 @@ import fnmatch
 import threading
 import time
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,6 @@ MOST_SECONDS = 1e6        # for one case: what threads can wait
 DIFFERENT = 3             # so many failing combinations are made small ...
 SHRINKING = 60.0          # ... in so many seconds each
 GAVE_UP = f"not run, because {HANGS} cases hung before"
-SPECIAL = ("gradients", "repeat")
 PLAIN = ("prime_sizes", "causal", "noncausal")      # failing here, most cases fail
 
 
@@ -147,11 +147,11 @@ def prepare(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", 
     adapter = frameworks.adapter(framework, "float32" if dtype == "tf32" else dtype, device)
     checks.number("time_limit", time_limit, above=0, high=MOST_SECONDS)
     checks.mapping("sizes", sizes)
-    known = set(SPECIAL)
     row = case_module.named(mechanism)[0]
-    known |= {"d" + n for n in (*row.arguments, *row.optional, "bias", "log_length", "lse")}
     if lse:
         checks.choice("the mechanism of an lse", row.name, precision.LSE)
+    known = {"d" + n for n in (*row.arguments, *row.optional, "bias", "log_length", "lse")}
+    known |= {"gradients", "repeat"}
     for case in case_module.cases(mechanism):
         known |= {case.family, *case.flags}
     exclude = checks.several("exclude", exclude)
@@ -185,7 +185,8 @@ def select(mechanism, cases=None, *, quick=False, thorough=False, seed=0, sizes=
     """The cases to run: a tuple of Case."""
     if quick and thorough:
         raise InputError("a check is quick or thorough, not both.")
-    if cases is not None and not isinstance(cases, str):
+    cases = (cases,) if isinstance(cases, str) else cases
+    if cases is not None:
         cases = checks.several("cases", cases)
         if not cases:
             raise InputError("no cases were chosen; leave `cases` out for all of them.")
@@ -195,8 +196,7 @@ def select(mechanism, cases=None, *, quick=False, thorough=False, seed=0, sizes=
             return cases
         for glob in cases:
             checks.text("each of cases", glob)
-    only = (cases,) if isinstance(cases, str) else cases
-    return case_module.cases(mechanism, seed=seed, quick=quick and only is None, only=only,
+    return case_module.cases(mechanism, seed=seed, quick=quick and cases is None, only=cases,
                              thorough=thorough, sizes=sizes, without=without)
 
 
@@ -525,13 +525,11 @@ def read_skips(path, chosen=None):
             raise InputError(f"{path}, line {number}: expected 'case-id-glob skip|xfail reason'; "
                              f"got {got!r}.")
     rules = [tuple(words) for words in lines if words]
-    unused = [glob for glob, *_ in rules if not any(_matches(glob, case) for case in chosen or ())]
-    if chosen is not None and unused:
-        known = [case for name in MECHANISMS for case in case_module.cases(name)]
-        for glob in unused:
-            if not any(_matches(glob, case) for case in known):
-                near = checks.nearest(glob, {case.id for case in chosen})
-                raise InputError(f"{path}: {glob!r} matches no case.{near}")
+    for glob, *_ in rules if chosen is not None else ():
+        known = (case for name in MECHANISMS for case in case_module.cases(name))
+        if not any(_matches(glob, case) for case in chain(chosen, known)):
+            near = checks.nearest(glob, {case.id for case in chosen})
+            raise InputError(f"{path}: {glob!r} matches no case.{near}")
     return rules
 
 

@@ -17,25 +17,19 @@ def add_arguments(parser):
     parser.add_argument("target", nargs="*", default=[], metavar="[MECHANISM] TARGET",
                         help="module:function, file.py:function, or a module with forward and "
                              "backward")
+    add_function(parser, "D=64,Dv=64", "the sizes B, H, Tq, Tk, T, D, Dv", "case")
     add_texts(
         parser,
         ("--mechanism", None, "the mechanism it implements, from `minattn list`: softmax (default),"
          " energy, ...; energy[norm=prefix] keeps an option fixed; or a position: rotary, morlet, "
          "decay"),
-        ("--framework", "numpy",
-         "framework of its arrays: numpy (default), torch, jax, mlx, tinygrad"),
         ("--dtype", "float32", "float32 (default), float64, float16, bfloat16, or tf32 (float32 "
          "arrays, 10 bits of the fraction in matrix products)"),
-        ("--device", "cpu", "cpu (default), cuda, cuda:1, ..."),
-        ("--backward", None, "module:function of its backward, if that is not part of the target"),
-        ("--sizes D=64,Dv=64", None, "fix some of the sizes B, H, Tq, Tk, T, D, Dv"),
-        ("--layout", "BHTD", "BTHD if its arrays are (B, T, H, D); default BHTD"),
         ("--lse BASE", None,
          "e or 2: it returns (out, lse), natural or to base 2: check both"),
         ("--conventions", "any", "ours: empty rows and alignment as in minattn, or it is wrong; "
          "default any"),
         ("--skip-file FILE", None, "lines: case-id-glob skip|xfail reason"),
-        ("--json FILE", None, "write the report as JSON"),
         ("--junit FILE", None, "write the report as JUnit XML"))
     parser.add_argument("--quick", action="store_true", help="run a small selection of cases")
     parser.add_argument("--thorough", action="store_true",
@@ -49,9 +43,22 @@ def add_arguments(parser):
                              "gradients, repeat; reported as not covered")
     parser.add_argument("--repeat", type=int, default=1, metavar="N",
                         help="call each case N times more, to find races (default %(default)s)")
-    parser.add_argument("--time-limit", type=float, default=30.0, metavar="S",
-                        help="seconds per case (default 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default 0)")
+
+
+def add_function(parser, sizes, symbols, step):
+    """What `check` and `causality` are told of somebody's function"""
+    add_texts(
+        parser,
+        ("--framework", "numpy",
+         "framework of its arrays: numpy (default), torch, jax, mlx, tinygrad"),
+        ("--device", "cpu", "cpu (default), cuda, cuda:1, ..."),
+        ("--backward", None, "module:function of its backward, if that is not part of the target"),
+        (f"--sizes {sizes}", None, f"fix some of {symbols}"),
+        ("--layout", "BHTD", "BTHD if its arrays are (B, T, H, D); default BHTD"),
+        ("--json FILE", None, "write the report as JSON"))
+    parser.add_argument("--time-limit", type=float, default=30.0, metavar="S",
+                        help=f"seconds per {step} (default 30)")
 
 
 def add_texts(parser, *options):

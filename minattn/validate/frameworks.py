@@ -412,12 +412,6 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
                said or adapter.fell_back())
 
 
-def takes(forward, option):
-    """Can this option be given to it, as far as it tells?"""
-    told = packing.signature(forward)
-    return not told or option in told.parameters or packing.takes_any_name(forward)
-
-
 def fitted(forward, arrays, options):
     """args and kwargs for the function: the arrays in order, or by name if only that fits; Problem
     if neither does, said by name."""

@@ -90,21 +90,18 @@ def check(question, *, progress=False):
     """
     from minattn.validate.check import until_too_many_hang
     start = time.perf_counter()
-    chosen = []
     _cases({**question, "cases": None})                      # refused before a child starts?
 
-    def begin(name, gradients, without, unasked):
-        chosen.extend(_cases(question, without))
-        return len(chosen)
-
-    def lost(n, *finding):
-        return Result(chosen[n].id, chosen[n].family, FAILED, (Finding(*finding),))
-    answers, results = _answers("check", question, begin, _result, lost), []
+    def result(case, answer):
+        lost = isinstance(answer, Finding)
+        return Result(case.id, case.family, FAILED, (answer,)) if lost else answer
+    answers, results = _answers("check", question, _result), []
     with contextlib.closing(answers):
-        name, gradients, _, unasked = next(answers)
+        name, gradients, without, unasked = next(answers)
+        chosen = _cases(question, without)
         with contextlib.suppress(KeyboardInterrupt):
-            for result in until_too_many_hang(answers, chosen, progress):
-                results.append(result)
+            for found in until_too_many_hang(map(result, chosen, answers), chosen, progress):
+                results.append(found)
     about = [question[n] for n in ("framework", "dtype", "device", "seed")]
     seconds = time.perf_counter() - start
     return Report(question["mechanism"], name, *about, results, gradients, seconds, unasked,
@@ -119,21 +116,17 @@ def planned(question):
         without = prepare(question["mechanism"], lambda *arrays: arrays,
                           exclude=question["exclude"], sizes=question["sizes"]).without
     else:
-        with contextlib.closing(_answers("check", question, lambda *_: 1, _result, None)) as child:
+        with contextlib.closing(_answers("check", question, _result)) as child:
             without = next(child)[2]
     return _cases(question, without)
 
 
 def causality(**question):
     """question: causality's arguments by name, "target" as text for `load` -> Certificate"""
-    from minattn.validate.causality import FORMS, Certificate
-
-    def lost(n, kind, why):
-        return "fail", [why]
-    about, *found = _answers("causality", question, lambda *_: len(FORMS), tuple,
-                               lost)
-    return Certificate(*about, *({form: answer[n] for form, answer in zip(FORMS, found)}
-                               for n in (0, 1)))
+    from minattn.validate.causality import certificate
+    about, *found = _answers("causality", question, tuple)
+    return certificate(*about, [("fail", [answer.message]) if isinstance(answer, Finding)
+                                else answer for answer in found])
 
 
 def _cases(question, without=()):
@@ -150,22 +143,20 @@ def _result(row):
                            tensors=tuple(tensors))
 
 
-def _answers(job, question, begin, read, lost):
-    """What the child says when it is ready, then begin(what) answers: read(answer) or lost(n, ...).
-
-    InputError if the question cannot be put at all.
-    """
+def _answers(job, question, read):
+    """What the child says when it is ready, then read(answer) of each of its answers; a Finding in
+    place of one that never came. InputError if the question cannot be put at all."""
     n, count = 0, None
-    while count is None or n < count:
+    while n != count:
         for kind, *news in _child(job, question, n, read):
             if kind == "refused":
                 raise InputError(news[0])
             if kind == "ready":
                 if count is None:
-                    count = begin(*news)
-                    yield news
+                    count, *about = news
+                    yield about
                 continue
-            yield lost(n, *news) if kind == "lost" else news[0]
+            yield Finding(*news) if kind == "lost" else news[0]
             n += 1
             if n == count:
                 return
@@ -296,7 +287,7 @@ def _check(question, first, say):
     target = load(question.pop("target"))
     backward = question.pop("backward")
     setup, chosen, rules = begin(fn=target, backward=backward and load(backward), **question)
-    say("ready", setup.target.name, setup.no_gradients, setup.without, setup.unasked)
+    say("ready", len(chosen), setup.target.name, setup.no_gradients, setup.without, setup.unasked)
     for case in chosen[first:]:
         yardstick(case, setup)                               # before the clock runs
         alive = partial(say, "start", case.id)

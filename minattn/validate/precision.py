@@ -45,7 +45,8 @@ def plain(case, arithmetic, *, draws=0, early=False, dlse=None):
         return arithmetic.array(np.broadcast_to(x, (draws, *x.shape)) if draws else x)
 
     mechanism = positions.row(case.mechanism)
-    forward, backward = (early_pair if early else naive_pair)(mechanism)
+    usual = mechanism.naive_forward, mechanism.naive_backward
+    forward, backward = early_pair(mechanism) or usual if early else usual
     arrays = {name: lift(x) for name, x in case.arrays.items()}
     options = {name: arithmetic.array(x) for name, x in case.options.items()}
     with np.errstate(all="ignore"):
@@ -118,16 +119,10 @@ def innermost(cache):
     return cache
 
 
-def naive_pair(mechanism):
-    return mechanism.naive_forward, mechanism.naive_backward
-
-
 def early_pair(mechanism):
-    """The naive pair with scaled queries; the same pair where there are no queries to scale."""
-    if mechanism.name in EARLY:
-        return EARLY[mechanism.name]
+    """The naive pair with scaled queries; what EARLY has, if anything, where no scale is taken."""
     if "scale" in mechanism.refuses:
-        return naive_pair(mechanism)
+        return EARLY.get(mechanism.name)
 
     def forward(q, *, scale=None, **rest):
         if scale is None:
@@ -213,11 +208,9 @@ def cheap_runs(case, dtype, rng, dlse=None):
     for number in range(5 if native else 6):
         arithmetic = Arithmetic(dtype, rng, block=BLOCK)
         yield plain(case, arithmetic, early=number % 2 == 0, dlse=dlse)
-    if native:
-        yield plain(case, Native(FORMATS[dtype].wide), dlse=dlse)
-    else:
-        wide = Arithmetic(FORMATS[dtype].wide, rng, block=BLOCK)
-        yield plain(case, wide, early=True, dlse=dlse)
+    wide = FORMATS[dtype].wide
+    last = Native(wide) if native else Arithmetic(wide, rng, block=BLOCK)
+    yield plain(case, last, early=not native, dlse=dlse)
 
 
 class Yardstick(NamedTuple):
@@ -256,27 +249,23 @@ def numbers(case):
 
 
 def yardstick(case, dtype, lse="", dlse=None):
-    """Truth and bounds of one case in one precision, kept for the next time that it is needed."""
-    key = id(case), dtype, lse, dlse is None
+    """Truth and bounds of one case in one precision; the bounds are kept for the next time."""
+    right, key = truth(case, lse, dlse), (id(case), dtype, lse, dlse is None)
     if key not in _kept:
         if len(_kept) >= 8192:
             _kept.clear()
-        found = _yardstick(case, dtype, lse, dlse)
-        if case.family == "combinations":                    # large: the bounds alone are kept
-            _kept[key] = case, found._replace(truth=None)
-            return found
-        _kept[key] = case, found                             # holding the case keeps its id in use
-    case, found = _kept[key]
-    return found if found.truth is not None else found._replace(truth=truth(case, lse, dlse))
+        _kept[key] = case, _bounds(case, right, dtype, dlse)     # with the case its id stays in use
+    return Yardstick(right, *_kept[key][1])
 
 
 _kept: dict = {}
 
 
-def _yardstick(case, dtype, lse, dlse):
-    right, given = truth(case, lse, dlse), numbers(case)
+def _bounds(case, right, dtype, dlse):
+    """{tensor: largest error allowed}, and why there are none"""
+    given = numbers(case)
     if not fits(given, dtype):
-        return Yardstick(right, {}, f"its inputs lie outside the range of {dtype}")
+        return {}, f"its inputs lie outside the range of {dtype}"
     scores = right["out"][..., 0].size * max(x.shape[2] if x.ndim > 2 else 1
                                                for x in case.arrays.values())
     draws = min(WORK // scores, DRAWS)  # at once, or one by one where there are many scores
@@ -295,9 +284,8 @@ def _yardstick(case, dtype, lse, dlse):
     floor *= np.abs(case.cotangent).max() * np.abs(right["out"]).max()
     bounds.update({n: max(x, floor) for n, x in bounds.items() if right[n].ndim == 1})
     if not np.isfinite(list(bounds.values())).all():
-        return Yardstick(right, {}, f"plain {dtype} arithmetic overflows here, so there is nothing "
-                                    "to compare with")
-    return Yardstick(right, bounds)
+        return {}, f"plain {dtype} arithmetic overflows here, so there is nothing to compare with"
+    return bounds, ""
 
 
 def bounds_of(truth, runs, dtype, given, few=False):

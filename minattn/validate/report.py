@@ -98,10 +98,7 @@ class Report:
 
     def families(self):
         """family -> its results, in order"""
-        families = {}
-        for r in self.results:
-            families.setdefault(r.family, []).append(r)
-        return families
+        return grouped(self.results, lambda r: r.family)
 
     def __str__(self):
         how = f"{self.framework} {self.dtype} on {self.device}, seed {self.seed}"
@@ -137,20 +134,13 @@ class Report:
         """What is wrong, told once: wrong numbers by family, anything else by its message."""
         for sentence in dict.fromkeys(r.hint for r in self.results if r.hint):
             yield f"HINT  {sentence}"
-        told = {}
-        for r in self.failed:
-            values = any(f.kind in ("values", "not finite") for f in r.findings)
-            key = r.smallest or r.family
-            if not values and not r.smallest:
-                key = tuple(f.message for f in r.findings)
-            told.setdefault(key, []).append(r)
+        told = grouped(self.failed, _sort)
         for results in list(told.values())[:DETAILS]:
-            more = f" and {len(results) - 1} more" if len(results) > 1 else ""
             first = results[0]
-            yield f"WRONG {first.smallest or first.id}{more}"
+            yield f"WRONG {first.smallest or first.id}{_more(results)}"
             if first.smallest not in ("", first.id):
                 yield f"      (the smallest that still fails, shrunk from {first.id})"
-            yield from (f"      {f.message}" for f in results[0].findings)
+            yield from (f"      {f.message}" for f in first.findings)
         if len(told) > DETAILS:
             yield (f"      ... and {len(told) - DETAILS} more sorts of findings; "
                    "the JSON and JUnit files hold them all")
@@ -159,13 +149,9 @@ class Report:
 
     def _not_covered(self):
         for status in (DIFFERS, NOT_COVERED, SKIPPED, XFAILED, XPASSED):
-            reasons = {}
-            for r in self.results:
-                if r.status == status:
-                    reasons.setdefault(r.reason, []).append(r.id)
-            for reason, ids in reasons.items():
-                more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
-                yield f"{status}: {ids[0]}{more}: {reason}"
+            having = [r for r in self.results if r.status == status]
+            for reason, results in grouped(having, lambda r: r.reason).items():
+                yield f"{status}: {results[0].id}{_more(results)}: {reason}"
 
     def to_json(self, path=None):
         """The whole report as JSON text, written to a file as well if one is named."""
@@ -195,6 +181,25 @@ class Report:
                       "skipped": tags.count("skipped")}
             suite.attrib.update({name: str(n) for name, n in counts.items()})
         return _written(ElementTree.tostring(root, encoding="unicode") + "\n", path)
+
+
+def grouped(results, key):
+    """key(result) -> the results with that key, both in order"""
+    found = {}
+    for r in results:
+        found.setdefault(key(r), []).append(r)
+    return found
+
+
+def _sort(r):
+    """What makes two failures one: their smallest case, or wrong numbers in one family, or words"""
+    if r.smallest or any(f.kind in ("values", "not finite") for f in r.findings):
+        return r.smallest or r.family
+    return tuple(f.message for f in r.findings)
+
+
+def _more(results):
+    return f" and {len(results) - 1} more" if len(results) > 1 else ""
 
 
 def _row(family, results, forward_only):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minattn.errors import InputError
-from minattn.validate import cases, frameworks
+from minattn.validate import cases, frameworks, packing
 
 # A kernel's numbers are also taken this large (float16: the second): then visible scores lie far
 # below any finite number that may stand for -infinity.
@@ -30,8 +30,9 @@ class NotCovered(Exception):
 
 def _kernel(fn, mechanism, framework, options, backward, dtype, device, length, sizes, layout):
     target = frameworks.resolve(fn, backward, layout)
-    if not frameworks.takes(target.forward, "causal"):       # it is always causal
-        target = target._replace(hidden=("causal",))
+    takes = packing.parameters(target.forward)               # empty: it does not tell
+    if takes and "causal" not in takes and not packing.takes_any_name(target.forward):
+        target = target._replace(hidden=("causal",))      # it is always causal
     adapter = frameworks.adapter(framework, dtype, device)
     size = {**cases.SIZES, "B": 1, "D": 5, "Dv": 3, **sizes}
     size["G"] = size.pop("Hkv", size["H"])
@@ -124,7 +125,7 @@ def _model(params, buffers, config, name, length):
                       lambda: TOLERANCE["float64"])
 
 
-def _function(fn, framework, device, length, vocab_size):
+def _function(fn, framework, device, length):
     if not callable(fn):
         raise InputError(f"the function to certify must be callable; got {type(fn).__name__}.")
     adapter, came = frameworks.adapter(framework, "float32", device), {}
@@ -147,9 +148,7 @@ def _function(fn, framework, device, length, vocab_size):
         came["dtype"] = adapter.dtype_of(out)
         return adapter.numbers(out)
 
-    V = vocab_size
-    if V is None:                                            # as many tokens as logits
-        V = value(np.zeros((1, length), np.int64)).shape[2]
+    V = value(np.zeros((1, length), np.int64)).shape[2]      # as many tokens as logits
 
     def gradient(x, i, rng):
         tokens, mix = array(x["tokens"][:1]), rng.standard_normal(V)
