@@ -721,6 +721,15 @@ def test_generation_refuses_what_it_cannot_do(attention):
         next(from_torch.generate(fast, tokens[:, :1], 2))
 
 
+def test_generation_leaves_out_what_is_computed_anew(tiny, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    given = ("--suite", "sample", "--attention", "affine,softmax", "--repeat", "1")
+    assert bench.run(arguments(*given)) == 0
+    said = capsys.readouterr().out
+    assert "at every token: affine: beta divides by the length" in said
+    assert "softmax        1  minattn, 1 thread" in said, said
+
+
 CONTINUED = [name for name in sample.CASES if name != "affine"]
 
 

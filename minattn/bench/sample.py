@@ -23,9 +23,10 @@ def suite(args, problems):
               "minattn, with as many threads, is faster by")]
     for attention in spelling.variants("attention", args.attention) if args.attention else CASES:
         spec = step.spec(PRESET, attention)
-        if any(layer.mechanism.recompute(**layer.options)
-               for layer in layers(model.Config(**spec["config"]))):
-            anew.append(attention)
+        reasons = (layer.mechanism.recompute(**layer.options)
+                   for layer in layers(model.Config(**spec["config"])))
+        if why := next(filter(None, reasons), None):
+            anew.append(f"{attention}: {why}")
             continue
         for batch in BATCHES if attention == "softmax" else BATCHES[:1]:
             row = _row(spec, attention, batch, args, problems)
@@ -36,7 +37,7 @@ def suite(args, problems):
                       for label, side in row["sides"].items()]
     print(report_table.text(lines, right=(1, *range(3, len(lines[0])))))
     if anew:
-        print(f"Computed anew for the whole prefix at every token, and left out: {', '.join(anew)}")
+        print("Left out, as the whole prefix is computed anew at every token:", "; ".join(anew))
     return {"preset": PRESET, "tokens": tokens, "rows": found}
 
 
