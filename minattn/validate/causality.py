@@ -22,7 +22,7 @@ import numpy as np
 
 from minattn import attention, checks, spec
 from minattn.errors import InputError
-from minattn.files import named, one_line
+from minattn.files import one_line
 from minattn.validate import cases, frameworks, isolate
 from minattn.validate.check import limited
 from minattn.validate.command import add_function, add_texts, sizes_of
@@ -380,8 +380,6 @@ def add_arguments(parser):
 
 def run(args):
     """-> 0 causal as far as asked, 1 not; InputError (exit code 2) where nothing could be asked."""
-    if args.json is not None:
-        args.json = named("--json", args.json, "file")
     same = ("target", "mechanism", "framework", "dtype", "device", "length", "corpus", "data_dir",
             "time_limit", "backward", "layout")
     question = {name: getattr(args, name) for name in same}

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 
-from minattn import checks, files
+from minattn import checks
 from minattn.errors import InputError
 
 
@@ -87,9 +87,6 @@ def run(args):
     if args.target is None and not args.list:
         raise InputError("name the function to check, as module:function "
                          "(or --list to see the cases).")
-    for flag, path in (("--json", args.json), ("--junit", args.junit)):
-        if path is not None:
-            files.named(flag, path, "file")
     exclude = tuple(name for names in args.exclude for name in names.split(",") if name)
     same = ("mechanism", "target", "backward", "framework", "dtype", "device", "quick", "thorough",
             "seed", "skip_file", "time_limit", "layout", "lse", "conventions", "repeat")

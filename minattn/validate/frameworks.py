@@ -37,11 +37,8 @@ class Finding(NamedTuple):
 
 
 class Problem(Exception):
-    """Ends a run with a finding."""
-
-    def __init__(self, kind, message):
-        super().__init__(message)
-        self.finding = Finding(kind, message)
+    """Problem(kind, message) ends a run with this finding."""
+    finding = property(lambda self: Finding(*self.args))
 
 
 class Target(NamedTuple):

@@ -55,7 +55,7 @@ def read_results(where):
     program refused, as it should refuse the invalid ones, is an empty tensor caseId/rejected or a
     file caseId.rejected.
     """
-    where, results = Path(where), {}
+    where, results = Path(where).expanduser(), {}
     if not where.exists():
         raise InputError(f"cannot read results from {where}: there is no such file or folder.")
     try:

@@ -132,11 +132,7 @@ def _function(fn, framework, device, length):
     name = getattr(fn, "__name__", type(fn).__name__)
 
     def array(x):
-        if framework == "torch":
-            return adapter.torch.from_numpy(x.copy()).to(adapter.device)
-        if framework == "jax":
-            return adapter.jax.device_put(x.astype(np.int32), adapter.device)
-        return x.copy()
+        return adapter.array(x).long() if framework == "torch" else adapter.array(x)
 
     def value(x):
         out = fn(array(x))

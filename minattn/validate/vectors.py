@@ -125,25 +125,20 @@ def add_arguments(parser):
 
 def run(args):
     """-> 0 all good, 1 something is wrong; InputError (exit code 2) if nothing could be checked."""
-    args.where = files.named("FILE" if args.action == "header" else "DIR", args.where, "place")
+    where = Path(args.where).expanduser()
     if args.action == "header":
-        header(args.where, args.mechanism)
-        print(f"{args.where}: the smallest cases of {args.mechanism}")
+        header(where, args.mechanism)
+        print(f"{where}: the smallest cases of {args.mechanism}")
         return 0
     if args.action == "write":
-        n = len(write(args.where)["cases"])
-        size = (Path(args.where) / PAYLOAD).stat().st_size
-        print(f"{args.where}: {n} cases, {size / 1e6:.1f} MB of tensors")
+        n = len(write(where)["cases"])
+        size = (where / PAYLOAD).stat().st_size
+        print(f"{where}: {n} cases, {size / 1e6:.1f} MB of tensors")
         return 0
-    results, out = args.results, args.json
-    if results is not None:
-        results = files.named("--results", results, "file or folder")
-    if out is not None:
-        out = files.named("--json", out, "file")
-    report = check(args.where, results, args.precision)
+    report = check(where, args.results, args.precision)
     print(report)
-    if out is not None:
-        write_file(out, json.dumps(report.to_json(), indent=1))
+    if args.json is not None:
+        write_file(args.json, json.dumps(report.to_json(), indent=1))
     if not report.having("passed") and not report.having("failed"):
-        raise InputError(f"nothing in {args.results} answers any case of {args.where}.")
+        raise InputError(f"nothing in {args.results} answers any case of {where}.")
     return 0 if report.ok else 1
