@@ -85,7 +85,7 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
     layout      "BTHD" for a kernel of arrays (B, T, H, D)
     forms       those to ask; the others are reported as not covered
     time_limit  seconds for each call of a function
-    tokens      (x, y) for form 4; a run folder brings its own validation text (`corpus`: another)
+    tokens      (x, y) for form 4; a run folder brings its own validation text (`corpus`: where)
     first, say  begin with this form; say("ready", ...), say("start") before each call of a
                 function and say("done", (status, findings)) after each form: for the command line,
                 which keeps a function in a process of its own
@@ -311,16 +311,13 @@ def _loss(parts, tokens, rng):
 def _windows(run, corpus, data_dir, rng):
     """Windows of a run's validation text -> (x, y), or a sentence where the text is not at hand."""
     from minattn import data
-    options = dict(data_dir=data_dir, say=lambda line: None, download=False)
     try:
-        if corpus:
-            text = data.load_corpus(corpus, **options).text
-        else:
-            text = data.run_text(run.corpus, **options)
+        text = data.run_text(run.corpus, corpus, data_dir=data_dir, say=lambda line: None,
+                             download=False)
     except InputError as error:
         if corpus:
             raise
-        return f"the text of this run is not at hand ({error}); name another with corpus"
+        return f"the text of this run is not at hand ({error}); if it has moved, name it as corpus"
     ids = data.Vocabulary(run.vocabulary).encode(text)
     x, y = data.blocks(data.split(ids)[1], run.config.block_size)
     some = np.sort(rng.permutation(len(x))[:16])
@@ -370,7 +367,7 @@ def add_arguments(parser):
         ("--mechanism", None, "whose arguments the function takes; without it, tokens -> logits"),
         ("--dtype", "float64", "dtype of a kernel's arrays (default %(default)s)"),
         ("--forms", ",".join(FORMS), "some of %(default)s"),
-        ("--corpus", None, "text for the loss if the run's corpus is not available"),
+        ("--corpus", None, "where the text of the run is now, if it has moved"),
         ("--data-dir", "data", "where corpora are kept (default %(default)s)"))
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
                         help="of a kernel: the same as in the brackets of its mechanism")

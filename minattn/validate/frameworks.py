@@ -379,9 +379,8 @@ def run(target, adapter, case, arrays, wanted, between=None, dlse=None):
                 target.backward(adapter.array(dout, case.dout), cache, *dlses)
             grads = target.backward(cotangent, cache, *dlses)
         if not isinstance(grads, dict):
-            kind = type(grads).__name__
             raise Problem("gradient", "backward must return a dict from argument to gradient; "
-                                      f"got {kind}.")
+                                      f"got {type(grads).__name__}.")
         grads = {**{str(n)[1:]: g for n, g in grads.items() if str(n)[:1] == "d"}, **grads}
         for name in row.buffers:                             # q, or dq as it may be called
             if grads.get(name) is not None and np.any(adapter.numbers(grads[name])):
