@@ -147,7 +147,7 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
     except InputError:
         raise
     except Exception as error:                               # somebody else's code
-        raise InputError(f"the target cannot be run: {_said(error)}") from None
+        raise InputError(f"the target cannot be run: {frameworks.raised(error).message}") from None
     T = len(y)
     prefixes = edges(T, int(rng.integers(1, max(2, T - 1))))
     ask = {"suffix": lambda: _suffix(subject, x, prefixes, rng),
@@ -171,7 +171,7 @@ def causality(target, *, mechanism=None, framework="numpy", options=None, backwa
         except NotCovered as why:
             status, said = "not covered", [str(why)]
         except Exception as error:                           # somebody else's code
-            status, said = "fail", [_said(error)]
+            status, said = "fail", [frameworks.raised(error).message]
         answers.append((status, [one_line(line, 400) for line in said]))
         if n >= first:
             say("done", answers[-1])
@@ -271,7 +271,7 @@ def _prefix(subject, x, y, prefixes):
         except Exception as error:                           # it may know some lengths only
             if isinstance(error, frameworks.Problem) and error.finding.kind == "hang":
                 raise
-            refused[t] = _said(error)
+            refused[t] = frameworks.raised(error).message
             continue
         if alone.shape != (t, y.shape[1]):
             wrong.append(f"f(x[:{t}]) has outputs for {len(alone)} positions")
@@ -349,12 +349,6 @@ def _few(sentences):
     if len(sentences) <= 3:
         return sentences
     return [*sentences[:3], f"... and {len(sentences) - 3} more like this"]
-
-
-def _said(error):
-    if isinstance(error, frameworks.Problem):
-        return error.finding.message
-    return frameworks.raised(error).message
 
 
 def add_arguments(parser):

@@ -458,8 +458,11 @@ def _meant(framework, packages):
 def raised(error, setup=None):
     """An exception from somebody's code as a finding: what it says, and the line it came from.
 
-    setup: a check.Setup; NumPy arrays may have met a function of another framework.
+    setup: a check.Setup; NumPy arrays may have met a function of another framework. A Problem has
+    its finding.
     """
+    if isinstance(error, Problem):
+        return error.finding
     here = os.path.dirname(__file__)
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)
               if os.path.dirname(frame.f_code.co_filename) != here]

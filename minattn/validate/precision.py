@@ -11,7 +11,7 @@ several times more with random rounding, and the largest error counts.
 """
 import math
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -218,6 +218,7 @@ class Yardstick(NamedTuple):
     truth: dict             # "out", "dq", ... -> float64 array
     bounds: dict            # the same names -> largest error allowed
     reason: str = ""        # why there is no yardstick in this precision; then the bounds are empty
+    dlse: Any = None        # the gradient that comes in through an lse, of the base asked for
 
 
 def truth(case, lse="", dlse=None):
@@ -248,14 +249,18 @@ def numbers(case):
     return [x for x in given if isinstance(x, np.ndarray) and x.dtype != bool]
 
 
-def yardstick(case, dtype, lse="", dlse=None):
-    """Truth and bounds of one case in one precision; the bounds are kept for the next time."""
-    right, key = truth(case, lse, dlse), (id(case), dtype, lse, dlse is None)
+def yardstick(case, dtype, lse="", through_lse=False):
+    """Truth and bounds of one case in one precision; the bounds are kept for the next time.
+
+    lse: an output of this base is checked too; through_lse: a gradient comes in through it.
+    """
+    dlse, ours = gradient_of_lse(case, lse) if through_lse else (None, None)
+    right, key = truth(case, lse, ours), (id(case), dtype, lse, through_lse)
     if key not in _kept:
         if len(_kept) >= 8192:
             _kept.clear()
-        _kept[key] = case, _bounds(case, right, dtype, dlse)     # with the case its id stays in use
-    return Yardstick(right, *_kept[key][1])
+        _kept[key] = case, _bounds(case, right, dtype, ours)     # with the case its id stays in use
+    return Yardstick(right, *_kept[key][1], dlse)
 
 
 _kept: dict = {}
