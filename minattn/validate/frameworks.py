@@ -415,9 +415,8 @@ def fitted(forward, arrays, options):
     ways = (list(arrays.values()), options), ([], {**arrays, **options})
     if signature is None:
         return ways[0]
-    named = {p.name for p in signature.parameters.values()
-             if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    refused = [] if packing.takes_any_name(forward) else sorted(set(options) - named)
+    unknown = sorted(options.keys() - signature.parameters.keys())
+    refused = [] if packing.takes_any_name(forward) else unknown
     said = []
     for args, kwargs in ways:
         try:

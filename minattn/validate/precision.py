@@ -46,7 +46,7 @@ def plain(case, arithmetic, *, draws=0, early=False, dlse=None):
 
     mechanism = positions.row(case.mechanism)
     usual = mechanism.naive_forward, mechanism.naive_backward
-    forward, backward = early_pair(mechanism) or usual if early else usual
+    forward, backward = (early and early_pair(mechanism)) or usual
     arrays = {name: lift(x) for name, x in case.arrays.items()}
     options = {name: arithmetic.array(x) for name, x in case.options.items()}
     with np.errstate(all="ignore"):
