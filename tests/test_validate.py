@@ -1256,6 +1256,14 @@ def test_command_refuses_before_it_starts(args, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_command_takes_one_value_of_each_size(capsys):
+    for sizes, words in (("T=64, T=128", "--sizes has T twice: a check keeps to one value"),
+                         ("Tq=64/128", "--sizes is written as D=64,Dv=64; got 'Tq=64/128'")):
+        assert cli.main(["check", "minattn.attention.softmax", "--sizes", sizes]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.startswith("error: ") and len(error.splitlines()) == 1
+
+
 def test_command_lists_the_cases(capsys):
     assert cli.main(["check", "--mechanism", "sink", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()

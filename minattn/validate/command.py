@@ -124,7 +124,11 @@ def sizes_of(text):
         name, _, number = part.partition("=")
         if not re.fullmatch(r"\s*[0-9]{1,18}\s*", number):
             raise InputError(f"--sizes is written as D=64,Dv=64; got {checks.shown(text)}.")
-        sizes[name.strip()] = int(number)
+        name = name.strip()
+        if name in sizes:
+            raise InputError(f"--sizes has {name} twice: a check keeps to one value of each; run "
+                             "another check for the other.")
+        sizes[name] = int(number)
     return sizes or None
 
 
