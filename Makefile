@@ -32,7 +32,7 @@ packages: $(VENV)/.done          ## attention as released in other packages, thr
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) -e ".[packages]"
 	$(INSTALL) --no-deps xformers   # with them it would bring a PyTorch of its own
-	$(BIN)/python -m pytest tests/test_packages.py
+	$(BIN)/python -m pytest -rs tests/test_packages.py
 
 lint: $(VENV)/.done
 	$(BIN)/ruff check .
