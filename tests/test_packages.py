@@ -1,13 +1,18 @@
 """Attention as released in other packages, through the kit: what is right must pass.
 
 `make packages` installs them (the extra "packages" in pyproject.toml) and runs this file. What is
-missing is skipped. Faults that the kit found in some of them: docs/bugs_found.md.
+missing is skipped. Faults that the kit found in some of them are in docs/bugs_found.md, whose
+programs must still show them.
 """
 import importlib
 import math
 import os
+import re
 import shutil
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +26,14 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("TRITON_INTERPRET", "1")      # Triton's kernels, on a CPU
 if shutil.which("clang") is None:
     os.environ.setdefault("DEV", "PYTHON")          # tinygrad's device that needs no compiler
+
+PAGE = (Path(__file__).parent.parent / "docs" / "bugs_found.md").read_text(encoding="utf-8")
+PROGRAMS = [p for p in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "cuda" not in p]
+PRINTED = [                                         # the numbers that each of them prints
+    [math.nan, math.nan, math.nan, 1.5], [288, 256], [0, 0.5, 1, 1.5, 1.5, 1.5, 1.5, 1.5],
+    [1.5, 1.5, 2, 2.5, 0, 0, 2, 2.5], [0.077], [0.5, 0.5, 0, 0.5, 0, 0.5, 0.5, 0.5],
+    [1.5, 1.5, 2, 2.5], [1, 2, 3, 4, 5, 5, 5, 5], [0.625] * 5, [0.0578, 1, 1, 2048, 8],
+    [88.961, 88.961, 0, 5.24, 62.48, 52.85, 0]]
 
 LSE = ["dominant_score", "large_values"]            # its backward starts from a rounded lse
 ONLY_CAUSAL = ["window", "prefix", "allowed", "bias"]
@@ -425,3 +438,18 @@ def test_onnxruntime_grouped_query_attention():
            cases=["causal/*", "window/W=*", "long/*causal*", "combinations/*causal*",
                   "combinations/*W*"],
            exclude=["Tq!=Tk", "allowed", "bias", "prefix", "scale"])
+
+
+# ------------------------------------------------------------------------------- docs/bugs_found.md
+
+
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
+def test_each_bug_is_still_there(number):
+    """One that has been mended leaves the page."""
+    done = subprocess.run([sys.executable, "-c", PROGRAMS[number]], capture_output=True, text=True)
+    if "No module named" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])
+    found = re.findall(r"\bnan\b|\b\d+\.?\d*(?:e-?\d+)?", done.stdout)
+    np.testing.assert_allclose(np.array(found, float), PRINTED[number], rtol=0.02, atol=1e-9,
+                               err_msg=done.stderr[-2000:])
+    assert len(PRINTED) == len(PROGRAMS)
