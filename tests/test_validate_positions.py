@@ -63,7 +63,7 @@ def test_one_kind_of_pairs_alone():
         return rotary.forward(x, base=base, start=start)
     how = {"backward": rotary.backward, "show": False}
     found = check("rotary", half, exclude=["pairs"], **how)
-    assert found.ok and found.count(report.NOT_COVERED) == 3
+    assert found.ok and found.count(report.NOT_COVERED) == 4
     found = check("rotary", half, sizes={"D": 6, "T": 7}, exclude=["pairs"], **how)
     assert found.ok and "it needs D = 2, but you fixed D at 6" in str(found)
     with pytest.raises(InputError, match="Did you mean 'pairs'"):
@@ -122,7 +122,11 @@ def rotary_with(bug):
         return out, cache
 
     def backward(dy, cache):
-        return rotary.backward(as_contiguous(dy) if bug == "layout" else dy, cache)
+        dx = rotary.backward(as_contiguous(dy) if bug == "layout" else dy, cache)["x"]
+        if bug == "blocks" and dy.shape[2] > 512:                                  # each block starts at the first one
+            again = cache._replace(rotation=cache.rotation[:dy.shape[2] - 512])
+            dx[:, :, 512:] = rotary.backward(dy[:, :, 512:], again)["x"][:, :, :512]
+        return {"x": dx}
     return forward, backward
 
 
@@ -135,7 +139,11 @@ def morlet_with(bug):
             dpe = as_contiguous(dpe)
         if bug == "tail":
             dpe = np.where(np.arange(len(dpe))[:, None] < 128, dpe, 0)
-        return morlet.backward(dpe, cache)
+        grads = morlet.backward(dpe, cache)
+        if bug == "whole blocks" and len(dpe) > 256:
+            whole = np.arange(len(dpe))[:, None] < len(dpe) // 256 * 256
+            grads["log_sigma"] = morlet.backward(np.where(whole, dpe, 0), cache)["log_sigma"]
+        return grads
     return forward, backward
 
 
@@ -146,6 +154,8 @@ def decay_with(bug):
         return (-slopes[:, None, None] * distance).astype(slopes.dtype), distance
 
     def backward(dbias, distance):
+        if bug == "one byte" and max(dbias.shape) <= 256:
+            distance = distance.astype(int).astype(np.int8)
         dbias = as_contiguous(dbias) if bug == "layout" else dbias
         dslopes = -(dbias * distance).sum(axis=(1, 2)).astype(dbias.dtype)
         mean = bug == "one head" and len(dslopes) == 1
@@ -153,17 +163,24 @@ def decay_with(bug):
     return forward, backward
 
 
+WIDE = {"wide,T=1031", "wide,any,T=1031,start=-700", "wide,centre,T=515"}
+
+
 @pytest.mark.parametrize("name, pair, bug, found_by", [
-    ("rotary", rotary_with, "negative start", {"start=-3"}),
+    ("rotary", rotary_with, "negative start",
+     {"start=-3", "interleaved,T=1031,start=-515"}),
     ("rotary", rotary_with, "table", {"start=100003"}),
     ("rotary", rotary_with, "float16", {"start=2047", "start=100003"}),
     ("rotary", rotary_with, "wide heads", {"D=256"}),
-    ("rotary", rotary_with, "layout", {"start=2047", "dy", "dy,D=64"}),
-    ("morlet", morlet_with, "tail", {"T=200,start=-150"}),
-    ("morlet", morlet_with, "layout", {"dy"}),
+    ("rotary", rotary_with, "layout", {"start=2047", "dy", "dy,D=64", "T=515,D=136"}),
+    ("morlet", morlet_with, "tail", {"T=200,start=-150", "wide,T=129", *WIDE}),
+    ("morlet", morlet_with, "layout", {"dy", "wide,any,T=1031,start=-700"}),
     ("decay", decay_with, "float16", {"Tq=2,Tk=2500"}),
     ("decay", decay_with, "one head", {"H=1"}),
-    ("decay", decay_with, "layout", {"dy"})])
+    ("decay", decay_with, "layout", {"dy"}),
+    ("rotary", rotary_with, "blocks",
+     {"T=1031", "interleaved,T=1031,start=-515", "T=515,D=136"}),
+    ("morlet", morlet_with, "whole blocks", WIDE), ("decay", decay_with, "one byte", {"T=200"})])
 def test_far_positions_wide_heads_and_gradients_of_other_layouts(name, pair, bug, found_by):
     assert check(name, pair(""), show=False).ok
     failed = {r.id for r in check(name, pair(bug), show=False).failed}
@@ -174,7 +191,7 @@ def test_positions_by_name_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rope.py").write_text("from minattn.positions.rotary import *\n")
     assert cli.main(["check", "rotary", "rope.py"]) == 0
-    assert "all good: 15 passed" in capsys.readouterr().out
+    assert "all good: 19 passed" in capsys.readouterr().out
     assert cli.main(["check", "rope.py:forward", "--mechanism", "rotary[pairs=half]"]) == 0
     assert cli.main(["check", "rotary", "rope.py", "--mechanism", "decay"]) == 2
     assert "name one function" in capsys.readouterr().err

@@ -20,6 +20,8 @@ SIZES = {"B": 2, "H": 3, "Tq": 7, "Tk": 7, "D": 10, "Dv": 10}
 LONG = {"Tq": 97, "Tk": 97, "D": 64}
 LENGTHS = {"morlet": {"length": "Tk"}, "decay": {"Tq": "Tq", "Tk": "Tk"}}       # as options
 FAR = {"Tq": 2, "Tk": 2500, "H": 2}                                             # distances > 2048
+FULL = {"Tq": 1031, "Tk": 1031, "B": 1}                                         # > 4 blocks of 256
+MANY = {"B": 9, "H": 17}
 CASES = {                           # name: options, sizes, layout, that of the gradient coming in
     "rotary": {
         "T=7": ({}, {}), "base=50": ({"base": 50.0}, {}, "BTHD"),
@@ -31,18 +33,38 @@ CASES = {                           # name: options, sizes, layout, that of the 
         "interleaved,T=97,D=64": ({"pairs": "interleaved", "start": 64}, LONG, "BTHD"),
         "start=-3": ({"start": -3}, {}), "start=2047": ({"start": 2047}, {}, "packed", "BTHD"),
         "start=100003": ({"start": 100003}, {}), "D=256": ({}, {"D": 256}),
-        "dy": ({}, {}, "contiguous", "BTHD"), "dy,D=64": ({}, LONG, "contiguous", "gaps")},
+        "dy": ({}, {}, "contiguous", "BTHD"), "dy,D=64": ({}, LONG, "contiguous", "gaps"),
+        "B=9,H=17": ({"start": 1}, MANY, "BTHD"), "T=1031": ({}, FULL),
+        "interleaved,T=1031,start=-515": ({"pairs": "interleaved", "start": -515}, FULL, "gaps"),
+        "T=515,D=136": ({"base": 50.0, "start": 510},
+                        {"Tq": 515, "Tk": 515, "B": 1, "H": 2, "D": 136}, "mixed", "BTHD")},
     "morlet": {
         "T=7": ({}, {}), "start=5": ({"start": 5}, {}), "any": ({"admissible": False}, {}, "gaps"),
         "T=97,n=32": ({}, LONG), "any,start=-3": ({"admissible": False, "start": -3}, {}),
         "centre": ({"centre": families.bias("n"), "start": 2}, {}),
         "T=200,start=-150": ({"start": -150}, {"Tq": 200, "Tk": 200}),
-        "dy": ({}, {}, "contiguous", "transposed")},
+        "dy": ({}, {}, "contiguous", "transposed"), "T=97,n=136": ({}, {**LONG, "D": 272}),
+        "narrow,T=7": ({}, {}), "narrow,any,start=-3": ({"admissible": False, "start": -3}, {}),
+        "wide,T=1031": ({}, FULL), "wide,T=129": ({"start": 3}, {"Tq": 129, "Tk": 129}),
+        "wide,any,T=1031,start=-700": ({"admissible": False, "start": -700}, FULL, "gaps", "gaps"),
+        "wide,centre,T=515": ({"centre": families.bias("n"), "start": 100},
+                              {"Tq": 515, "Tk": 515, "D": 4})},
     "decay": {
         "Tq=5,Tk=7": ({}, {"Tq": 5}), "align=start": ({"align": "start"}, {"Tq": 5}),
         "T=97,H=8": ({}, {**LONG, "H": 8}, "gaps"), "Tq=7,Tk=5": ({}, {"Tk": 5}, "offset"),
         "Tq=1,Tk=97": ({}, {"Tq": 1, "Tk": 97}), "H=1": ({}, {"Tq": 5, "H": 1}),
-        "Tq=2,Tk=2500": ({}, FAR), "dy": ({}, {"Tq": 5}, "contiguous", "transposed")}}
+        "Tq=2,Tk=2500": ({}, FAR), "dy": ({}, {"Tq": 5}, "contiguous", "transposed"),
+        "H=33": ({}, {"H": 33, "Tq": 9}), "T=200": ({}, {"Tq": 200, "Tk": 200}),
+        "T=300": ({}, {"Tq": 300, "Tk": 300, "H": 2}),
+        "Tq=70,Tk=1031": ({}, {"Tq": 70, "Tk": 1031, "H": 2}),
+        "Tq=321,Tk=150,align=start": ({"align": "start"}, {"Tq": 321, "Tk": 150})}}
+BELLS = {"narrow": -3.0, "wide": 4.5}                       # added to log_sigma
+
+
+def bells(kind):
+    def edit(arrays, size):
+        arrays["log_sigma"] += BELLS[kind]
+    return edit if kind in BELLS else None
 
 
 def plans(name):
@@ -54,7 +76,7 @@ def plans(name):
     for title, (options, sizes, *layouts) in CASES[name].items():
         layout, dy = [*layouts, "contiguous", "contiguous"][:2]
         yield families.Plan("positions", title, {**options, **lengths}, sizes, quick=True,
-                            layout=layout, dout_layout=dy)
+                            edit=bells(title.partition(",")[0]), layout=layout, dout_layout=dy)
 
 
 def wide(x):
