@@ -22,8 +22,21 @@ BIAS = ("", "B H Tq Tk", "B 1 Tq Tk", "1 H Tq Tk", "Tq Tk", "H 1 Tk", "B 1 1 Tk"
         "B H Tq 1", "-inf B 1 Tq Tk")
 SMALL = (1, 2, 3, 4, 5, 8, 16, 17, 32, 33, 64, 65, 128)    # sizes to try when a case shrinks
 QUICK = 16                # rows of each array that --quick takes
+LARGE_QUICK = 3           # and of LARGE
 SHORT = 16                # so few queries and keys, in all, have more heads and samples: ...
 CROWD = 9                 # ... at least so many, as grids of blocks and tables often end at 8
+# sizes beyond most blocks, tiles and grids: what is seen, lengths, widths, samples, heads ...
+LARGE = (("causal", (257, 257), (72, 136), 2, (17, 17)), ("all", (1, 1031), (64, 64), 9, (4, 1)),
+         ("causal", (385, 385), (136, 72), 9, (1, 1)),
+         ("causal", (1031, 1031), (24, 16), 9, (1, 1)),
+         ("causal", (130, 1291), (16, 64), 3, (2, 2)), ("W=mid", (515, 515), (64, 16), 5, (1, 1)),
+         ("all", (323, 323), (264, 264), 3, (2, 2)),
+         ("prefix=mid", (512, 512), (64, 64), 3, (2, 1)),
+         ("causal", (521, 140), (24, 24), 3, (9, 1)),
+         ("W implied", (300, 515), (16, 16), 5, (2, 2)))
+# ... and for every form of a mask and a bias
+LONG = (("causal", (257, 257), (40, 24), 2, (4, 2)), ("all", (130, 389), (24, 72), 3, (3, 3)),
+        ("prefix,W", (321, 130), (16, 40), 2, (3, 3)))
 LAYOUTS = ("contiguous", "BTHD", "packed", "mixed", "expanded", "offset", "transposed", "gaps")
 
 
@@ -127,6 +140,11 @@ def rows(mechanism, sizes, fixed, without, strength=2):
         for number, row in enumerate(covering(tuple(map(len, values)), strength)):
             row = {n: x[i] for n, x, i in zip(names, values, row)}
             found.append((crowded(row, sizes), number < QUICK))
+    usual = {n: [x[0]] for n, x in every.items()}
+    for some, table in (usual, LARGE), (bare, LARGE[2:]), (every, LONG * 4):
+        for number, place in enumerate(table):
+            row = {n: x[(number + i) % len(x)] for i, (n, x) in enumerate(some.items())}
+            found.append((large(row, place, every, sizes), some is usual and number < LARGE_QUICK))
     unique = {repr(row): (row, quick) for row, quick in reversed(found)}
     return list(unique.values())[::-1]
 
@@ -140,6 +158,20 @@ def crowded(row, sizes):
         if "B" not in sizes:
             B *= -(-CROWD // B)
     return {**row, "heads": (H, G), "B": B}
+
+
+def large(row, place, every, sizes):
+    """The row with other sizes, where none is fixed, and what is seen"""
+    see, lengths, width, B, heads = place
+    if row.get("extra") == ():                               # one array gives queries and keys
+        lengths = (max(257, lengths[0]),) * 2
+    keep = lambda names, values: tuple(sizes.get(n, x) for n, x in zip(names, values))
+    H, G = keep(("H", "G"), heads)
+    if H % G or all(x == y for x, y in every["heads"]):
+        G = H
+    return {**row, "lengths": keep(("Tq", "Tk"), lengths), "width": keep(("D", "Dv"), width),
+            "B": sizes.get("B", B), "heads": (H, G),
+            "see": see if see in every["see"] else row["see"]}
 
 
 def named(row, every):
