@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from minattn.attention import MECHANISMS
+from minattn.attention import MECHANISMS, softmax
 from minattn.errors import InputError
 from minattn.validate import check, mutants, self_check
 from minattn.validate.cases import cases
@@ -70,6 +70,8 @@ FOUND_BY = {
     "bias_gradient_of_last_block": "bias/per_key,Tq=131",
     "window_sums_as_differences": "far_from_zero/*length=visible",
     "variances_in_one_pass": "features/*far",
+    "faint_weights_skipped": "faint_tiles/*", "forgotten_keys_pruned": "forget_far/*",
+    "features_kept_from_zero": "features/elu,tiny",
     "last_channels_dropped": "odd_head_dim/D=111",
     "threshold_of_32": "support_of_many/*", "shared_statistics_once": "tq_ne_tk/Tq=9,Tk=5*",
     "content_clamped": "content_dominates/*", "content_after_mask": "content_dominates/last,causal",
@@ -149,6 +151,25 @@ def test_heads_and_samples_beyond_8_are_among_the_combinations(name):
     assert any(c.row["heads"][0] > c.row["heads"][1] for c in cases("softmax")
                if c.family == "combinations" and c.row["B"] > 8)
     assert check("softmax", MUTANTS[name].load(), cases=crowded[:2], show=False).failed
+
+
+def blocks_over_128(q):
+    return q.shape[0] * q.shape[1] * -(-q.shape[2] // 64) > 128
+
+
+@pytest.mark.parametrize("wrong", [
+    blocks_over_128, lambda q: q.shape[1] > 16, lambda q: q.shape[2] > 1024,
+    lambda q: q.shape[2] > 256 and q.shape[3] > 128, lambda q: q.shape[0] > 8 and q.shape[2] > 512])
+def test_sizes_beyond_blocks_and_grids_are_among_the_combinations(wrong):
+    """With a fault in the gradients of such sizes alone"""
+    def backward(dout, cache):
+        grads = softmax.backward(dout, cache)
+        if wrong(grads["q"]):
+            grads["v"][:, :, -1:] *= 0.9
+        return grads
+    some = [c for c in cases("softmax") if c.family == "combinations" and wrong(c.arrays["q"])][:1]
+    assert check("softmax", (softmax.forward, softmax.backward), cases=some, show=False).ok
+    assert check("softmax", (softmax.forward, backward), cases=some, show=False).failed
 
 
 @pytest.mark.parametrize("mechanism", ["sink", "gated", "energy", "gaussian", "forget", "affine",

@@ -123,7 +123,7 @@ def rotary_with(bug):
 
     def backward(dy, cache):
         dx = rotary.backward(as_contiguous(dy) if bug == "layout" else dy, cache)["x"]
-        if bug == "blocks" and dy.shape[2] > 512:                                  # each block starts at the first one
+        if bug == "blocks" and dy.shape[2] > 512:             # each starts at the first position
             again = cache._replace(rotation=cache.rotation[:dy.shape[2] - 512])
             dx[:, :, 512:] = rotary.backward(dy[:, :, 512:], again)["x"][:, :, :512]
         return {"x": dx}

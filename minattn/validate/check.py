@@ -6,6 +6,7 @@ Each case runs on its own: a case in which the function raises, hangs, or return
 another shape is a finding, and the others still run. Every case is run twice, and what it was given
 is compared afterwards. The kit's own arithmetic does not depend on np.seterr.
 """
+import contextlib
 import ctypes
 import fnmatch
 import threading
@@ -27,6 +28,8 @@ from minattn.validate.frameworks import Finding, Problem
 from minattn.validate.report import DIFFERS, FAILED, NOT_COVERED, PASSED, Report, Result, Tensor
 
 HANGS = 3                 # after so many, the rest is not run: each costs its whole time limit
+LONG = 192                # tokens: beyond, a call with other options comes first
+SLOW = 1.0                # seconds: calls that take longer are made less often
 MOST_SECONDS = 1e6        # for one case: what threads can wait
 DIFFERENT = 3             # so many failing combinations are made small ...
 SHRINKING = 60.0          # ... in so many seconds each
@@ -262,11 +265,21 @@ def judge(case, setup, right, empty=None):
 
 def calls(case, setup, one, loose):
     """The call itself, what changes when it is repeated, one without gradients, and the twin's"""
+    start = time.perf_counter()
+    if "repeat" not in setup.exclude and (case.family == "positions" or longest(case) > LONG):
+        with contextlib.suppress(Exception):                 # the same shapes, other options
+            wanted = [n for n in one.keywords["wanted"] if n in case.arrays]
+            frameworks.run(setup.target, setup.adapter, changed(case, options=others(case)),
+                           **{**one.keywords, "wanted": wanted})
     first, again, twin = one(), [], None
+    quick = time.perf_counter() - start < SLOW
     if "repeat" not in setup.exclude:
         other = {n: x / 2 for n, x in case.arrays.items()}
         second = one(between=lambda: one(arrays=other))      # a layer in which another one stands
         again = [*repeated(first, second, loose), *shared(first, second, setup.adapter)]
+        if quick and setup.adapter.strided and "expanded" not in (case.layout, case.aside):
+            again += repeated(first, one(refilled=True), loose,
+                              " with the same arrays, in which other numbers stood before")
         for _ in range(setup.repeat - 1):
             again = again or list(repeated(first, one(), loose))
     by_itself = setup.target.backward is None and not setup.no_gradients
@@ -274,6 +287,20 @@ def calls(case, setup, one, loose):
     if case.twin is not None:
         twin = one(arrays=case.twin)
     return first, again, bare, twin
+
+
+def longest(case):
+    return max((x.shape[2] for x in case.arrays.values() if x.ndim > 2), default=0)
+
+
+def others(case):
+    """Options for another call with the same shapes"""
+    if case.family == "positions":
+        row = positions.row(case.mechanism)
+        kept = {n: x for n, x in case.options.items() if n in positions.LENGTHS.get(row.name, ())}
+        plain = kept.keys() == case.options.keys()
+        return {**kept, **(positions.OTHERS[row.name] if plain else {})}
+    return {} if case.options else {"causal": True}
 
 
 def by_convention(case, setup, right):
@@ -428,13 +455,13 @@ def same(x, y, bound=0):
     return np.allclose(x, y, rtol=0, atol=bound, equal_nan=True)
 
 
-def repeated(first, second, loose):
+def repeated(first, second, loose, how=""):
     """Does the same call give the same numbers again? loose: what each tensor may differ by"""
     for name, x in first.tensors.items():
         y = second.tensors.get(name)
         if y is None or not same(x, y, loose.get(name, 0)):
             by = "" if y is None else f", by up to {np.nanmax(np.abs(x - y)):.2g}"
-            among = "" if name == "out" else " and another one runs before its backward"
+            among = how or ("" if name == "out" else " and another one runs before its backward")
             yield Finding("not repeatable",
                           f"{name} is different when the same call is made again{among}{by}.")
 

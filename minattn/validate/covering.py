@@ -26,13 +26,13 @@ LARGE_QUICK = 3           # and of LARGE
 SHORT = 16                # so few queries and keys, in all, have more heads and samples: ...
 CROWD = 9                 # ... at least so many, as grids of blocks and tables often end at 8
 # sizes beyond most blocks, tiles and grids: what is seen, lengths, widths, samples, heads ...
-LARGE = (("causal", (257, 257), (72, 136), 2, (17, 17)), ("all", (1, 1031), (64, 64), 9, (4, 1)),
+LARGE = (("causal", (257, 257), (72, 136), 3, (9, 9)), ("all", (1, 1031), (64, 64), 9, (4, 1)),
          ("causal", (385, 385), (136, 72), 9, (1, 1)),
          ("causal", (1031, 1031), (24, 16), 9, (1, 1)),
          ("causal", (130, 1291), (16, 64), 3, (2, 2)), ("W=mid", (515, 515), (64, 16), 5, (1, 1)),
          ("all", (323, 323), (264, 264), 3, (2, 2)),
          ("prefix=mid", (512, 512), (64, 64), 3, (2, 1)),
-         ("causal", (521, 140), (24, 24), 3, (9, 1)),
+         ("causal", (521, 140), (24, 24), 3, (18, 1)),
          ("W implied", (300, 515), (16, 16), 5, (2, 2)))
 # ... and for every form of a mask and a bias
 LONG = (("causal", (257, 257), (40, 24), 2, (4, 2)), ("all", (130, 389), (24, 72), 3, (3, 3)),

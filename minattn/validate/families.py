@@ -99,11 +99,15 @@ def generic(mechanism, T, fixed=()):
         yield Plan("tq_ne_tk", f"Tq=5,Tk=7,W=3,align={align}", {**options, "window": 3}, prime,
                    extra=given)
     long = {"B": 1, "H": 2, "Tq": 97, "Tk": 97}
-    yield Plan("long", "T=97,causal", causal, long, quick=True)
+    yield Plan("long", "T=97,causal", causal, long)
     yield Plan("long", "T=131,causal", causal, {"B": 1, "H": 1, "Tq": 131, "Tk": 131}, quick=True)
-    yield Plan("long", "T=1025,causal", causal, {"B": 1, "H": 1, "Tq": 1025, "Tk": 1025})
     yield Plan("long", "T=97", {}, long)
     yield Plan("long", "T=97,W=31", {**causal, "window": 31}, long)
+    tiles = {"B": 1, "H": 2, "Tq": 193, "Tk": 193}
+    yield Plan("window", "W=64,T=193", {**causal, "window": 64}, tiles, edit=suit)
+    yield Plan("prefix", "K=64,T=193", {**causal, "prefix": 64}, tiles, edit=suit)
+    yield Plan("prefix", "K=128,W=65,T=193", {**causal, "prefix": 128, "window": 65}, tiles,
+               edit=suit)
     few = {"B": 1, "H": 2, "Tq": 1}                          # split-K: a few blocks share the keys
     yield Plan("long_decode", "Tk=1023", {}, {**few, "Tk": 1023}, edit=suit, extra=given,
                quick=True)
@@ -145,6 +149,8 @@ def generic(mechanism, T, fixed=()):
     if mechanism.name not in KINKED:
         yield Plan("bias", "per_key,Tq=131", {"bias": bias("H", "1", "Tk")}, {"Tq": 131},
                    extra=given, quick=True)
+        yield Plan("faint_tiles", "T=257", {}, {"B": 1, "H": 2, "Tq": 65, "Tk": 257}, edit=faint,
+                   quick=True)
         low = {"bias": constant(-200)} if mechanism.optional else {}     # else q and k see to it
         tiles = {"B": 2, "H": 1, "Tq": 135, "Tk": 135, "D": 5, "Dv": 5}
         for name, options in (("padding", {"allowed": tiles_of_padding}),
@@ -223,6 +229,21 @@ def far_below(arrays, size):
     shift(-200, channel=-1)(arrays, size)
     if "sink" in arrays:
         arrays["sink"] -= 200
+
+
+def faint(arrays, size):
+    """From tile to tile scores fall by 7, in every other head rise, and values grow or shrink as
+    much: what is left out because of its weight is missing in the sum."""
+    if not arrays.keys() >= {"q", "k", "v"} or "mix" in arrays:
+        return False
+    for x in arrays["k"], arrays["v"]:
+        level = np.stack([np.arange(size["Tk"]) // 64 * -7.0] * x.shape[1])
+        level[1::2] = level[1::2, ::-1]
+        if x is arrays["k"]:
+            x[..., -1] = level * math.sqrt(size["D"])
+        else:
+            x *= np.exp(-level)[..., None]
+    arrays["q"][..., -1] = 1
 
 
 def dominant(amount):
@@ -356,7 +377,7 @@ def _softmax():
                edit=beyond_float16, quick=True)
     yield Plan("many_small_terms", "row_sums", {}, many, edit=row_sums, quick=True)
     yield Plan("many_small_terms", "weights", {}, {**many, "Tk": 8}, edit=weights, quick=True)
-    yield Plan("many_small_terms", "key_tiles", {}, many, edit=key_tiles, quick=True)
+    yield Plan("many_small_terms", "key_tiles", {}, many, edit=key_tiles)
     yield Plan("many_small_terms", "query_tiles", {}, {**many, "Tq": 4096, "Tk": 8},
                edit=query_tiles, dout=first_rows, quick=True)
 
@@ -440,6 +461,7 @@ def _linear():
                    quick=name == "elu")
     yield Plan("features", "lln,tensor,far", {"feature": "lln", "norm": "tensor"},
                {"B": 1, "H": 2, "Tq": 131, "Tk": 131}, edit=moved(20, "q", "k"), quick=True)
+    yield Plan("features", "elu,tiny", {"causal": True}, edit=moved(-12, "k"), quick=True)
     long = {"B": 1, "H": 2, "Tq": 211, "Tk": 211}
     for feature in ("elu", "lln"):
         yield Plan("long", f"T=211,{feature}", {"causal": True, "feature": feature}, long,
@@ -461,6 +483,12 @@ def _forget():
 
     named = {"open": 50, "closed": -800, "either": [50, -800, 1]}  # a product of gates underflows
     yield from levels("forget_saturated", "forget_logits", named, "either")
+    def far_away(arrays, size):
+        arrays["q"] *= 6
+        setting(forget_logits=2)(arrays, size)
+
+    yield Plan("forget_far", "large_scores", {"causal": True},
+               {"B": 1, "H": 2, "Tq": 257, "Tk": 257, "D": 16}, edit=far_away, quick=True)
     yield Plan("forget_hidden_key", "third", {"causal": True, "allowed": but_the_third}, quick=True)
 
 

@@ -19,6 +19,8 @@ from minattn.validate.arithmetic import Arithmetic
 SIZES = {"B": 2, "H": 3, "Tq": 7, "Tk": 7, "D": 10, "Dv": 10}
 LONG = {"Tq": 97, "Tk": 97, "D": 64}
 LENGTHS = {"morlet": {"length": "Tk"}, "decay": {"Tq": "Tq", "Tk": "Tk"}}       # as options
+OTHERS = {"rotary": {"base": 500.0, "start": 3}, "morlet": {"admissible": False, "start": 2},
+          "decay": {"align": "start"}}                                          # options
 FAR = {"Tq": 2, "Tk": 2500, "H": 2}                                             # distances > 2048
 FULL = {"Tq": 1031, "Tk": 1031, "B": 1}                                         # > 4 blocks of 256
 MANY = {"B": 9, "H": 17}

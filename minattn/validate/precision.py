@@ -24,7 +24,7 @@ from minattn.validate.cases import Case, draw, seen
 DRAWS = 16              # runs with random rounding, in each of two forms (see `plain`) ...
 FEW = 4                 # ... or so many, where all their scores together would be more than ...
 WORK = 1 << 18
-LARGE = ("combinations", "long_decode")        # families with cheap runs
+LARGE = ("combinations", "long", "long_decode", "faint_tiles", "forget_far")   # with cheap runs
 MANY = 1 << 15          # scores: of so many the first sample serves for all, ...
 MOST = 1 << 19          # ... and of so many few runs
 BLOCK = 32              # terms that a cheap run adds up at once
@@ -215,7 +215,7 @@ def cheap_runs(case, dtype, rng, dlse=None, many=False):
     """Runs for large cases, where the largest of many errors depends little on luck: random ones,
     and the last in NumPy's own arithmetic. In a sum of equal terms all roundings may go one way."""
     native = FORMATS[dtype].eps <= FORMATS["float32"].eps
-    for number in range(2 if many else 5 if native else 6):
+    for number in range(3 if many else 5 if native else 6):
         arithmetic = Arithmetic(dtype, rng, block=BLOCK)
         yield plain(case, arithmetic, early=number % 2 == 0, dlse=dlse)
     wide = FORMATS[dtype].wide
@@ -292,7 +292,8 @@ def _bounds(case, right, dtype, dlse):
     whole, B = right, len(case.cotangent)
     if few and scores > MANY and B > 1:
         case, dlse = first_sample(case), None if dlse is None else dlse[:1]
-        right, given = truth(case, lse, dlse), numbers(case)
+        right = truth(case, "e" if "lse" in right else "", dlse)
+        given = numbers(case)
     if few:
         runs = list(cheap_runs(case, dtype, rng, dlse, scores > MOST))
     else:
