@@ -163,7 +163,7 @@ def crowded(row, sizes):
 def large(row, place, every, sizes):
     """The row with other sizes, where none is fixed, and what is seen"""
     see, lengths, width, B, heads = place
-    if row.get("extra") == ():                               # one array gives queries and keys
+    if row.get("extra") == () or all(x == y for x, y in every["lengths"]):
         lengths = (max(257, lengths[0]),) * 2
     keep = lambda names, values: tuple(sizes.get(n, x) for n, x in zip(names, values))
     H, G = keep(("H", "G"), heads)

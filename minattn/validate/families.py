@@ -99,7 +99,7 @@ def generic(mechanism, T, fixed=()):
         yield Plan("tq_ne_tk", f"Tq=5,Tk=7,W=3,align={align}", {**options, "window": 3}, prime,
                    extra=given)
     long = {"B": 1, "H": 2, "Tq": 97, "Tk": 97}
-    yield Plan("long", "T=97,causal", causal, long)
+    yield Plan("long", "T=97,causal", causal, long, quick=True)
     yield Plan("long", "T=131,causal", causal, {"B": 1, "H": 1, "Tq": 131, "Tk": 131}, quick=True)
     yield Plan("long", "T=97", {}, long)
     yield Plan("long", "T=97,W=31", {**causal, "window": 31}, long)
@@ -234,7 +234,7 @@ def far_below(arrays, size):
 def faint(arrays, size):
     """From tile to tile scores fall by 7, in every other head rise, and values grow or shrink as
     much: what is left out because of its weight is missing in the sum."""
-    if not arrays.keys() >= {"q", "k", "v"} or "mix" in arrays:
+    if not arrays.keys() >= {"q", "k", "v"} or arrays.keys() & {"mix", "gain"}:
         return False
     for x in arrays["k"], arrays["v"]:
         level = np.stack([np.arange(size["Tk"]) // 64 * -7.0] * x.shape[1])
