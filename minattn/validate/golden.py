@@ -15,7 +15,7 @@ SMALL, LONG = {"D": 3, "Dv": 5}, 64                  # at most 2 LONG tokens: th
 EVERY_CASE = ("softmax",)                            # the other mechanisms: the quick cases
 APART = ("batch_independence", "non_contiguous", "combinations", "many_small_terms", "many_heads",
          "hidden_tiles", "packed", "decode", "wide_heads", "long_decode",
-         "far_from_zero", "faint_tiles")                            # not in files
+         "far_from_zero", "faint_tiles", "forget_far")                            # not in files
 NARROW = ("float32", "float16", "bfloat16")
 SINKS = ["flash-attention 1973, 2102, vllm-metal 550: sink gradients wrong or missing"]
 BUGS = {  # family -> bugs of known programs that it shows
