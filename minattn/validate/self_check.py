@@ -41,6 +41,7 @@ KEPT = {
     "sink_far_below": "for kernels without masks and windows, which hidden_tiles needs",
     "repeated_tokens": "ties inside a causal row: sorting and caching by content go wrong here",
     "nearly_equal_scores": "rows in which lssa's weights fade, which other cases meet by chance",
+    "forget_far": "keys left out by their gates alone, at gates as models have them",
     "all_scores_negative": "a dead row of ReLU weights: to look at when a layer does not learn",
     "support_of_one": "a gradient that is exactly 0: sorting and division at their edge",
     "many_small_terms": "for sums rounded to half precision; the mutants run in float32",
