@@ -21,7 +21,7 @@ ALLOWED = ("", "right B 1 1 Tk", "left B 1 1 Tk", "both B 1 1 Tk", "both B H 1 T
 BIAS = ("", "B H Tq Tk", "B 1 Tq Tk", "1 H Tq Tk", "Tq Tk", "H 1 Tk", "B 1 1 Tk", "Tk",
         "B H Tq 1", "-inf B 1 Tq Tk")
 SMALL = (1, 2, 3, 4, 5, 8, 16, 17, 32, 33, 64, 65, 128)    # sizes to try when a case shrinks
-QUICK = 13                # rows of each array that --quick takes
+QUICK = 16                # rows of each array that --quick takes
 LARGE_QUICK = 3           # and of LARGE
 SHORT = 16                # so few queries and keys, in all, have more heads and samples: ...
 CROWD = 9                 # ... at least so many, as grids of blocks and tables often end at 8
