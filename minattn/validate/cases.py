@@ -18,6 +18,7 @@ from minattn.errors import InputError
 from minattn.validate import covering, families, positions
 
 SIZES = {"B": 2, "H": 3, "Tq": 7, "Tk": 7, "D": 11, "Dv": 13}
+LARGE = 301  # tokens, queries and keys: more are the flag "large"
 BITS = 8  # significant bits of every number: what bfloat16 holds
 
 
@@ -51,7 +52,8 @@ class Combination:
         options = {**covering.rules(row), **fixed}
         self.flags = frozenset().union(
             *(covering.asks(n, x, row_of_mechanism) for n, x in row.items()),
-            fixed, (f"{n}={x}" for n, x in options.items()))
+            fixed, (f"{n}={x}" for n, x in options.items()),
+            {"large"} if sum(row["lengths"]) > LARGE else ())
 
     def plainer(self, part):
         """The same case with one setting at its usual value, or smaller in a size"""
