@@ -290,6 +290,12 @@ def moved(amount, *names, end=None):
     return edit
 
 
+def sums_grow():
+    """Where values are summed up key by key: in half precision the sums stop growing."""
+    return Plan("far_from_zero", "values,T=1025", {"causal": True},
+                {"B": 1, "H": 1, "Tq": 1025, "Tk": 1025}, edit=moved(30, "v"))
+
+
 def pairs(arrays, size):
     """Tokens 0 and 1 are alike, 2 and 3, and so on."""
     for x in arrays.values():
@@ -399,6 +405,7 @@ def _affine():
     yield Plan("far_from_zero", "hidden_values,W=5,length=visible",
                {"causal": True, "window": 5, "length": "visible"}, WINDOWS,
                edit=moved(30, "v", end=-70), quick=True)
+    yield sums_grow()
     yield from levels("alpha_ma", "alpha_ma", {"0": 0, "0.5": 0.5, "1": 1}, "0.5")
 
 
@@ -409,6 +416,9 @@ def _energy():
     for norm in ("key", "prefix", "sequence"):
         yield Plan("large_values", f"energy,norm={norm}", {"norm": norm},
                    edit=moved(64, "energy"), quick=norm == "key")
+    # far enough that even sums of squares of numbers with 8 bits are rounded in float32
+    yield Plan("far_from_zero", "energy,Tq=3,Tk=509,norm=key", {"norm": "key"},
+               {"B": 1, "H": 1, "Tq": 3, "Tk": 509}, edit=moved(240, "energy"))
     yield Plan("tq_ne_tk", "Tq=9,Tk=5,align=start,norm=prefix",    # several queries share the last
                {"causal": True, "align": "start", "norm": "prefix"}, {"Tq": 9, "Tk": 5}, quick=True)
 
@@ -462,6 +472,7 @@ def _linear():
     yield Plan("features", "lln,tensor,far", {"feature": "lln", "norm": "tensor"},
                {"B": 1, "H": 2, "Tq": 131, "Tk": 131}, edit=moved(20, "q", "k"), quick=True)
     yield Plan("features", "elu,tiny", {"causal": True}, edit=moved(-12, "k"), quick=True)
+    yield sums_grow()
     long = {"B": 1, "H": 2, "Tq": 211, "Tk": 211}
     for feature in ("elu", "lln"):
         yield Plan("long", f"T=211,{feature}", {"causal": True, "feature": feature}, long,

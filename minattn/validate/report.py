@@ -113,7 +113,8 @@ class Report:
             lines.append(f"gradients not covered: {self.gradients}")
         if self.unasked:
             names = {"grouped": "grouped key heads (--sizes Hkv=2 asks for them)",
-                     "align": "align (it takes none)"}
+                     "align": "align (it takes none)",
+                     **{n: f"{n} (it does not name it)" for n in ("log_length", "softcap")}}
             lines.append(f"not asked for: {', '.join(names.get(n, n) for n in self.unasked)}")
         if self.repeat > 1:
             lines.append(f"each case was called {self.repeat + 1} times, for races")
