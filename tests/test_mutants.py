@@ -157,6 +157,7 @@ def blocks_over_128(q):
     return q.shape[0] * q.shape[1] * -(-q.shape[2] // 64) > 128
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [
     blocks_over_128, lambda q: q.shape[1] > 16, lambda q: q.shape[2] > 1024,
     lambda q: q.shape[2] > 256 and q.shape[3] > 128, lambda q: q.shape[0] > 8 and q.shape[2] > 512])
