@@ -35,6 +35,7 @@ KEPT = {
     "noncausal": "what is left for a kernel without any mask, and the only case without an option",
     "padding": "the first case to read when a padding mask goes wrong",
     "packed": "for kernels that take cu_seqlens or segments, which no mutant does",
+    "long": "several tiles and nothing else: to look at first when many large cases fail",
     "decode": "for kernels that take a block table, which no mutant does",
     "batch_independence": "says in words that sequences are mixed",
     "equal_scores": "a query of zeros; softmax has it elsewhere too, the others only here",
