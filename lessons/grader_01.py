@@ -68,9 +68,9 @@ def check_attention_backward():
     for case in cases("softmax", only=FAMILIES):
         _, cache, P = softmax.forward(**case.arrays, **case.options, return_weights=True)
         grads = softmax.backward(case.cotangent, cache)
-        one = tuple(x[1, 2].copy() for x in (case.cotangent, *case.arrays.values(), P))
+        one = tuple(x[-1, -1].copy() for x in (case.cotangent, *case.arrays.values(), P))
         inputs.append(one)
-        expected[one[1].tobytes()] = tuple(grads[name][1, 2] for name in "qkv")
+        expected[one[1].tobytes()] = tuple(grads[name][-1, -1] for name in "qkv")
 
     def variant(wrong):
         def f(dout, q, k, v, P):
