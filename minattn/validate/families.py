@@ -492,12 +492,12 @@ def _forget():
     def but_the_third(size, rng):
         return np.arange(size["Tk"])[None, None, None] != 2
 
-    named = {"open": 50, "closed": -800, "either": [50, -800, 1]}  # a product of gates underflows
-    yield from levels("forget_saturated", "forget_logits", named, "either")
     def far_away(arrays, size):
         arrays["q"] *= 6
         setting(forget_logits=2)(arrays, size)
 
+    named = {"open": 50, "closed": -800, "either": [50, -800, 1]}  # a product of gates underflows
+    yield from levels("forget_saturated", "forget_logits", named, "either")
     yield Plan("forget_far", "large_scores", {"causal": True},
                {"B": 1, "H": 2, "Tq": 257, "Tk": 257, "D": 16}, edit=far_away, quick=True)
     yield Plan("forget_hidden_key", "third", {"causal": True, "allowed": but_the_third}, quick=True)
