@@ -492,7 +492,9 @@ def raised(error, setup=None):
     if setup is not None:
         packages = {"torch"} if "Tensor" in said else set()
         for frame, _ in frames:
-            names = (*frame.f_globals.values(), *frame.f_locals.values())
-            packages |= {x.__name__.partition(".")[0] for x in names if inspect.ismodule(x)}
+            # the globals it names, no others: a compiler leaves modules of its own among them
+            used = [frame.f_globals.get(name) for name in frame.f_code.co_names]
+            packages |= {x.__name__.partition(".")[0] for x in (*used, *frame.f_locals.values())
+                         if inspect.ismodule(x)}
         hint = _meant(setup.adapter.name, packages)
     return Finding("raised", f"raised {type(error).__name__}: {said}{where}{hint}")
