@@ -12,8 +12,9 @@ import pytest
 from gpt_cases import CASES as MODELS
 from gpt_cases import config_of, inputs
 
-from minattn import bench, checks, generate, model, train
+from minattn import bench, checks, decode, generate, model, train
 from minattn.attention import core
+from minattn.attention_layer import KVCache
 from minattn.bench import floor, growth, long, numpy_jobs, sample, sides, speedrun, step
 from minattn.errors import InputError
 
@@ -262,6 +263,33 @@ def test_the_floor_counts_the_flops_of_a_step(tiny):
     total = sum(2 * a.size * b.shape[-1] for a, b in floor.of_step(cache))
     hidden = TINY["n_layer"] * 3 * 3 * 2 * 2 * 12 * (8 * 7 // 2)
     assert total == step.flops(job) + hidden
+
+
+@pytest.mark.parametrize("attention", ["softmax", "gaussian/energy"])
+def test_the_floor_of_generation_reads_the_weights_that_a_step_reads(attention, monkeypatch):
+    config = model.Config(**{**SMALL, "attention": attention})
+    decoder = decode.prepare(*model.init(config, 3), config)
+    read, product = [], decode._product
+
+    def watched(x, linear):
+        read.append((len(x), linear.weight))
+        return product(x, linear)
+
+    monkeypatch.setattr(decode, "_product", watched)
+    decode.step(decoder, np.array([2, 0, 1]), KVCache(config.block_size))
+    pairs = floor.of_token(decoder, 3)
+    assert len(read) == len(pairs) and all(rows == a.shape[1] and weight is b
+                                           for (rows, weight), (a, b) in zip(read, pairs))
+    floor.timed(pairs)()
+
+
+def test_the_floor_of_generation_has_every_token_of_every_sequence(tiny, monkeypatch):
+    monkeypatch.setattr(generate, "TOGETHER", 2)
+    done = []
+    monkeypatch.setattr(floor, "timed", lambda pairs: lambda: done.append(pairs[0][0].shape[1]))
+    with numpy_jobs.session(2) as session:
+        numpy_jobs.sample_floor({**step.spec("tiny"), "tokens": 5}, session)[0]()
+    assert sorted(done) == [1] * 5 + [2] * 5               # of 3 sequences
 
 
 def test_every_thread_takes_its_chunks(tiny, monkeypatch):

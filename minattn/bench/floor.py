@@ -19,6 +19,18 @@ def of_step(cache):
     return [*forward, (x, wte.T), (dlogits.T, x), (dlogits, wte), *backward]
 
 
+def of_token(decoder, rows):
+    """The products of one decode.step with the weights, for so many sequences -> pairs of arrays
+
+    What a mechanism multiplies with its keys and values is not in them.
+    """
+    linears = [linear for prepared in decoder.layers
+               for linear in (prepared.attn_in, prepared.attn_out, prepared.mlp_in,
+                              prepared.mlp_out)]
+    weights = [linear.weight for linear in (*linears, decoder.head)]
+    return [(np.ones((1, rows, w.shape[1]), w.dtype), w) for w in weights]   # w: panels, n, PANEL
+
+
 def products(cache):
     """Every product of a forward that left this cache, and of its backward: two lists of (a, b)"""
     if isinstance(cache, ops.LinearCache):
@@ -41,7 +53,7 @@ def timed(pairs):
     """A function that does these products once."""
     shared, work = {}, []
     for a, b in pairs:
-        shape = (*a.shape[:-1], b.shape[-1])
+        shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
         work.append((a, b, shared.setdefault(shape, np.empty(shape, a.dtype))))
 
     def run():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minattn import generate, model, parallel, runs, train
+from minattn import decode, generate, model, parallel, runs, train
 from minattn.attention import softmax
 from minattn.bench import floor
 
@@ -133,6 +133,21 @@ def sample(spec, session):
     def work():
         new = generate.stream(params, buffers, config, x[:, :1], spec["tokens"], top_k=1, pool=pool)
         return [tokens.tolist() for tokens in new]
+
+    return work, 0
+
+
+def sample_floor(spec, session):
+    """The products with the weights alone, as many as in `sample`, on the same threads."""
+    pool, _ = session
+    config, _, params, buffers, x, _ = step_inputs(spec)
+    decoder = decode.prepare(params, buffers, config)
+    groups = [len(x[i:i + generate.TOGETHER]) for i in range(0, len(x), generate.TOGETHER)]
+    runs_of = [floor.timed(floor.of_token(decoder, rows)) for rows in groups]
+
+    def work():
+        for _ in range(spec["tokens"]):
+            list((pool.map if len(groups) > 1 else map)(lambda run: run(), runs_of))
 
     return work, 0
 

@@ -14,8 +14,8 @@ CASES = [*MECHANISMS, "affine[length=visible]", "energy[norm=prefix]"]
 def suite(args, problems):
     """-> {"preset", "tokens", "rows": [{"attention", "batch", "sides"}, ...]}; prints a table.
 
-    Both sides with one thread and with all. What has to be computed anew for the whole prefix at
-    every token is left out.
+    Both sides with one thread and with all, and the floor: minattn's products with the weights by
+    themselves. What has to be computed anew for the whole prefix at every token is left out.
     """
     found, anew, tokens = [], [], step.spec(PRESET)["config"]["block_size"]
     print(f"\ngeneration, {PRESET}: {tokens} tokens after one, greedy, key-value cache, float32")
@@ -47,13 +47,16 @@ def _row(spec, attention, batch, args, problems):
     for n in sorted({1, args.threads}):
         threads = "1 thread" if n == 1 else f"{n} threads"
         jobs[f"minattn, {threads}"] = Job("bench.numpy_jobs", "sample", job, threads=n)
+        jobs[f"floor, {threads}"] = Job("bench.numpy_jobs", "sample_floor", job, threads=n)
         if args.torch:
             jobs[f"PyTorch, {threads}"] = Job("bench.torch_jobs", "sample", job, threads=n)
-    times = measure(f"generation, {attention}, batch {batch}", jobs, args, problems, tolerance=0)
+    times = measure(f"generation, {attention}, batch {batch}", jobs, args, problems, tolerance=0,
+                    unchecked=[label for label in jobs if label.startswith("floor")])
     found = {}
     for label, turns in times.turns.items():
         rates = {at: batch * tokens / t for at, t in times.seconds[label].items()}
-        faster = 1 / times.ratio(label, label.replace("PyTorch", "minattn"))
+        _, comma, threads = label.partition(",")
+        faster = 1 / times.ratio(label, f"minattn{comma}{threads}")
         found[label] = {"tokens_per_second": rates["median"], "q1": rates["q3"], "q3": rates["q1"],
                         "speedup": faster, "turns": turns}
     return {"attention": attention, "batch": batch, "sides": found}
