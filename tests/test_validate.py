@@ -247,6 +247,30 @@ def test_the_combinations_leave_out_what_is_excluded_and_keep_to_sizes():
         *(c.flags for c in found))
     grouped = kit.cases("softmax", sizes={"H": 6, "Hkv": 2}, only=["causal", "combinations"])
     assert {c.arrays["k"].shape[1] for c in grouped[:5]} == {2}
+    for heads in (8, (4, 8)):                      # keys have as many, where nothing else is said
+        for case in kit.cases("softmax", sizes={"H": heads}, without=["grouped"])[::7]:
+            q, k = case.arrays["q"].shape[1], case.arrays["k"].shape[1]
+            assert case.unmet or q == k and q in np.atleast_1d(heads), case.id
+
+
+@pytest.mark.parametrize("sizes", [
+    {"D": (8, 16), "Dv": (8, 16), "T": (16, 64)},
+    {"B": (1, 4), "Tq": 1, "Tk": [16, 64], "H": (4, 8), "Hkv": (2, 4)}])
+def test_of_several_sizes_each_case_takes_the_nearest(sizes):
+    def forward(q, k, v, **options):
+        for (B, H, T, D), Tk, name in ((q.shape, "Tq", "H"), (k.shape, "Tk", "Hkv")):
+            for symbol, n in (("B", B), (name, H), ("T", T), (Tk, T), ("D", D)):
+                assert n in np.atleast_1d(sizes.get(symbol, n)), f"{symbol} = {n} is unknown"
+                met.setdefault(symbol, set()).add(n)
+        assert ("T" not in sizes or q.shape[2] == k.shape[2])
+        assert ("Dv" not in sizes or v.shape[3] in sizes["Dv"])
+        return softmax.forward(q, k, v, **options)
+
+    met = {}
+    found = check("softmax", (forward, softmax.backward), sizes=sizes, quick=True, show=False)
+    assert found.ok, str(found)
+    assert all(met[symbol] == {*np.atleast_1d(n)} for symbol, n in sizes.items() if symbol in met)
+    assert found.count("passed") > 0.7 * len(found.results)
 
 
 @pytest.mark.slow
@@ -1281,12 +1305,16 @@ def test_command_refuses_before_it_starts(args, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_command_takes_one_value_of_each_size(capsys):
-    for sizes, words in (("T=64, T=128", "--sizes has T twice: a check keeps to one value"),
-                         ("Tq=64/128", "--sizes is written as D=64,Dv=64; got 'Tq=64/128'")):
-        assert cli.main(["check", "minattn.attention.softmax", "--sizes", sizes]) == 2
-        error = capsys.readouterr().err
-        assert words in error and error.startswith("error: ") and len(error.splitlines()) == 1
+@pytest.mark.parametrize("command, sizes, words", [
+    ("check", "Tq=64/128", "--sizes is written as D=64,Dv=64; got 'Tq=64/128'"),
+    ("check", "T=64, Tq=64", "T is both Tq and Tk: name T, or the two of them"),
+    ("check", "H=3,H=5,Hkv=2", "H = 3 or 5 is no multiple of Hkv = 2"),
+    ("causality", "D=16,D=32", "D must be an integer")])
+def test_commands_refuse_sizes_that_do_not_fit(command, sizes, words, capsys):
+    assert cli.main([command, "minattn.attention.softmax", "--mechanism", "softmax",
+                     "--sizes", sizes]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("error: ") and len(error.splitlines()) == 1
 
 
 def test_command_lists_the_cases(capsys):

@@ -130,20 +130,25 @@ def cases(mechanism, *, seed=0, quick=False, thorough=False, only=None, sizes=No
 
     mechanism: a name, with options in brackets ("energy[norm=prefix]") to keep these fixed in every
     case. only: families or globs on the id ("window", "*/W=2*"), any of which may match. sizes:
-    {"D": 64} for a kernel that knows only some sizes; a case whose point is another size then says
-    so in `unmet`. thorough: every three settings of the combinations meet, not only every two.
-    InputError where nothing matches.
+    {"D": 64} or {"D": (64, 128)} for a kernel that knows only some sizes: each case takes those
+    nearest to its own, and one whose point is another size says so in `unmet`. thorough: every
+    three settings of the combinations meet, not only every two. InputError where nothing matches.
     """
     mechanism, fixed = named(mechanism)
     checks.options("mechanism option", mechanism.name, fixed, mechanism.options)
-    for symbol, n in (sizes or {}).items():
+    sizes = {symbol: tuple(n) if isinstance(n, (tuple, list)) and n else (n,)
+             for symbol, n in (sizes or {}).items()}
+    for symbol, values in sizes.items():
         checks.choice("a size", symbol, (*SIZES, "T", "Hkv"))
-        checks.number(symbol, n, 1, integer=True)
-    H, G = ((sizes or {}).get(n) for n in ("H", "Hkv"))
-    if H and G and H % G:
-        raise InputError(f"H = {H} is no multiple of Hkv = {G}.")
+        for n in values:
+            checks.number(symbol, n, 1, integer=True)
+    H, G = (sizes.get(n, ()) for n in ("H", "Hkv"))
+    if H and G and all(h % g for h in H for g in G):
+        raise InputError(f"H = {_either(H)} is no multiple of Hkv = {_either(G)}.")
+    if "T" in sizes and sizes.keys() & {"Tq", "Tk"}:
+        raise InputError("T is both Tq and Tk: name T, or the two of them.")
     seed = checks.number("seed", seed, 0, integer=True)
-    found = _all(mechanism.name, id(mechanism.module), seed, tuple(sorted((sizes or {}).items())),
+    found = _all(mechanism.name, id(mechanism.module), seed, tuple(sorted(sizes.items())),
                  tuple(sorted(fixed.items())), frozenset(without), 3 if thorough else 2)
     for glob in only or ():
         if not any(_matches(c, glob) for c in found):
@@ -153,6 +158,10 @@ def cases(mechanism, *, seed=0, quick=False, thorough=False, only=None, sizes=No
     if only:
         found = tuple(c for c in found if any(_matches(c, glob) for glob in only))
     return tuple(c for c in found if c.quick) if quick else found
+
+
+def _either(sizes):
+    return " or ".join(map(str, sizes))
 
 
 def _matches(case, glob):
@@ -199,15 +208,15 @@ def _all(name, module_id, seed, sizes, fixed, without, strength):
     mechanism, sizes, fixed = positions.row(name), dict(sizes), dict(fixed)
     if "Hkv" in sizes:
         sizes["G"] = sizes.pop("Hkv")
-        sizes = {"H": 3 * sizes["G"], **sizes}
-    T = sizes.pop("T", None)
-    if T:
-        sizes = {"Tq": T, "Tk": T, **sizes}
+        sizes = {"H": tuple(3 * n for n in sizes["G"]), **sizes}
+    if "T" in sizes:
+        sizes["Tq"] = sizes["Tk"] = sizes["T"]
+        without = without | {"Tq!=Tk"}
     _weigh(sizes, 1)
     if name in positions.ROWS:
         plans = list(positions.plans(mechanism.name))
     else:
-        plans = [*families.generic(mechanism, sizes.get("Tk", SIZES["Tk"]), fixed),
+        plans = [*families.generic(mechanism, *covering.nearest(sizes, "Tk", [SIZES["Tk"]]), fixed),
                  *families.OWN.get(name, list)()]
     _weigh(sizes, len(plans))
     made = []
@@ -215,17 +224,18 @@ def _all(name, module_id, seed, sizes, fixed, without, strength):
         if all(plan.options.get(option, value) == value for option, value in fixed.items()):
             plan = plan._replace(options={**plan.options, **fixed})
             made.append(_make(mechanism, plan, seed, sizes))
+    made = [case for case in made if case is not None]
     if name in positions.ROWS:
         return tuple(made)
     rows = covering.rows(mechanism, sizes, fixed, without, strength)
     every = covering.factors(mechanism, sizes, fixed, without)
     combinations = [Combination(name, row, every, sizes, fixed, seed, quick) for row, quick in rows]
-    return tuple(case for case in (*made, *combinations) if case is not None)
+    return (*made, *combinations)
 
 
 def _weigh(sizes, count):
     """Raise InputError where the inputs of so many cases of these sizes exceed the memory."""
-    B, H, Tq, Tk, D, Dv = ({**SIZES, **sizes}[name] for name in SIZES)
+    B, H, Tq, Tk, D, Dv = (max(sizes.get(name, (n,))) for name, n in SIZES.items())
     entries = B * H * (Tq + Tk) * (D + Dv)
     memory.weigh(f"cases of these sizes ({entries:,} numbers in each)", 16 * count * entries,
                  "fix smaller sizes")          # float64, and most have a twin
@@ -235,12 +245,16 @@ def _make(mechanism, plan, seed, sizes):
     """Draw the numbers of a plan; None where it means nothing for this mechanism."""
     name = f"{mechanism.name}/{plan.family}/{plan.name}"
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    unmet = [f"it needs {s} = {n}, but you fixed {s} at {sizes[s]}"
-             for s, n in plan.sizes.items() if sizes.get(s, n) != n]
+    unmet = [f"it needs {s} = {n}, but you fixed {s} at {_either(sizes[s])}"
+             for s, n in plan.sizes.items() if n not in sizes.get(s, (n,))]
     usual = positions.SIZES if mechanism.name in positions.ROWS else SIZES
-    size = all_sizes({**usual, **sizes, **plan.sizes})
+    size = dict(zip(usual, covering.nearest(sizes, " ".join(usual), usual.values())))
+    size["H"], G = covering.heads(sizes, usual["H"], usual["H"])
+    size = all_sizes({**size, **({"G": G} if "G" in sizes else {}), **plan.sizes})
     if size["H"] % size["G"]:
         size["G"] = size["H"]                                # unmet, or no size of this mechanism
+    if "T" in sizes and size["Tq"] != size["Tk"]:
+        unmet.append("it needs Tq != Tk, but you fixed T, which is both")
     if plan.twin and size["B"] < 2:
         unmet.append("it needs at least two samples")
     shapes = shapes_of(mechanism, plan.extra)

@@ -86,7 +86,8 @@ def check(mechanism, fn, *, framework="numpy", dtype="float32", device="cpu", ca
                 ("long"), one gradient ("dbias"), "gradients", "repeat" (equal results when called
                 again), or another flag of a case ("Tq!=Tk", "empty_rows", "strided", ...). The
                 report says "not covered".
-    sizes       {"D": 64, "Dv": 64}: sizes to keep to, of B, H, Tq, Tk, T (both), D, Dv
+    sizes       {"D": (64, 128), "Dv": 64}: sizes to keep to, of B, H, Hkv, Tq, Tk, T (both), D,
+                Dv; of several values, each case takes the one nearest to its own
     layout      "BTHD": its arrays with four axes are (B, T, H, D), and so are out and gradients;
                 masks and biases stay as they are
     lse         "e" or "2": it returns (out, lse), natural or to base 2, of shape (B, H, Tq); lse is

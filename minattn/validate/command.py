@@ -17,7 +17,8 @@ def add_arguments(parser):
     parser.add_argument("target", nargs="*", default=[], metavar="[MECHANISM] TARGET",
                         help="module:function, file.py:function, or a module with forward and "
                              "backward")
-    add_function(parser, "D=64,Dv=64", "the sizes B, H, Tq, Tk, T, D, Dv", "case")
+    add_function(parser, "D=64,D=128", "the sizes B, H, Hkv, Tq, Tk, T, D, Dv; one may have "
+                 "several values", "case")
     add_texts(
         parser,
         ("--mechanism", None, "the mechanism it implements, from `minattn list`: softmax (default),"
@@ -118,18 +119,14 @@ def terminated_as_interrupted():
 
 
 def sizes_of(text):
-    """"D=64,Dv=64" -> {"D": 64, "Dv": 64}"""
+    """"D=64,D=128,Dv=64" -> {"D": (64, 128), "Dv": 64}"""
     sizes = {}
     for part in text.split(",") if text else ():
         name, _, number = part.partition("=")
         if not re.fullmatch(r"\s*[0-9]{1,18}\s*", number):
             raise InputError(f"--sizes is written as D=64,Dv=64; got {checks.shown(text)}.")
-        name = name.strip()
-        if name in sizes:
-            raise InputError(f"--sizes has {name} twice: a check keeps to one value of each; run "
-                             "another check for the other.")
-        sizes[name] = int(number)
-    return sizes or None
+        sizes.setdefault(name.strip(), []).append(int(number))
+    return {name: tuple(n) if len(n) > 1 else n[0] for name, n in sizes.items()} or None
 
 
 def _list(chosen):

@@ -72,16 +72,27 @@ def covering(sizes, strength=2):
     return rows
 
 
+def nearest(sizes, names, wanted):
+    """"Tq Tk" and two numbers -> for each the nearest of the sizes that are named, if any are"""
+    return tuple(min(sizes.get(name, (n,)), key=lambda m: abs(m - n))
+                 for name, n in zip(names.split(), wanted))
+
+
+def heads(sizes, H, G):
+    """The same for heads of queries and of keys, whose number divides the first, where one does"""
+    pairs = [(h, g) for h in sizes.get("H", (H,)) for g in sizes.get("G", (h if H == G else G,))]
+    return min(pairs, key=lambda x: (x[0] % x[1] > 0, abs(x[0] - H) + abs(x[1] - G)))
+
+
 def factors(mechanism, sizes, fixed, without):
     """{factor: its values}, the usual one first, less what is fixed or asks for one of `without`"""
-    keep = lambda names, values: tuple(sizes.get(n, x) for n, x in zip(names, values))
     shapes = {**mechanism.arguments, **mechanism.optional}
     symbols = {s for shape in shapes.values() for s in shape.split()}
     found = {
-        "lengths": [keep(("Tq", "Tk"), x) for x in LENGTHS],
-        "width": [keep(("D", "Dv"), x) for x in WIDTHS],
-        "B": [sizes.get("B", B) for B in (2, 1, 5)],
-        "heads": [keep(("H", "G"), x) for x in HEADS],
+        "lengths": [nearest(sizes, "Tq Tk", x) for x in LENGTHS],
+        "width": [nearest(sizes, "D Dv", x) for x in WIDTHS],
+        "B": [*nearest(sizes, "B B B", (2, 1, 5))],
+        "heads": [heads(sizes, *x) for x in HEADS],
         "see": SEE, "align": ("end", "start"), "allowed": ALLOWED, "bias": BIAS,
         "layout": LAYOUTS, "aside": LAYOUTS[:1] + LAYOUTS[4:], "dout": LAYOUTS[:3] + LAYOUTS[4:],
         "scale": (None, 0.25, 0.0, -0.125), "softcap": (None, 2.0), "log_length": (False, True)}
@@ -161,17 +172,16 @@ def crowded(row, sizes):
 
 
 def large(row, place, every, sizes):
-    """The row with other sizes, where none is fixed, and what is seen"""
-    see, lengths, width, B, heads = place
+    """The row with other sizes, or those nearest that are named, and what is seen"""
+    see, lengths, width, B, (H, G) = place
     if row.get("extra") == () or all(x == y for x, y in every["lengths"]):
         lengths = (max(257, lengths[0]),) * 2
-    keep = lambda names, values: tuple(sizes.get(n, x) for n, x in zip(names, values))
-    H, G = keep(("H", "G"), heads)
+    H, G = heads(sizes, H, G)
     if H % G or all(x == y for x, y in every["heads"]):
         G = H
-    return {**row, "lengths": keep(("Tq", "Tk"), lengths), "width": keep(("D", "Dv"), width),
-            "B": sizes.get("B", B), "heads": (H, G),
-            "see": see if see in every["see"] else row["see"]}
+    return {**row, "lengths": nearest(sizes, "Tq Tk", lengths),
+            "width": nearest(sizes, "D Dv", width), "B": nearest(sizes, "B", (B,))[0],
+            "heads": (H, G), "see": see if see in every["see"] else row["see"]}
 
 
 def named(row, every):
