@@ -182,9 +182,20 @@ def sigmoid(x):
 
 
 @checks.quiet
+def softplus(x):
+    """log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)), accurate at both ends."""
+    y = np.abs(x)
+    np.exp(np.negative(y, out=y), out=y)
+    np.log1p(y, out=y)
+    y += np.maximum(x, np.zeros_like(x))
+    return y
+
+
+@checks.quiet
 def log_sigmoid(x):
-    """log(1 / (1 + exp(-x))) = min(x, 0) - log(1 + exp(-|x|)), accurate at both ends."""
-    return np.minimum(x, np.zeros_like(x)) - np.log1p(np.exp(-np.abs(x)))
+    """log(1 / (1 + exp(-x))) = -softplus(-x)"""
+    y = softplus(-x)
+    return np.negative(y, out=y)
 
 
 class GeluCache(NamedTuple):

@@ -23,6 +23,7 @@ import numpy as np
 from minattn import checks
 from minattn.attention import core
 from minattn.attention.rules import Rule, visible_keys
+from minattn.ops import softplus
 
 ARXIV = "2501.13428"
 SUMMARY = "softplus weights of unit-norm q and k, sharpened by a power of what beats the mean"
@@ -48,42 +49,45 @@ class Sharpened(Rule):
     saves = 1
 
     def forward(self, s, rescored, heads=slice(None)):
-        n = visible_keys(s)                                           # 1. n_i      (b, h, R, 1)
-        a = np.maximum(s, 0) + np.log1p(np.exp(-np.abs(s)))           # 2. softplus(s), 0 if hidden
-        total = a.sum(axis=3, keepdims=True)
+        n, ones = visible_keys(s), np.ones((s.shape[3], 1), s.dtype)  # 1. n_i      (b, h, R, 1)
+        A = softplus(s)                                               # 2. softplus(s), 0 if hidden
+        total = A @ ones                                              #    a sum, but faster
         total[total == 0] = 1
-        A = a / total                                                 # 3. A
+        A /= total                                                    # 3. A
         if self.power == 0:
             return A, (A, total, n)
-        x = self._above_mean(A, n)                                    # 4. r
+        x = self._above_mean(A, n, 0)                                 # 4. r
         m = x.max(axis=3, keepdims=True, initial=0)
         m[m == 0] = 1
         x /= m
         P = _power(x, self.power)                                     # 5. (r / m)^power
         rest = np.exp(math.log(self.eps) - self.power * np.log(m))    # eps / m^power, maybe inf
-        P /= P.sum(axis=3, keepdims=True) + rest                      # 6. P
+        P /= P @ ones + rest                                          # 6. P
         return P, (A, total, n)
 
     def backward(self, dP, P, saved):
         A, total, n = saved
-        dA = dP
+        d = dP                                                        # each gradient in its place
         if self.power:
             # 6., 5. P = r^power / (sum + eps)
-            dP -= np.einsum("bhij,bhij->bhi", P, dP)[..., None]
-            r = self._above_mean(A, n)
-            r[r == 0] = np.inf
-            dr = self.power * P * dP / r
-            dA = n * dr                                               # 4. r = max(n A - 1, 0)
+            d -= np.einsum("bhij,bhij->bhi", P, d)[..., None]
+            d *= P
+            d /= self._above_mean(A, n, np.finfo(A.dtype).tiny)       # where r = 0, so is P
+            # 4. r = max(n A - 1, 0)
+            d *= self.power * n
         # 3. A = a / sum
-        da = (dA - np.einsum("bhij,bhij->bhi", A, dA)[..., None]) / total
+        d -= np.einsum("bhij,bhij->bhi", A, d)[..., None]
+        d /= -total
         # 2. a = softplus(s): its slope is sigmoid(s) = 1 - exp(-a)
-        return da * -np.expm1(-A * total)
+        slope = A * -total
+        d *= np.expm1(slope, out=slope)
+        return d
 
-    def _above_mean(self, A, n):
-        """r = max(n A - 1, 0), or n A where at most three keys are visible"""
+    def _above_mean(self, A, n, least):
+        """r = max(n A - 1, least), or n A where at most three keys are visible"""
         r = n * A
-        r -= n > 3
-        return np.maximum(r, 0, out=r)
+        r -= (n > 3).astype(A.dtype)
+        return np.maximum(r, np.full_like(r, least), out=r)
 
 
 @checks.quiet

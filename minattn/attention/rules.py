@@ -65,4 +65,5 @@ class Softmax(Rule):
 
 def visible_keys(s):
     """How many keys each row sees, at least 1: (b, h, R, K) -> (b, h, R, 1), in s's dtype"""
-    return np.maximum((s > -np.inf).sum(axis=3, keepdims=True), 1).astype(s.dtype)
+    seen = (s > -np.inf).astype(s.dtype)
+    return np.maximum(seen @ np.ones((s.shape[3], 1), s.dtype), 1)    # a sum, but faster
