@@ -5,7 +5,7 @@ from minattn import spec as spelling
 from minattn.attention import MECHANISMS
 from minattn.bench import step
 from minattn.bench.sides import Job, measure, number
-from minattn.layers import layers
+from minattn.generate import recompute_reason
 
 PRESET, BATCHES = "paper", (1, 16)
 CASES = [*MECHANISMS, "affine[length=visible]", "energy[norm=prefix]"]
@@ -23,10 +23,8 @@ def suite(args, problems):
               "minattn, with as many threads, is faster by")]
     for attention in spelling.variants("attention", args.attention) if args.attention else CASES:
         spec = step.spec(PRESET, attention)
-        reasons = (layer.mechanism.recompute(**layer.options)
-                   for layer in layers(model.Config(**spec["config"])))
-        if why := next(filter(None, reasons), None):
-            anew.append(f"{attention}: {why}")
+        if why := recompute_reason(model.Config(**spec["config"])):
+            anew.append(why)
             continue
         for batch in BATCHES if attention == "softmax" else BATCHES[:1]:
             row = _row(spec, attention, batch, args, problems)
