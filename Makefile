@@ -26,7 +26,7 @@ test: $(VENV)/.done              ## the fast tests
 crosscheck: $(VENV)/.done        ## every test, also those that need PyTorch, JAX or ONNX Runtime
 	$(INSTALL) torch==2.13.0     # this version's default is the small CPU build
 	$(INSTALL) -e ".[crosscheck]"
-	$(BIN)/python -m pytest $(EACH_CORE)
+	$(BIN)/python -m pytest $(EACH_CORE) --durations=15
 
 packages: $(VENV)/.done          ## attention as released in other packages, through the kit
 	$(INSTALL) torch==2.13.0
