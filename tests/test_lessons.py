@@ -260,6 +260,7 @@ def test_limits(tmp_path):
     source.write_text("# %%\n")
     content = json.dumps({"cells": [{"outputs": [{"text": "3 / 4 of it"}]}]})
     assert build().limits(source, content, 1) == []
+    assert build().limits(source, content, 91, 120) == []
 
 
 def test_every_lesson_is_complete():
