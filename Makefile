@@ -3,7 +3,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
-EACH_CORE = -n auto --dist worksteal
+# one worker per core, each with one thread: more threads than cores wait for one another
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train test crosscheck packages lint lessons-open lessons lessons-check site wheel clean
@@ -21,12 +22,12 @@ train: $(VENV)/.done             ## train the demo model and print a sample
 	$(BIN)/python -m minattn train --preset demo --overwrite
 
 test: $(VENV)/.done              ## the fast tests
-	$(BIN)/python -m pytest -m "not slow" $(EACH_CORE)
+	$(PYTEST) -m "not slow"
 
 crosscheck: $(VENV)/.done        ## every test, also those that need PyTorch, JAX or ONNX Runtime
 	$(INSTALL) torch==2.13.0     # this version's default is the small CPU build
 	$(INSTALL) -e ".[crosscheck]"
-	$(BIN)/python -m pytest $(EACH_CORE) --durations=15
+	$(PYTEST) --durations=15
 
 packages: $(VENV)/.done          ## attention as released in other packages, through the kit
 	$(INSTALL) torch==2.13.0

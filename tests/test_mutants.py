@@ -169,7 +169,7 @@ def test_sizes_beyond_blocks_and_grids_are_among_the_combinations(wrong):
             grads["v"][:, :, -1:] *= 0.9
         return grads
     some = [c for c in cases("softmax") if c.family == "combinations" and wrong(c.arrays["q"])][:1]
-    assert check("softmax", (softmax.forward, softmax.backward), cases=some, show=False).ok
+    assert not check("softmax", (softmax.forward, softmax.backward), cases=some, show=False).failed
     assert check("softmax", (softmax.forward, backward), cases=some, show=False).failed
 
 

@@ -36,7 +36,7 @@ from minattn.validate.frameworks import resolve
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "validate_your_kernel.md"
-SEEDS = range(20)
+SEEDS = range(int(os.environ.get("MINATTN_SEEDS", 5)))   # of the search for false alarms
 
 
 def kinds(result):
@@ -453,28 +453,11 @@ def alarms(report):
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_numpy_float32_and_float64_pass(mechanism):
-    named = [case.id for case in kit.cases(mechanism, quick=True)
-             if case.family != "combinations"]
-    some = ["causal", "score_shift", "identical_tokens", "tq_ne_tk"]
-    for dtype, cases in (("float32", named), ("float64", some)):
-        found = check(mechanism, MECHANISMS[mechanism], dtype=dtype, cases=cases, quick=True,
-                      seed=11, show=False)
+    """On a few families; every case in test_no_false_alarm_at_any_seed"""
+    for dtype in ("float32", "float64"):
+        found = check(mechanism, MECHANISMS[mechanism], dtype=dtype, seed=11, show=False,
+                      cases=["causal", "score_shift", "identical_tokens", "tq_ne_tk"])
         assert found.ok and found.count(report.PASSED) == len(found.results), alarms(found)
-
-
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_torch_references_pass(mechanism):
-    pytest.importorskip("torch")
-    cases = ["causal", "noncausal", "tq_ne_tk", "window/W=2", "identical_tokens",
-             "fully_masked_row", "bias",
-             "non_contiguous"]
-    cases += [f for f in kit.family_names(mechanism)
-              if f.split("_")[0] in ("sink", "gate", "alpha", "sigma", "scores", "all", "ties",
-                                     "support")]
-    for dtype in ("float32", "bfloat16"):
-        found = check(mechanism, torch_reference(mechanism), framework="torch", dtype=dtype,
-                      cases=cases, show=False)
-        assert found.ok, alarms(found)
 
 
 @pytest.mark.parametrize("mechanism", ["softmax", "sparse"])
@@ -486,16 +469,6 @@ def test_torch_references_give_0_where_a_bias_hides_a_row(mechanism):
     assert some and found.ok, alarms(found)
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_both_plain_forms_are_the_same_formula(mechanism):
-    for case in kit.cases(mechanism, seed=3, quick=True):
-        if case.id.split("/")[0] in ("causal", "bias", "window", "fully_masked_row"):
-            one, other = (precision.plain(case, arithmetic.Arithmetic("float64"), early=early)
-                          for early in (False, True))
-            for name in precision.truth(case):
-                np.testing.assert_allclose(one[name], other[name], rtol=1e-9, atol=1e-12)
-
-
 # what the literal PyTorch forms really get wrong: they overflow, and their docstrings say so
 OVERFLOWS = {"lssa": {"dominant_score/one_of_many"},
              "linear": {"later_large_key/lln,tensor", "features/lln,tensor,far"}}
@@ -503,7 +476,7 @@ OVERFLOWS = {"lssa": {"dominant_score/one_of_many"},
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_no_false_alarm_in_20_runs(mechanism):
+def test_no_false_alarm_at_any_seed(mechanism):
     pytest.importorskip("torch")
     for seed in SEEDS:
         # every case once, then the quick selection: every case at every seed takes most of an hour
