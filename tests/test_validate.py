@@ -1100,6 +1100,32 @@ def test_whatever_a_kernel_does_costs_one_verdict(kernels, capsys, monkeypatch, 
     assert time.perf_counter() - start < 30                  # nothing is waited for
 
 
+CRASHES = """
+import os
+from minattn.positions.rotary import backward, forward as right
+def forward(x, start=0, **options):
+    if start in (1000, 5):
+        os._exit(3)
+    return right(x, start=start + (start == 2047), **options)
+"""
+
+
+def test_two_processes_share_the_cases_and_report_the_same(kernels, monkeypatch):
+    (kernels / "crashes.py").write_text(CRASHES)
+    found = []
+    for cores in (1, 2):
+        monkeypatch.setattr(isolate.os, "cpu_count", lambda n=cores: n)
+        assert cli.main(["check", "rotary", "crashes", "--json", "found"]) == 1
+        found.append(json.loads((kernels / "found").read_text()))
+        for row in (found[-1], *found[-1]["cases"]):
+            row.pop("seconds")
+    assert found[0] == found[1]
+    wrong = {row["id"]: row["findings"][0]["kind"] for row in found[1]["cases"]
+             if row["status"] == report.FAILED}
+    assert wrong == {"positions/start=1000": "raised", "positions/start=5,T=1": "raised",
+                     "positions/start=2047": "values"}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("command", ["check", "causality"])

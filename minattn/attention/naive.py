@@ -285,7 +285,7 @@ def energy_forward(q, k, v, energy, alpha, tau, *, norm="key", **options):
     last = np.arange(Tk)
     if norm == "prefix":
         last = p
-    if norm == "sequence":
+    if norm in ("sequence", "none"):
         last = np.array([Tk - 1])
     member = np.arange(Tk) <= last[:, None]                     # keys of N statistics  (N, Tk)
     n = np.maximum(member.sum(axis=-1), 1)[:, None].astype(q.dtype)
@@ -299,7 +299,7 @@ def energy_forward(q, k, v, energy, alpha, tau, *, norm="key", **options):
         rstd = np.where(n > 1, 1 / np.sqrt(var + 1e-8), 0)
     if norm == "none":
         mean, rstd = np.zeros_like(mean), np.ones_like(rstd)
-    if norm in ("key", "none"):                                 # each belongs to a key
+    if norm == "key":                                           # each belongs to a key
         mean, rstd = T(mean), T(rstd)
     z = (e - mean) * rstd                                       # (B, H, 1 or Tq, Tk)
     above = z - per_head(tau)

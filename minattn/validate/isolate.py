@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 
@@ -95,10 +96,15 @@ def check(question, *, progress=False):
     def result(case, answer):
         lost = isinstance(answer, Finding)
         return Result(case.id, case.family, FAILED, (answer,)) if lost else answer
-    answers, results = _answers("check", question, _result), []
-    with contextlib.closing(answers):
-        name, gradients, without, unasked = next(answers)
+    count, results = _side_by_side(question), []
+    children = [_answers("check", question, _result, n, count) for n in range(count)]
+    with contextlib.ExitStack() as stack:
+        for child in children:
+            stack.enter_context(contextlib.closing(child))
+            next(child)
+        (name, gradients, without, unasked), *_ = [next(child) for child in children]
         chosen = _cases(question, without)
+        answers = map(next, cycle(children))
         with contextlib.suppress(KeyboardInterrupt):
             for found in until_too_many_hang(map(result, chosen, answers), chosen, progress):
                 results.append(found)
@@ -117,6 +123,7 @@ def planned(question):
                           exclude=question["exclude"], sizes=question["sizes"]).without
     else:
         with contextlib.closing(_answers("check", question, _result)) as child:
+            next(child)
             without = next(child)[2]
     return _cases(question, without)
 
@@ -124,7 +131,7 @@ def planned(question):
 def causality(**question):
     """question: causality's arguments by name, "target" as text for `load` -> Certificate"""
     from minattn.validate.causality import certificate
-    about, *found = _answers("causality", question, tuple)
+    _, about, *found = _answers("causality", question, tuple)
     return certificate(*about, [("fail", [answer.message]) if isinstance(answer, Finding)
                                 else answer for answer in found])
 
@@ -143,12 +150,24 @@ def _result(row):
                            tensors=tuple(tensors))
 
 
-def _answers(job, question, read):
-    """What the child says when it is ready, then read(answer) of each of its answers; a Finding in
-    place of one that never came. InputError if the question cannot be put at all."""
-    n, count = 0, None
-    while n != count:
-        for kind, *news in _child(job, question, n, read):
+def _side_by_side(question):
+    """So many processes share the cases of a check. One where that could hide a race, or where a
+    device may have no room for a second, or where few cases are left."""
+    alone = question["repeat"] > 1 or question["device"] != "cpu" or question["cases"] is not None
+    return 1 if alone else min(2, os.cpu_count() or 1)
+
+
+def _answers(job, question, read, first=0, step=1):
+    """None when the child was started, what it says when it is ready, then read(answer) of the
+    answers first, first + step, ...; a Finding in place of one that never came. InputError if the
+    question cannot be put at all."""
+    n, count = first, None
+    while count is None or n < count:
+        for kind, *news in _child(job, question, n, step, read):
+            if kind == "started":
+                if count is None:
+                    yield
+                continue
             if kind == "refused":
                 raise InputError(news[0])
             if kind == "ready":
@@ -157,14 +176,16 @@ def _answers(job, question, read):
                     yield about
                 continue
             yield Finding(*news) if kind == "lost" else news[0]
-            n += 1
-            if n == count:
+            n += step
+            if n >= count:
                 return
 
 
-def _child(job, question, first, read):
+def _child(job, question, first, step, read):
     """What one child says, to its last breath."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    if step > 1:                     # NumPy's threads of two processes would wait for one another
+        env.setdefault("OPENBLAS_NUM_THREADS", "1")
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     child = subprocess.Popen([sys.executable, "-c", START], env=env, start_new_session=True,
                              **pipes)
@@ -177,8 +198,9 @@ def _child(job, question, first, read):
         thread.start()
     try:
         with contextlib.suppress(BrokenPipeError):           # it has ended: that is noticed below
-            child.stdin.write(json.dumps([job, question, first]).encode() + b"\n")
+            child.stdin.write(json.dumps([job, question, first, step]).encode() + b"\n")
             child.stdin.flush()
+        yield ("started",)
         while True:
             news, until = None, time.monotonic() + patience
             while news is None and time.monotonic() < until:
@@ -267,12 +289,12 @@ def main(line):
         threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")                                   # memory full: Linux ends this first
-    job, question, first = json.loads(line)
+    job, question, first, step = json.loads(line)
 
     def say(*news):
         out.write(json.dumps(news).encode() + b"\n")
     try:
-        {"check": _check, "causality": _causality}[job](question, first, say)
+        {"check": _check, "causality": _causality}[job](question, first, step, say)
     except InputError as error:
         say("refused", str(error))
     except OSError:                                          # the function closed our pipe
@@ -282,13 +304,13 @@ def main(line):
     os._exit(0)                                              # not held up by what hangs in a thread
 
 
-def _check(question, first, say):
+def _check(question, first, step, say):
     from minattn.validate.check import begin, verdict, yardstick
     target = load(question.pop("target"))
     backward = question.pop("backward")
     setup, chosen, rules = begin(fn=target, backward=backward and load(backward), **question)
     say("ready", len(chosen), setup.target.name, setup.no_gradients, setup.without, setup.unasked)
-    for case in chosen[first:]:
+    for case in chosen[first::step]:
         yardstick(case, setup)                               # before the clock runs
         alive = partial(say, "start", case.id)
         alive()
@@ -298,7 +320,7 @@ def _check(question, first, say):
             return
 
 
-def _causality(question, first, say):
+def _causality(question, first, _, say):
     from minattn.validate.causality import causality
     target = load(question.pop("target"))
     question["backward"] = question["backward"] and load(question["backward"])
