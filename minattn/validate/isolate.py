@@ -184,8 +184,8 @@ def _answers(job, question, read, first=0, step=1):
 def _child(job, question, first, step, read):
     """What one child says, to its last breath."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    if step > 1:                     # NumPy's threads of two processes would wait for one another
-        env.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if step > 1:                     # with more threads than cores, they wait for one another
+        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // step)))
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     child = subprocess.Popen([sys.executable, "-c", START], env=env, start_new_session=True,
                              **pipes)
