@@ -2,9 +2,10 @@
 
 The commands check and causality run every imported function this way. A child answers question by
 question, one line of JSON each; when it dies or falls silent, the question at hand has a finding,
-and a new child goes on with the next one. Two children may take turns. Each child leads a process group, and a guard beside it
-ends the whole group as soon as this process has gone or has let go of its pipe: nothing is left
-behind. (What moves to a session of its own, as a daemon does, is out of reach.)
+and a new child goes on with the next one. Two children may take turns. Each leads a process group,
+and a guard beside it ends the whole group as soon as this process has gone or has let go of its
+pipe: nothing is left behind. (What moves to a session of its own, as a daemon does, is out of
+reach.)
 """
 import contextlib
 import importlib
