@@ -197,9 +197,10 @@ def test_random_rounding_takes_both_neighbours_and_leaves_exact_numbers(dtype):
     assert 0.2 < np.mean(found > 1) < 0.3
 
 
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_plain_arithmetic_computes_the_same_thing_in_both_forms(mechanism):
-    for case in kit.cases(mechanism):
+def test_plain_arithmetic_computes_the_same_thing_in_both_forms(mechanism, quick):
+    for case in kit.cases(mechanism, quick=quick):
         if case.family == "combinations":
             continue
         truth = precision.truth(case)
