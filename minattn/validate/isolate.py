@@ -94,9 +94,12 @@ def check(question, *, progress=False):
     start = time.perf_counter()
     _cases({**question, "cases": None})                      # refused before a child starts?
 
+    shrunk = []                                              # (Combination's row, its Result)
+
     def result(case, answer):
-        lost = isinstance(answer, Finding)
-        return Result(case.id, case.family, FAILED, (answer,)) if lost else answer
+        if isinstance(answer, Finding):
+            return Result(case.id, case.family, FAILED, (answer,))
+        return _as_one_process(case, *answer, shrunk)
     count, results = _side_by_side(question), []
     children = [_answers("check", question, _result, n, count) for n in range(count)]
     with contextlib.ExitStack() as stack:
@@ -143,12 +146,27 @@ def _cases(question, without=()):
     return select(question["mechanism"], question["cases"], without=without, **chosen)
 
 
-def _result(row):
-    """A Result again, from JSON."""
-    result = Result(*row)
+def _result(result, row):
+    """A Result again, and the row of the smallest case that fails like it or None, from JSON"""
+    result = Result(*result)
     tensors = (Tensor(*t)._replace(index=tuple(t[4])) for t in result.tensors)
+    row = row and {name: tuple(x) if isinstance(x, list) else x for name, x in row.items()}
     return result._replace(findings=tuple(Finding(*f) for f in result.findings),
-                           tensors=tuple(tensors))
+                           tensors=tuple(tensors)), row
+
+
+def _as_one_process(case, result, row, shrunk):
+    """A failing combination counts as a smaller one that either process found before."""
+    from minattn.validate import covering
+    if result.status != FAILED or case.family != "combinations":
+        return result
+    for small, found in shrunk:
+        alike = {f.kind for f in result.findings} & {f.kind for f in found.findings}
+        if alike and covering.holds(case.row, small, case.every):
+            return result._replace(smallest=found.smallest, findings=found.findings)
+    if row:
+        shrunk.append((row, result))
+    return result
 
 
 def _side_by_side(question):
@@ -258,7 +276,7 @@ def _listen(pipe, said, read):
             kind, *news = json.loads(line)
             if kind not in ("ready", "start", "done", "again", "refused"):
                 break
-            said.put((kind, read(news[0])) if kind == "done" else (kind, *news))
+            said.put((kind, read(*news)) if kind == "done" else (kind, *news))
     said.put(("lost",))
 
 
@@ -315,7 +333,9 @@ def _check(question, first, step, say):
         yardstick(case, setup)                               # before the clock runs
         alive = partial(say, "start", case.id)
         alive()
-        say("done", verdict(case, setup, rules, alive))
+        found = verdict(case, setup, rules, alive)
+        rows = (small.row for small, _ in setup.shrunk if small.id == found.smallest)
+        say("done", found, next(rows, None))
         if not setup.adapter.alive():
             say("again")
             return
