@@ -170,8 +170,8 @@ def _as_one_process(case, result, row, shrunk):
 
 
 def _side_by_side(question):
-    """So many processes share the cases of a check. One where that could hide a race, or where a
-    device may have no room for a second, or where few cases are left."""
+    """How many processes share the cases of a check: two, but one where two could hide a race,
+    where a device may lack room for a second, or where few cases are asked for"""
     alone = question["repeat"] > 1 or question["device"] != "cpu" or question["cases"] is not None
     return 1 if alone else min(2, os.cpu_count() or 1)
 
