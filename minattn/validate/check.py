@@ -44,7 +44,7 @@ class Setup(NamedTuple):
     exclude: frozenset = frozenset()
     time_limit: float = 30.0
     unasked: tuple = ()       # what the function does not take and need not: see `unasked`
-    shrunk: list = []         # the smallest cases found so far, with what they found
+    shrunk: list = []         # the smallest cases found so far: (row, id, findings)
     conventions: str = "any"  # "ours": where they differ, it is wrong
     repeat: int = 1           # calls beside the first two that must give the same
     dtype: str = "float32"    # of the bounds: "tf32" holds float32 arrays to others
@@ -391,9 +391,8 @@ def smallest(case, setup, result, alive):
     sorts = {f.kind for f in result.findings}
     if result.status != FAILED or case.family != "combinations" or "hang" in sorts:
         return result
-    for small, found in setup.shrunk:
-        if covering.holds(case.row, small.row, case.every) and sorts & {f.kind for f in found}:
-            return result._replace(smallest=small.id, findings=found)
+    if known := known_as(case, result, setup.shrunk):
+        return known
     if len(setup.shrunk) == DIFFERENT or not setup.adapter.alive():
         return result
     small, found, until = case, result.findings, time.monotonic() + SHRINKING
@@ -408,8 +407,18 @@ def smallest(case, setup, result, alive):
             if sorts & now:
                 small, found = other, tried.findings
                 break
-    setup.shrunk.append((small, found))
+    setup.shrunk.append((small.row, small.id, found))
     return result._replace(smallest=small.id, findings=found)
+
+
+def known_as(case, result, shrunk):
+    """The result of a failing combination as that of the first smallest case that it holds and
+    fails like, or None"""
+    sorts = {f.kind for f in result.findings}
+    for row, name, found in shrunk:
+        if sorts & {f.kind for f in found} and covering.holds(case.row, row, case.every):
+            return result._replace(smallest=name, findings=found)
+    return None
 
 
 def _not_covered(case, setup):

@@ -93,8 +93,7 @@ def check(question, *, progress=False):
     from minattn.validate.check import until_too_many_hang
     start = time.perf_counter()
     _cases({**question, "cases": None})                      # refused before a child starts?
-
-    shrunk = []                                              # (Combination's row, its Result)
+    shrunk = []                                              # of both processes, as in Setup
 
     def result(case, answer):
         if isinstance(answer, Finding):
@@ -157,15 +156,13 @@ def _result(result, row):
 
 def _as_one_process(case, result, row, shrunk):
     """A failing combination counts as a smaller one that either process found before."""
-    from minattn.validate import covering
+    from minattn.validate.check import known_as
     if result.status != FAILED or case.family != "combinations":
         return result
-    for small, found in shrunk:
-        alike = {f.kind for f in result.findings} & {f.kind for f in found.findings}
-        if alike and covering.holds(case.row, small, case.every):
-            return result._replace(smallest=found.smallest, findings=found.findings)
+    if known := known_as(case, result, shrunk):
+        return known
     if row:
-        shrunk.append((row, result))
+        shrunk.append((row, result.smallest, result.findings))
     return result
 
 
@@ -334,7 +331,7 @@ def _check(question, first, step, say):
         alive = partial(say, "start", case.id)
         alive()
         found = verdict(case, setup, rules, alive)
-        rows = (small.row for small, _ in setup.shrunk if small.id == found.smallest)
+        rows = (row for row, name, _ in setup.shrunk if name == found.smallest)
         say("done", found, next(rows, None))
         if not setup.adapter.alive():
             say("again")
