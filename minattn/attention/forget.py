@@ -43,10 +43,11 @@ class Forgotten(NamedTuple):
         return np.zeros(self.c.shape)                           # of c, in float64
 
     def tile_backward(self, ds, batch, heads, p, keys, dc):
-        dc, ones = dc[batch, heads], np.ones(max(ds.shape[2:]), ds.dtype)
+        dc = dc[batch, heads]
         queries = slice(None), slice(None), self._at(p)         # two of them may share a position
-        np.add.at(dc, queries, ds @ ones[:ds.shape[3]])         # sums, as products: faster
-        dc[:, :, keys + 1] -= ones[:ds.shape[2]] @ ds
+        # the sums of rows and of columns, as products: faster
+        np.add.at(dc, queries, ds @ np.ones(ds.shape[3], ds.dtype))
+        dc[:, :, keys + 1] -= np.ones(ds.shape[2], ds.dtype) @ ds
 
     def _at(self, p):
         return np.clip(p + 1, 0, self.c.shape[2] - 1)
