@@ -105,8 +105,10 @@ def test_an_edit_whose_line_is_gone_is_refused():
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_base_is_right(mechanism):
-    """On a few families; the slow run takes every case."""
+    """On a few families, in float64 and float32; the slow run takes every case."""
     base = mutants.none(mechanism).load()
+    report = check(mechanism, base, cases=["causal/*", "padding/*"], dtype="float64", show=False)
+    assert report.ok, str(report)
     report = check(mechanism, base, cases=["causal/*", "padding/*", "window/*"], show=False)
     assert report.ok, str(report)
 

@@ -454,7 +454,7 @@ def alarms(report):
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_numpy_float32_and_float64_pass(mechanism):
-    """On a few families; every case in test_no_false_alarm_at_any_seed"""
+    """On a few families; every case in float32: test_no_false_alarm_at_any_seed"""
     for dtype in ("float32", "float64"):
         found = check(mechanism, MECHANISMS[mechanism], dtype=dtype, seed=11, show=False,
                       cases=["causal", "score_shift", "identical_tokens", "tq_ne_tk"])
