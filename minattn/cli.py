@@ -152,7 +152,7 @@ def _train_arguments(parser):
     add("--out", help="run folder (default runs/PRESET)")
     add("--resume", metavar="RUN", help="resume the run in this folder, or one of its checkpoints")
     add("--overwrite", action="store_true", help="replace an existing run")
-    add("--threads", type=int, help="number of threads; NumPy's result does not depend on it")
+    add("--threads", type=int, help="cores to use; NumPy's result does not depend on it")
     add("--data-dir", default="data", help="where corpora are kept" + DEFAULT)
     for group, cls in (("training", train.Settings), ("model", model.Config)):
         section = parser.add_argument_group(group, "defaults come from the preset")

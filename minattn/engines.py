@@ -6,7 +6,7 @@
         engine.mean_loss(x, y)       over many windows (N, T), without gradients
         engine.arrays()              params, buffers, m, v as NumPy arrays: what a checkpoint holds
 """
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from minattn import model, parallel
 from minattn.errors import InputError
@@ -31,8 +31,9 @@ def start(checkpoint, config, settings, threads):
     """The engine of these settings, at this checkpoint."""
     check(settings)
     if settings.engine == "numpy":
-        with parallel.workers(threads) as pool:
-            yield Numpy(pool, checkpoint, config, settings)
+        with (parallel.workers(threads) as pool,
+              closing(Numpy(pool, checkpoint, config, settings, threads)) as engine):
+            yield engine
         return
     from minattn import torch_engine
     with torch_engine.start(checkpoint, config, settings, threads) as engine:
@@ -40,12 +41,17 @@ def start(checkpoint, config, settings, threads):
 
 
 class Numpy:
-    def __init__(self, pool, checkpoint, config, settings):
+    def __init__(self, pool, checkpoint, config, settings, threads):
         self.pool, self.config, self.settings = pool, config, settings
         matrices = model.matrices(config) if settings.optimizer == "muon" else ()
         self.state = parallel.start(checkpoint.params, checkpoint.buffers, settings.decay,
                                     m=checkpoint.m, v=checkpoint.v, step=checkpoint.step,
                                     matrices=matrices)
+        parallel.share(self.state, config, settings, threads)
+
+    def close(self):
+        if self.state.team:
+            self.state.team.close()
 
     def train_step(self, x, y):
         return parallel.train_step(self.pool, self.state, x, y, self.config, self.settings)

@@ -1,12 +1,13 @@
-"""One training step, on several threads, whose result does not depend on how many there are.
+"""One training step, on several cores, whose result does not depend on how many there are.
 
     state = start(params, buffers)                     parameters and moments as flat vectors
+    share(state, config, settings, threads)            processes for the chunks, where possible
     train_step(pool, state, x, y, config, settings)    loss and gradients, then update(...)
     update(state, settings, pool)                      norm, clipping, learning rate, AdamW, Muon
 
-The batch is cut into a fixed number of chunks; each is one forward and backward on one thread, with
-the matrix library on one thread too (NumPy releases the interpreter lock while it computes).
-Gradients are added in the order of the chunks, so 1, 2 or 3 threads give the same bits.
+The batch is cut into a fixed number of chunks; each is one forward and backward on one core, with
+the matrix library on one thread: see chunks.py. Gradients are added in the order of the chunks, so
+1, 2 or 3 cores, threads or processes, give the same bits.
 """
 import ctypes
 import math
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minattn import model, muon, optim
+from minattn.chunks import Chunk, Team, can_fork, gradients, split
 from minattn.errors import NotFinite
 
 OPTIMISER_RANGE = 1 << 18      # entries per task of the optimiser
@@ -40,6 +42,7 @@ class State:
     shapes: dict
     step: int            # steps done
     muon: list           # (name, columns) of the matrices that Muon takes: the first entries of p
+    team: Team | None = None    # computes the chunks, in place of threads
 
     def named(self, vector):
         """The arrays of a flat vector, named as the parameters."""
@@ -67,6 +70,14 @@ def start(params, buffers=None, decay="2d", *, m=None, v=None, step=0, matrices=
                  list(matrices))
 
 
+def share(state, config, settings, threads):
+    """Where this process can fork, let others compute chunks with it; state.team.close() ends them.
+    """
+    helpers = min(threads, settings.chunks) - 1
+    if helpers and can_fork():
+        state.team = Team(state, config, settings.chunks, helpers)
+
+
 def train_step(pool, state, x, y, config, settings):
     """One step on a batch x, y (B, T), in place -> (loss, norm of the gradient, learning rate).
 
@@ -74,7 +85,8 @@ def train_step(pool, state, x, y, config, settings):
     """
     seed = (settings.seed, state.step, 1)
     loss, buffers = loss_and_gradients(pool, state.params, state.buffers, x, y, config,
-                                       chunks=settings.chunks, out=state.grads, seed=seed)
+                                       chunks=settings.chunks, out=state.grads, seed=seed,
+                                       team=state.team)
     if not math.isfinite(loss):
         raise NotFinite("the loss")
     norm, lr = update(state, settings, pool)
@@ -130,30 +142,23 @@ def _not_finite(arrays):
                 "all parameters together")
 
 
-def loss_and_gradients(pool, params, buffers, x, y, config, *, chunks, out, seed=None):
+def loss_and_gradients(pool, params, buffers, x, y, config, *, chunks, out, seed=None, team=None):
     """Mean loss of a batch and its gradient, chunk by chunk.
 
     x, y (B, T) -> loss, new buffers; the gradients are written into `out`, a dict of arrays shaped
     as params. seed (any tuple of integers): dropout draws from seed + the chunk's number; None: no
-    dropout.
+    dropout. team: a chunks.Team of these params and this config; None: the threads of the pool.
     """
-    parts = chunks_of(len(x), chunks)
-
-    def one(n):
-        rng = None
-        if seed is not None and config.dropout:
-            rng = np.random.default_rng([*seed, n])
-        part, share = parts[n], len(x[parts[n]]) / len(x)
-        _, loss, cache = model.forward(params, x[part], config, targets=y[part], buffers=buffers,
-                                       training=True, rng=rng)
-        return loss, model.backward(cache, config, share), cache.buffers, share
-
-    done = list(pool.map(one, range(len(parts))))
+    todo = [Chunk(n, x[part], y[part], len(x[part]) / len(x), buffers,
+                  None if seed is None else (*seed, n))
+            for n, part in enumerate(split(len(x), chunks))]
+    done = list(team.map(todo) if team else
+                pool.map(lambda chunk: gradients(chunk, params, config), todo))
     names = list(out)
 
     def add(names):
         for name in names:
-            first, *rest = (grads[name] for _, grads, _, _ in done)
+            first, *rest = (grads[name] for _, grads, _ in done)
             if rest:
                 np.add(first, rest[0], out=out[name])
             else:
@@ -163,9 +168,10 @@ def loss_and_gradients(pool, params, buffers, x, y, config, *, chunks, out, seed
 
     list(pool.map(add, [names[i::SUMS] for i in range(SUMS)]))
     # affine's running mean (its eq. 9) is linear in the batch: the chunks' means average to it
-    new = {name: sum(share * b[name] for _, _, b, share in done).astype(old.dtype)
+    shares = [chunk.share for chunk in todo]
+    new = {name: sum(share * b[name] for share, (_, _, b) in zip(shares, done)).astype(old.dtype)
            for name, old in buffers.items()}
-    return math.fsum(loss * share for loss, _, _, share in done), new
+    return math.fsum(share * loss for share, (loss, _, _) in zip(shares, done)), new
 
 
 def adamw(pool, p, g, m, v, decayed, step, lr, weight_decay, **options):
@@ -220,9 +226,3 @@ def keep_freed_memory():
     mallopt(M_MMAP_THRESHOLD, 32 << 20)        # the largest that glibc takes
     mallopt(M_TRIM_THRESHOLD, 512 << 20)
     mallopt(M_TOP_PAD, 16 << 20)
-
-
-def chunks_of(B, n):
-    """Cut B sequences into at most n slices of nearly equal length."""
-    bounds = [round(i * B / min(n, B)) for i in range(min(n, B) + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:])]

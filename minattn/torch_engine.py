@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from minattn import files, model, muon, optim, parallel
+from minattn import chunks, files, model, muon, optim, parallel
 from minattn.errors import InputError, NotFinite
 from minattn.torch_refs import muon as torch_muon
 from minattn.torch_refs.gpt import GPT
@@ -95,7 +95,7 @@ class Torch:
         new = {name: torch.zeros_like(b) for name, b in old.items()}
         self.gpt.train()
         self.gpt.zero_grad()
-        for part in parallel.chunks_of(len(x), s.chunks):
+        for part in chunks.split(len(x), s.chunks):
             share = len(x[part]) / len(x)
             with torch.autocast(s.device, torch.bfloat16, enabled=s.autocast == "bfloat16"):
                 loss = share * self.call(x[part], y[part])[1]

@@ -21,6 +21,7 @@ from gpt_cases import (
 from minattn import model, optim, parallel
 from minattn.attention.energy import Running
 from minattn.attention_layer import KVCache
+from minattn.chunks import split
 from minattn.errors import InputError
 from minattn.generate import recompute_reason
 from minattn.validate.gradients import assert_gradients
@@ -491,7 +492,7 @@ def test_adamw_over_threads(decayed, monkeypatch):
                          [(12, 2, [6, 6]), (7, 3, [2, 3, 2]), (2, 5, [1, 1]), (1, 1, [1]),
                           (5, 4, [1, 1, 2, 1])])
 def test_chunks(B, n, sizes):
-    parts = parallel.chunks_of(B, n)
+    parts = split(B, n)
     assert [part.stop - part.start for part in parts] == sizes and parts[0].start == 0
     assert parts[-1].stop == B
 

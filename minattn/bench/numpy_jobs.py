@@ -14,6 +14,7 @@ import numpy as np
 from minattn import decode, generate, model, parallel, runs, train
 from minattn.attention import softmax
 from minattn.bench import floor
+from minattn.chunks import split
 
 
 @contextmanager
@@ -34,9 +35,10 @@ def step_inputs(spec):
 
 def step(spec, session):
     """The trainer's own step -> loss and norm of the gradient."""
-    pool, _ = session
+    pool, threads = session
     config, settings, params, buffers, x, y = step_inputs(spec)
     state = parallel.start(params, buffers, settings.decay)
+    parallel.share(state, config, settings, threads)       # until this process ends
 
     def work():
         return parallel.train_step(pool, state, x, y, config, settings)[:2]
@@ -48,7 +50,7 @@ def step_floor(spec, session):
     """The matrix products of a step alone, each thread with as many chunks as in the step."""
     pool, threads = session
     config, settings, params, buffers, x, y = step_inputs(spec)
-    chunks = parallel.chunks_of(len(x), settings.chunks)
+    chunks = split(len(x), settings.chunks)
 
     def one_chunk(part):
         _, _, cache = model.forward(params, x[part], config, targets=y[part], buffers=buffers,

@@ -1,0 +1,172 @@
+"""A batch cut into chunks, each one forward and backward: on threads, or in forked processes.
+
+    parts = split(B, n)                              slices of the batch
+    loss, grads, buffers = gradients(chunk, params, config)
+    team = Team(state, config, n)                    n processes beside this one
+    team.map(chunks)                                 the same as gradients of each, sooner
+
+Threads of one process share the interpreter lock. Between two NumPy calls each waits for it, and a
+core that waits falls asleep. A forked process has a lock of its own. It reads the parameters in
+memory that it shares with its parent, and leaves the gradients of its chunks in more of it.
+
+No result depends on a helper: a chunk whose process was killed, or raised an error, is computed
+once more by the parent, to the same bits.
+"""
+import mmap
+import os
+import signal
+import sys
+import threading
+import warnings
+from multiprocessing import Pipe
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import TMonitor
+
+from minattn import model, optim
+
+
+class Chunk(NamedTuple):
+    number: int
+    x: np.ndarray                # (b, T)  tokens
+    y: np.ndarray                # (b, T)  targets
+    share: float                 # of the batch's sequences
+    buffers: dict
+    seed: tuple | None           # of dropout; None: no dropout
+
+
+def split(B, n):
+    """Cut B sequences into at most n slices of nearly equal length."""
+    bounds = [round(i * B / min(n, B)) for i in range(min(n, B) + 1)]
+    return [slice(a, b) for a, b in zip(bounds, bounds[1:])]
+
+
+def gradients(chunk, params, config):
+    """-> the chunk's mean loss, gradients of share * loss by parameter, the buffers after it"""
+    rng = None
+    if chunk.seed is not None and config.dropout:
+        rng = np.random.default_rng(chunk.seed)
+    _, loss, cache = model.forward(params, chunk.x, config, targets=chunk.y, buffers=chunk.buffers,
+                                   training=True, rng=rng)
+    return loss, model.backward(cache, config, chunk.share), cache.buffers
+
+
+# -------------------------------------------------------------------------------- forked processes
+
+
+def can_fork():
+    """On Linux, while no other thread could leave a lock behind that the new process needs.
+
+    That of a progress bar could not.
+    """
+    others = [t for t in threading.enumerate() if not isinstance(t, TMonitor)]
+    return sys.platform == "linux" and len(others) == 1
+
+
+class Team:
+    """This process and n helpers, which share out the chunks of every batch."""
+
+    def __init__(self, state, config, chunks, n):
+        """state: a parallel.State, whose parameters move into shared memory"""
+        state.p = _shared(state.p)
+        views = state.named(state.p)
+        state.params = {name: views[name] for name in state.params}
+        self.params, self.config = state.params, config
+        rows = _shared(np.zeros((chunks, state.p.size), state.p.dtype))
+        self.grads = [optim.views_of(row, state.shapes) for row in rows]   # of each chunk
+        self.helpers = [Helper(self._answer) for _ in range(n)]
+
+    def map(self, chunks):
+        """-> what `gradients` returns for each"""
+        turns = len(self.helpers) + 1
+        try:
+            for i, helper in enumerate(self.helpers, 1):
+                helper.ask(chunks[i::turns])
+            done = {chunk.number: self._gradients(chunk) for chunk in chunks[::turns]}
+            for i, helper in enumerate(self.helpers, 1):
+                answers = helper.answer() or [None] * len(chunks)
+                for chunk, answer in zip(chunks[i::turns], answers):
+                    n = chunk.number
+                    done[n] = (self._gradients(chunk) if answer is None else
+                               (answer[0], self.grads[n], answer[1]))
+        except BaseException:
+            self.close()                          # an answer may be on its way to the wrong batch
+            raise
+        return [done[chunk.number] for chunk in chunks]
+
+    def close(self):
+        while self.helpers:
+            self.helpers.pop().close()
+
+    def _gradients(self, chunk):
+        return gradients(chunk, self.params, self.config)
+
+    def _answer(self, chunks):
+        """In a helper: loss and buffers of each chunk, whose gradients are in shared memory"""
+        answers = []
+        for chunk in chunks:
+            loss, grads, buffers = self._gradients(chunk)
+            for name, place in self.grads[chunk.number].items():
+                place[...] = grads[name]
+            answers.append((loss, buffers))
+        return answers
+
+
+class Helper:
+    """A forked process that answers questions through a pipe, and ends when the pipe closes."""
+
+    def __init__(self, work):
+        self.pipe, theirs = Pipe()
+        with warnings.catch_warnings():           # the matrix library's threads survive a fork
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _serve(theirs, work)
+            finally:
+                os._exit(0)                       # without the parent's clean-up
+        theirs.close()
+
+    def ask(self, question):
+        try:
+            self.pipe.send(question)
+        except OSError:                           # it has ended: answer() says so
+            pass
+
+    def answer(self):
+        """What work(question) returned; None if it failed or the process has ended."""
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            return None
+
+    def close(self):
+        self.pipe.close()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def _serve(pipe, work):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)     # the parent finishes its step, and needs this one
+    os.closerange(3, pipe.fileno())               # the parent's files: their locks are its own
+    os.closerange(pipe.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    np.seterr(all="ignore")
+    try:
+        while True:
+            question = pipe.recv()
+            try:
+                answer = work(question)
+            except Exception:
+                answer = None                     # the parent meets the same error, and tells it
+            pipe.send(answer)
+    except (EOFError, OSError):                   # the parent has gone
+        pass
+
+
+def _shared(array):
+    """A copy of an array in memory that stays shared after a fork."""
+    copy = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
