@@ -21,10 +21,6 @@ from minattn import model, muon, optim
 from minattn.chunks import Chunk, Team, can_fork, gradients, split
 from minattn.errors import NotFinite
 
-OPTIMISER_RANGE = 1 << 18      # entries per task of the optimiser
-SUMS = 4                       # tasks that add the chunks' gradients; one per parameter costs more
-
-
 # ------------------------------------------------------------------------------- one training step
 
 
@@ -105,10 +101,10 @@ def update(state, settings, pool=None):
     lr = learning_rate(state.step, settings)
     state.step += 1
     first = sum(math.prod(state.shapes[name]) for name in {name for name, _ in state.muon})
-    rest = slice(first, None)                                # what AdamW takes
-    adamw(pool, state.p[rest], state.g[rest], state.m[rest], state.v[rest], state.decayed - first,
-          state.step, lr, settings.weight_decay, betas=(settings.beta1, settings.beta2),
-          eps=settings.eps)
+    for rest, decay in ((slice(first, state.decayed), settings.weight_decay),
+                        (slice(state.decayed, None), 0.0)):  # what AdamW takes
+        optim.adamw(state.p[rest], state.g[rest], state.m[rest], state.v[rest], state.step, lr,
+                    betas=(settings.beta1, settings.beta2), eps=settings.eps, weight_decay=decay)
     if state.muon:
         _muon(pool, state, settings, settings.muon_lr * lr / settings.lr)
     if not np.isfinite(state.p).all():
@@ -154,36 +150,16 @@ def loss_and_gradients(pool, params, buffers, x, y, config, *, chunks, out, seed
             for n, part in enumerate(split(len(x), chunks))]
     done = list(team.map(todo) if team else
                 pool.map(lambda chunk: gradients(chunk, params, config), todo))
-    names = list(out)
-
-    def add(names):
-        for name in names:
-            first, *rest = (grads[name] for _, grads, _ in done)
-            if rest:
-                np.add(first, rest[0], out=out[name])
-            else:
-                out[name][...] = first
-            for grad in rest[1:]:
-                out[name] += grad
-
-    list(pool.map(add, [names[i::SUMS] for i in range(SUMS)]))
+    for name, total in out.items():
+        first, *rest = (grads[name] for _, grads, _ in done)
+        total[...] = first
+        for grad in rest:
+            total += grad
     # affine's running mean (its eq. 9) is linear in the batch: the chunks' means average to it
     shares = [chunk.share for chunk in todo]
     new = {name: sum(share * b[name] for share, (_, _, b) in zip(shares, done)).astype(old.dtype)
            for name, old in buffers.items()}
     return math.fsum(share * loss for share, (loss, _, _) in zip(shares, done)), new
-
-
-def adamw(pool, p, g, m, v, decayed, step, lr, weight_decay, **options):
-    """optim.adamw with its ranges spread over the threads; the first `decayed` entries decay."""
-    bounds = sorted({0, decayed, p.size, *range(0, p.size, OPTIMISER_RANGE)})
-
-    def one(a, b):
-        part = slice(a, b)
-        optim.adamw(p[part], g[part], m[part], v[part], step, lr,
-                    weight_decay=weight_decay if a < decayed else 0.0, **options)
-
-    list((pool.map if pool else map)(one, bounds[:-1], bounds[1:]))
 
 
 def mean_loss(pool, params, buffers, x, y, config, group=None):

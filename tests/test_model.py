@@ -24,6 +24,7 @@ from minattn.attention_layer import KVCache
 from minattn.chunks import split
 from minattn.errors import InputError
 from minattn.generate import recompute_reason
+from minattn.train import Settings
 from minattn.validate.gradients import assert_gradients
 
 BASE = dict(vocab_size=17, block_size=7, n_layer=3, n_head=2, n_embd=8)
@@ -474,18 +475,25 @@ def test_adamw_refuses_what_broadcasting_would_hide(change, words):
         optim.adamw(**{**vectors, **change}, lr=0.1)
 
 
-@pytest.mark.parametrize("decayed", [0, 5, 12, 29, 30])
-def test_adamw_over_threads(decayed, monkeypatch):
-    """Ranges on threads give the bits of one pass; only the first `decayed` entries decay."""
-    monkeypatch.setattr(parallel, "OPTIMISER_RANGE", 4)
+@pytest.mark.parametrize("rule", ["2d", "all"])
+def test_only_what_should_decay_does(rule):
+    """The trainer's AdamW against the rule applied to each array"""
     rng = np.random.default_rng(0)
-    start = rng.standard_normal((4, 30)).astype(np.float32) ** 2
-    whole, parts = start.copy(), start.copy()
-    for part, decay in ((slice(decayed), 0.1), (slice(decayed, None), 0.0)):
-        optim.adamw(*(a[part] for a in whole), 3, 1e-2, weight_decay=decay)
-    with ThreadPoolExecutor(3) as pool:
-        parallel.adamw(pool, *parts, decayed, 3, 1e-2, 0.1)
-    assert np.array_equal(whole, parts)
+    params = {name: rng.standard_normal(shape)
+              for name, shape in (("gain", (5,)), ("w", (3, 4)), ("bias", (2,)), ("e", (2, 3)))}
+    settings = Settings(lr=0.1, warmup=0, clip=0.0, weight_decay=0.3)
+    state = parallel.start(params, decay=rule)
+    for grad in state.grads.values():
+        grad[...] = rng.standard_normal(grad.shape)
+    expected = {}
+    for name, a in params.items():
+        p, g = a.ravel().copy(), state.grads[name].ravel()
+        decay = 0.3 if a.ndim == 2 or rule == "all" else 0.0
+        optim.adamw(p, g, np.zeros_like(p), np.zeros_like(p), 1, 0.1, betas=(0.9, 0.99),
+                    weight_decay=decay)
+        expected[name] = p.reshape(a.shape)
+    parallel.update(state, settings)
+    assert all(np.array_equal(state.params[name], expected[name]) for name in params)
 
 
 @pytest.mark.parametrize("B, n, sizes",

@@ -33,6 +33,7 @@ from minattn.ops import keep_mask
 TILE = 1 << 17            # scores per tile: with its gradient, about one L2 cache in float32
 ROWS = 64                 # query rows per tile, at most: skips most of what a causal mask hides
 KEEP_BYTES = 1 << 27      # weights kept for the backward, per call
+SMALL = 1_000_000         # multiplications: up to here OpenBLAS does not copy the factors first
 
 
 class Cache(NamedTuple):
@@ -121,8 +122,9 @@ def attend(q, k, v, *, scale=None, softcap=None, log_length=None, bias=None, cau
     cache = Cache(q, k, v, out, lse, tiles, kept, scale, softcap, lengths, rule, biases, bias,
                   groups, mask, allowed)
 
+    kT = transposed(cache.k, groups[0])
     for t in tiles:
-        P, saved = _weights(cache, t)                      # 1.-4. P = rule(scale q k^T + bias)
+        P, saved = _weights(cache, t, kT)                  # 1.-4. P = rule(scale q k^T + bias)
         if lse is not None:
             lse[t.queries] = saved.rule
         keep = keep_mask(P.shape, dropout, rng, P.dtype) if dropout else None
@@ -153,16 +155,19 @@ def attend_backward(dout, cache, dlse=None):
     dq, dk, dv = (_heads_last(x.shape, x.dtype) for x in (q, k, v))
     dk[:], dv[:] = 0, 0                                    # sums over tiles; dq is set row by row
     dbiases = [_zero_gradient(b) for b in cache.biases]
+    kT = None if cache.kept is not None else transposed(k, cache.groups[0])
+    vT = transposed(v, cache.groups[1])
 
-    for n, t in enumerate(cache.tiles):
+    for n, t in reversed(list(enumerate(cache.tiles))):    # most keys first, under a causal mask
+        add_product = _set_product if t.queries[2].stop == q.shape[2] else _add_product
         if cache.kept is not None:
             P, saved, keep = cache.kept[n]
         else:                                              # 1.-4. again
-            (P, saved), keep = _weights(cache, t), None
+            (P, saved), keep = _weights(cache, t, kT), None
         # 6. out = dropped @ v
         dropped = P if keep is None else P * keep
-        dv[t.keys] += dropped.swapaxes(2, 3) @ dout[t.queries]      # (K, R), (R, Dv) -> (K, Dv)
-        dP = dout[t.queries] @ v[t.keys].swapaxes(2, 3)             # (R, Dv), (Dv, K) -> (R, K)
+        add_product(dropped.swapaxes(2, 3), dout[t.queries], dv[t.keys])   # (K, R), (R, Dv)
+        dP = _scores(dout[t.queries], vT, t)                        # (R, Dv), (Dv, K) -> (R, K)
         # 5. dropped = P * keep
         if keep is not None:
             dP *= keep
@@ -175,8 +180,8 @@ def attend_backward(dout, cache, dlse=None):
         if cache.softcap is not None:
             ds *= 1 - saved.capped * saved.capped
         # 1. scale q k^T
-        dq[t.queries] = ds @ k[t.keys]                              # (R, K), (K, D) -> (R, D)
-        dk[t.keys] += ds.swapaxes(2, 3) @ q[t.queries]              # (K, R), (R, D) -> (K, D)
+        np.matmul(ds, k[t.keys], out=dq[t.queries])                 # (R, K), (K, D) -> (R, D)
+        add_product(ds.swapaxes(2, 3), q[t.queries], dk[t.keys])    # (K, R), (R, D) -> (K, D)
     dq *= cache.scale
     dk *= cache.scale
     grads = {"k": sum_groups(dk, cache.groups[0]), "v": sum_groups(dv, cache.groups[1]),
@@ -266,9 +271,39 @@ class Saved(NamedTuple):
     rule: Any                     # what rule.forward returned
 
 
-def _weights(cache, t):
+def _set_product(a, b, total):
+    np.matmul(a, b, out=total)
+
+
+def _add_product(a, b, total):
+    total += a @ b
+
+
+def transposed(x, groups):
+    """(B, H, T, D) -> (B, H, D, T), laid out in this order: a product with it takes half as long"""
+    once = np.ascontiguousarray(x[:, ::x.shape[1] // groups])   # close together: read faster below
+    return repeat(np.ascontiguousarray(once.swapaxes(2, 3)), x.shape[1])
+
+
+def _scores(q, kT, t):
+    """q k^T of one tile: (b, h, R, D) and all keys (B, H, D, Tk) -> (b, h, R, K)"""
+    batch, heads, columns = t.keys
+    kT = kT[batch, heads, :, columns]
+    s = np.empty((*q.shape[:3], kT.shape[3]), q.dtype)
+    for part in small_blocks(q, kT):
+        np.matmul(q, kT[..., part], out=s[..., part])
+    return s
+
+
+def small_blocks(a, b):
+    """The columns of b, (..., R, D) @ (..., D, K), in slices of which each is a SMALL product"""
+    each = max(1, a.shape[2] * a.shape[3])
+    return _slices(b.shape[3], max(32, SMALL // each // 32 * 32))
+
+
+def _weights(cache, t, kT):
     """The weights of one tile: (b, h, R, K), Saved"""
-    s = (cache.q[t.queries] * cache.scale) @ cache.k[t.keys].swapaxes(2, 3)  # 1. scale q k^T
+    s = _scores(cache.q[t.queries] * cache.scale, kT, t)                     # 1. scale q k^T
     capped = None
     if cache.softcap is not None:
         capped = np.tanh(s / cache.softcap)

@@ -72,17 +72,23 @@ def _linear(x, weight):
 def _attention(cache):
     """Tile by tile: s = q k^T, out = P v;  dv = P^T dout, dP = dout v^T, dq = ds k, dk = ds^T q"""
     forward, backward = [], []
+    kT, vT = (core.transposed(x, n) for x, n in zip((cache.k, cache.v), cache.groups))
+
+    def scores(q, kT, t):
+        batch, heads, columns = t.keys
+        kT = kT[batch, heads, :, columns]
+        return [(q, kT[..., part]) for part in core.small_blocks(q, kT)]
+
     for n, t in enumerate(cache.tiles):
         q, k, v, dout = cache.q[t.queries], cache.k[t.keys], cache.v[t.keys], cache.out[t.queries]
-        scores = q, k.swapaxes(2, 3)
         if cache.kept is None:
             P = np.zeros((*q.shape[:3], k.shape[2]), q.dtype)
-            backward.append(scores)                        # the scores are computed again
+            backward += scores(q, kT, t)                   # the scores are computed again
         else:
             P = cache.kept[n][0]
         P_T = P.swapaxes(2, 3)
-        forward += [scores, (P, v)]
-        backward += [(P_T, dout), (dout, v.swapaxes(2, 3)), (P, k), (P_T, q)]
+        forward += [*scores(q, kT, t), (P, v)]
+        backward += [(P_T, dout), *scores(dout, vT, t), (P, k), (P_T, q)]
     return forward, backward
 
 

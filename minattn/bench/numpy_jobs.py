@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minattn import decode, generate, model, parallel, runs, train
+from minattn import chunks, decode, generate, model, parallel, runs, train
 from minattn.attention import softmax
 from minattn.bench import floor
-from minattn.chunks import split
 
 
 @contextmanager
@@ -47,24 +46,35 @@ def step(spec, session):
 
 
 def step_floor(spec, session):
-    """The matrix products of a step alone, each thread with as many chunks as in the step."""
+    """The matrix products of a step alone, each core with as many chunks as in the step."""
     pool, threads = session
     config, settings, params, buffers, x, y = step_inputs(spec)
-    chunks = split(len(x), settings.chunks)
+    parts = chunks.split(len(x), settings.chunks)
 
     def one_chunk(part):
         _, _, cache = model.forward(params, x[part], config, targets=y[part], buffers=buffers,
                                     training=True)
         return floor.timed(floor.of_step(cache))
 
-    mine = [chunks[i::threads] for i in range(min(threads, len(chunks)))]
+    mine = [parts[i::threads] for i in range(min(threads, len(parts)))]
     runs = [one_chunk(parts[0]) for parts in mine]         # chunks are of one size
 
-    def many(run, parts):
-        for _ in parts:
-            run()
+    def many(i):
+        for _ in mine[i]:
+            runs[i]()
 
-    return lambda: list(pool.map(many, runs, mine)), 0
+    others = range(1, len(mine))
+    helpers = [chunks.Helper(many) for _ in others] if chunks.can_fork() else []
+
+    def work():
+        if not helpers:
+            return list(pool.map(many, range(len(mine))))
+        for i, helper in zip(others, helpers):
+            helper.ask(i)
+        many(0)
+        return [helper.answer() for helper in helpers]
+
+    return work, 0
 
 
 def matmul(spec, session):
