@@ -48,6 +48,7 @@ def views_of(vector, shapes):
     return views
 
 
+@checks.quiet
 def adamw(p, g, m, v, step, lr, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
     """One AdamW step on vectors, in place; step counts from 1.
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minattn import model, muon, optim
+from minattn import checks, model, muon, optim
 from minattn.chunks import Chunk, Team, can_fork, gradients, split
 from minattn.errors import NotFinite
 
@@ -138,6 +138,7 @@ def _not_finite(arrays):
                 "all parameters together")
 
 
+@checks.quiet
 def loss_and_gradients(pool, params, buffers, x, y, config, *, chunks, out, seed=None, team=None):
     """Mean loss of a batch and its gradient, chunk by chunk.
 

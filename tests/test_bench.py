@@ -6,13 +6,14 @@ import copy
 import importlib.util
 import itertools
 import json
+import sys
 
 import numpy as np
 import pytest
 from gpt_cases import CASES as MODELS
 from gpt_cases import config_of, inputs
 
-from minattn import bench, checks, decode, generate, model, train
+from minattn import bench, checks, chunks, decode, generate, model, train
 from minattn.attention import core
 from minattn.attention_layer import KVCache
 from minattn.bench import floor, growth, long, numpy_jobs, sample, sides, speedrun, step
@@ -292,8 +293,19 @@ def test_the_floor_of_generation_has_every_token_of_every_sequence(tiny, monkeyp
     assert sorted(done) == [1] * 5 + [2] * 5               # of 3 sequences
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks")
+def test_the_peak_counts_forked_processes():
+    before = sides.peak_rss()
+    helper = chunks.Helper(lambda n: float(np.ones(n).sum()))
+    helper.ask(20_000_000)
+    assert helper.answer() == 20_000_000 and sides.peak_rss() - before > 150e6
+    helper.close()
+    assert sides.peak_rss() - before < 50e6
+
+
 def test_every_thread_takes_its_chunks(tiny, monkeypatch):
     """The floor's products, on as many threads as there are, are those of all chunks."""
+    monkeypatch.setattr(chunks, "can_fork", lambda: False)     # a process would keep its list
     monkeypatch.setitem(TINY, "chunks", 3)
     done = []
     monkeypatch.setattr(floor, "timed", lambda pairs: lambda: done.append(len(pairs)))

@@ -6,6 +6,7 @@ torch_jobs.py has the same jobs in PyTorch.
 """
 import os
 import tempfile
+import tracemalloc
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def step(spec, session):
     pool, threads = session
     config, settings, params, buffers, x, y = step_inputs(spec)
     state = parallel.start(params, buffers, settings.decay)
-    parallel.share(state, config, settings, threads)       # until this process ends
+    if not tracemalloc.is_tracing():                       # which sees one process only
+        parallel.share(state, config, settings, threads)
 
     def work():
         return parallel.train_step(pool, state, x, y, config, settings)[:2]
