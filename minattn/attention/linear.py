@@ -51,7 +51,9 @@ class LogKernel(Softmax):
             return np.log(kappa), kappa
 
     def rescore_backward(self, ds, kappa):
-        return np.divide(ds, kappa, out=np.zeros_like(ds), where=kappa > 0)
+        smallest = np.full_like(kappa, np.finfo(kappa.dtype).smallest_subnormal)
+        ds /= np.maximum(kappa, smallest)                         # where kappa = 0, so is ds
+        return ds
 
 
 class Cache(NamedTuple):
@@ -94,7 +96,7 @@ def backward(dout, cache):
     # 1. features
     if cache.scaled is None:
         for name, phi in zip("qk", cache.phi):
-            grads[name] *= np.minimum(phi, 1)                     # the slope: 1 or e^x
+            grads[name] *= np.minimum(phi, np.ones_like(phi))     # the slope: 1 or e^x
         return grads
     dx, dy = grads.pop("q"), grads.pop("k")
     dx *= cache.phi[0]

@@ -34,7 +34,7 @@ class Relu(Rule):
 
     def forward(self, s, rescored, heads=slice(None)):
         n = visible_keys(s)                                # 1. keys that each row sees
-        np.maximum(s, 0, out=s)                            # 2. max(s, 0); hidden keys get 0
+        np.maximum(s, np.zeros_like(s), out=s)             # 2. max(s, 0); hidden keys get 0
         s /= n                                             # 3. P
         return s, n
 
