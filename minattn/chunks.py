@@ -1,23 +1,26 @@
-"""A batch cut into chunks, each one forward and backward: on threads, or in forked processes.
+"""A batch is cut into chunks; each takes one forward and one backward, on a thread or in a process.
 
     parts = split(B, n)                              slices of the batch
     loss, grads, buffers = gradients(chunk, params, config)
     team = Team(state, config, n)                    n processes beside this one
-    team.map(chunks)                                 the same as gradients of each, sooner
+    team.map(chunks)                                 what `gradients` returns for each, but sooner
 
 Threads of one process share the interpreter lock. Between two NumPy calls each waits for it, and a
 core that waits falls asleep. A forked process has a lock of its own. It reads the parameters in
 memory that it shares with its parent, and leaves the gradients of its chunks in more of it.
 
-No result depends on a helper: a chunk whose process was killed, or raised an error, is computed
-once more by the parent, to the same bits.
+No result depends on a helper: a chunk whose process was killed, or raised an error, is computed by
+the parent instead, to the same bits.
 """
+import gc
+import math
 import mmap
 import os
 import signal
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from multiprocessing import Pipe
 from typing import NamedTuple
 
@@ -25,6 +28,9 @@ import numpy as np
 from tqdm import TMonitor
 
 from minattn import model, optim
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+           if hasattr(signal, name)]
 
 
 class Chunk(NamedTuple):
@@ -56,9 +62,8 @@ def gradients(chunk, params, config):
 
 
 def can_fork():
-    """On Linux, while no other thread could leave a lock behind that the new process needs.
-
-    That of a progress bar could not.
+    """True on Linux if no other thread runs, which could hold a lock when the process forks: the
+    new process would wait for it for ever. A progress bar's thread does not count.
     """
     others = [t for t in threading.enumerate() if not isinstance(t, TMonitor)]
     return sys.platform == "linux" and len(others) == 1
@@ -68,14 +73,20 @@ class Team:
     """This process and n helpers, which share out the chunks of every batch."""
 
     def __init__(self, state, config, chunks, n):
-        """state: a parallel.State, whose parameters move into shared memory"""
-        state.p = _shared(state.p)
-        views = state.named(state.p)
-        state.params = {name: views[name] for name in state.params}
-        self.params, self.config = state.params, config
-        rows = _shared(np.zeros((chunks, state.p.size), state.p.dtype))
+        """state: a parallel.State, whose parameters move into shared memory. OSError: no process"""
+        rows = _shared((chunks, state.p.size), state.p.dtype)
         self.grads = [optim.views_of(row, state.shapes) for row in rows]   # of each chunk
-        self.helpers = [Helper(self._answer) for _ in range(n)]
+        p = _shared(state.p.shape, state.p.dtype)
+        p[:] = state.p
+        views = state.named(p)
+        state.p, state.params = p, {name: views[name] for name in state.params}
+        self.params, self.config, self.helpers = state.params, config, []
+        try:
+            for _ in range(n):
+                self.helpers.append(Helper(self._answer))
+        except OSError:
+            self.close()
+            raise
 
     def map(self, chunks):
         """-> what `gradients` returns for each"""
@@ -91,8 +102,11 @@ class Team:
                     done[n] = (self._gradients(chunk) if answer is None else
                                (answer[0], self.grads[n], answer[1]))
         except BaseException:
-            self.close()                          # an answer may be on its way to the wrong batch
+            self.close()                          # or the next batch might receive these answers
             raise
+        for helper in [helper for helper in self.helpers if helper.ended]:
+            self.helpers.remove(helper)           # from now on the others share its chunks
+            helper.close()
         return [done[chunk.number] for chunk in chunks]
 
     def close(self):
@@ -118,15 +132,21 @@ class Helper:
 
     def __init__(self, work):
         self.pipe, theirs = Pipe()
-        with warnings.catch_warnings():           # the matrix library's threads survive a fork
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                _serve(theirs, work)
-            finally:
-                os._exit(0)                       # without the parent's clean-up
-        theirs.close()
+        self.ended = False
+        old = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            with warnings.catch_warnings():       # the matrix library copes with a fork
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.pid = os.fork()
+            if self.pid == 0:
+                try:
+                    self.pipe.close()
+                    _serve(theirs, work)
+                finally:
+                    os._exit(0)                   # without the parent's clean-up
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, old)
+            theirs.close()
 
     def ask(self, question):
         try:
@@ -139,19 +159,26 @@ class Helper:
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
+            self.ended = True
             return None
 
     def close(self):
         self.pipe.close()
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):         # who ignores SIGCHLD has no children to wait for
+            os.waitpid(self.pid, 0)
 
 
 def _serve(pipe, work):
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)     # the parent finishes its step, and needs this one
-    os.closerange(3, pipe.fileno())               # the parent's files: their locks are its own
-    os.closerange(pipe.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    for number in SIGNALS:                        # the parent finishes its step with this process
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    for name in os.listdir("/proc/self/fd"):      # the parent's files: a copy would keep its locks
+        if int(name) > 2 and int(name) != pipe.fileno():
+            with suppress(OSError):               # the folder itself is closed by now
+                os.close(int(name))
+    gc.freeze()                                   # what the parent left is not cleaned up here
     np.seterr(all="ignore")
     try:
         while True:
@@ -159,14 +186,13 @@ def _serve(pipe, work):
             try:
                 answer = work(question)
             except Exception:
-                answer = None                     # the parent meets the same error, and tells it
+                answer = None                     # the parent meets the same error, and reports it
             pipe.send(answer)
     except (EOFError, OSError):                   # the parent has gone
         pass
 
 
-def _shared(array):
-    """A copy of an array in memory that stays shared after a fork."""
-    copy = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
+def _shared(shape, dtype):
+    """An array of zeros in memory that stays shared after a fork"""
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return np.frombuffer(memory, dtype).reshape(shape)

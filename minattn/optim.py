@@ -9,7 +9,7 @@ import numpy as np
 
 from minattn import checks
 
-# entries per pass of the update: large enough that threads do not wait for the interpreter lock
+# entries per pass of the update: a few such blocks stay in cache
 BLOCK = 1 << 16
 
 

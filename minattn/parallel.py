@@ -7,12 +7,12 @@
 
 The batch is cut into a fixed number of chunks; each is one forward and backward on one core, with
 the matrix library on one thread: see chunks.py. Gradients are added in the order of the chunks, so
-1, 2 or 3 cores, threads or processes, give the same bits.
+the result has the same bits on 1, 2 or 3 cores, on threads or in processes.
 """
 import ctypes
 import math
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,11 +67,13 @@ def start(params, buffers=None, decay="2d", *, m=None, v=None, step=0, matrices=
 
 
 def share(state, config, settings, threads):
-    """Where this process can fork, let others compute chunks with it; state.team.close() ends them.
+    """If this process can fork, start others that compute chunks with it; state.team.close() ends
+    them.
     """
     helpers = min(threads, settings.chunks) - 1
     if helpers and can_fork():
-        state.team = Team(state, config, settings.chunks, helpers)
+        with suppress(OSError):              # no process can be had: threads do it all
+            state.team = Team(state, config, settings.chunks, helpers)
 
 
 def train_step(pool, state, x, y, config, settings):

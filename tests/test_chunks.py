@@ -1,12 +1,12 @@
 """Chunks in forked processes: the bits of threads, whatever becomes of the processes.
 
-A process of tests has threads of its own and may not fork, so each test is a program by itself.
+Each test is a program by itself: a process of tests may have threads of its own, and so not fork.
 """
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +17,7 @@ BEGIN = """
 import os, signal, sys, threading, time
 import numpy as np
 from minattn import chunks, model, parallel, train
-from minattn.errors import InputError
+from minattn.errors import InputError, NotFinite
 
 SHAPE = dict(vocab_size=11, block_size=12, n_layer=2, n_head=2, n_embd=8, dropout=0.2)
 config = model.Config(**SHAPE, attention="affine", attention_options={"use": "before"})
@@ -77,8 +77,10 @@ print("done")
 def test_a_killed_process_changes_nothing():
     run("""
 def kill(state, i):
-    if i == 2 and state.team:
+    if i == 1:
         os.kill(state.team.helpers[0].pid, signal.SIGKILL)
+    if i > 1:
+        assert len(state.team.helpers) == 1
 
 with parallel.workers(1) as pool:
     assert same(steps(3, pool, kill), steps(1, pool))
@@ -105,6 +107,65 @@ with parallel.workers(1) as pool:
     for s in (state, alone[0]):
         parallel.train_step(pool, s, x, y, config, settings)
     assert same((state, 0), (alone[0], 0))
+print("done")
+""")
+
+
+def test_a_process_killed_at_work_changes_nothing():
+    run("""
+original = chunks.gradients
+
+def dies(chunk, params, config):
+    if os.getpid() != parent and chunk.seed[1] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(chunk, params, config)
+
+parent, chunks.gradients = os.getpid(), dies
+with parallel.workers(1) as pool:
+    state, losses = steps(3, pool)
+    assert state.team.helpers == [] and same((state, losses), steps(1, pool))
+print("done")
+""")
+
+
+def test_without_a_process_threads_do_it():
+    run("""
+def none():
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+fork, os.fork = os.fork, none
+with parallel.workers(2) as pool:
+    alone = steps(3, pool)
+assert alone[0].team is None
+os.fork = fork
+with parallel.workers(2) as pool:
+    assert same(alone, steps(3, pool))
+print("done")
+""")
+
+
+def test_a_gradient_that_is_not_finite():
+    run("""
+with parallel.workers(1) as pool:
+    state, _ = steps(3, pool, n=1)
+    state.params["h.0.mlp.c_fc.weight"][:] = 1e30
+    try:
+        parallel.train_step(pool, state, x, y, config, settings)
+        raise SystemExit("no error")
+    except NotFinite as error:
+        assert error.name.startswith("the gradient of h.0.")
+    assert len(state.team.helpers) == 2
+print("done")
+""")
+
+
+def test_children_that_nobody_waits_for():
+    run("""
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+with parallel.workers(1) as pool:
+    state, _ = steps(3, pool)
+    os.kill(state.team.helpers[0].pid, signal.SIGKILL)
+    state.team.close()
 print("done")
 """)
 
@@ -140,9 +201,10 @@ def test_a_signal_to_the_whole_group_is_the_parents(number):
     """As Ctrl-C sends it: the helpers work on, since the parent wants to finish its step."""
     run(f"""
 os.setpgid(0, 0)
-signal.signal({int(number)}, lambda *_: None)
 with parallel.workers(1) as pool:
-    state, _ = steps(3, pool, lambda *_: os.killpg(0, {int(number)}))
+    state, _ = steps(3, pool, n=1)               # the helpers have begun
+signal.signal({int(number)}, lambda *_: None)
+os.killpg(0, {int(number)})
 for helper in state.team.helpers:
     helper.ask([])
     assert helper.answer() == []
@@ -163,6 +225,14 @@ with parallel.workers(1) as pool:
     process.stdout.close()
     assert len(pids) == 2
     until = time.monotonic() + 20
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+    while any(map(works, pids)):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def works(pid):
+    """A process that has ended, and that nobody has waited for, has no command line left."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False

@@ -326,6 +326,24 @@ TILINGS = {
 }
 
 
+@pytest.mark.parametrize("G", [4, 2, 1])
+@pytest.mark.parametrize("keep", [core.KEEP_BYTES, 0])
+def test_wide_products_are_cut(G, keep, monkeypatch):
+    """The scores of 100 keys in one product, and 32 keys at a time"""
+    rng, results = np.random.default_rng(0), []
+    q, dout = rng.standard_normal((2, 2, 4, 70, 5))
+    k, v = rng.standard_normal((2, 2, G, 100, 5))
+    monkeypatch.setattr(core, "KEEP_BYTES", keep)
+    for small in (core.SMALL, 1):
+        monkeypatch.setattr(core, "SMALL", small)
+        parts = len(core.small_blocks(q, k.swapaxes(2, 3)))
+        assert parts == (1 if small > 1 else 4)
+        out, cache = core.attend(q, k, v, causal=True)
+        results.append({"out": out, **core.attend_backward(dout, cache)})
+    for name, a in results[0].items():
+        np.testing.assert_allclose(results[1][name], a, rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS.keys())
 @rules
 @options

@@ -36,8 +36,9 @@ def test_any_scores_are_finite_in_float32(power):
     rng = np.random.default_rng(0)
     rule = lssa.Sharpened(power, 1e-8)
     for s in (np.where(np.arange(1024) == 5, 25, -20), np.full(1024, 1e6), np.full(1024, -1e6),
-              rng.uniform(-100, 100, 1024), 1e-6 * rng.standard_normal(1024),
-              np.where(np.arange(1024) == 5, 1e30, -1e30), np.full(1024, -np.inf)):
+              rng.uniform(-100, 100, 1024), np.linspace(-103, -89, 1024),
+              1e-6 * rng.standard_normal(1024), np.full(1024, -np.inf),
+              np.where(np.arange(1024) == 5, 1e30, -1e30)):
         s = np.broadcast_to(s, (1, 1, 2, 1024)).astype(np.float32)
         with np.errstate(all="ignore"):                     # as under core.attend
             P, saved = rule.forward(s.copy(), None)

@@ -33,7 +33,7 @@ from minattn.ops import keep_mask
 TILE = 1 << 17            # scores per tile: with its gradient, about one L2 cache in float32
 ROWS = 64                 # query rows per tile, at most: skips most of what a causal mask hides
 KEEP_BYTES = 1 << 27      # weights kept for the backward, per call
-SMALL = 1_000_000         # multiplications: up to here OpenBLAS does not copy the factors first
+SMALL = 1_000_000         # multiplications in a product: up to here OpenBLAS copies no operand
 
 
 class Cache(NamedTuple):
@@ -158,7 +158,7 @@ def attend_backward(dout, cache, dlse=None):
     kT = None if cache.kept is not None else transposed(k, cache.groups[0])
     vT = transposed(v, cache.groups[1])
 
-    for n, t in reversed(list(enumerate(cache.tiles))):    # most keys first, under a causal mask
+    for n, t in reversed(list(enumerate(cache.tiles))):    # last rows first: they see most
         add_product = _set_product if t.queries[2].stop == q.shape[2] else _add_product
         if cache.kept is not None:
             P, saved, keep = cache.kept[n]
@@ -280,8 +280,9 @@ def _add_product(a, b, total):
 
 
 def transposed(x, groups):
-    """(B, H, T, D) -> (B, H, D, T), laid out in this order: a product with it takes half as long"""
-    once = np.ascontiguousarray(x[:, ::x.shape[1] // groups])   # close together: read faster below
+    """(B, H, T, D) -> (B, H, D, T), stored in that order: products take half as long as with a view
+    """
+    once = np.ascontiguousarray(x[:, ::x.shape[1] // groups])   # without gaps: read faster below
     return repeat(np.ascontiguousarray(once.swapaxes(2, 3)), x.shape[1])
 
 
@@ -296,7 +297,7 @@ def _scores(q, kT, t):
 
 
 def small_blocks(a, b):
-    """The columns of b, (..., R, D) @ (..., D, K), in slices of which each is a SMALL product"""
+    """Slices of b's columns, (R, D) @ (D, K), so narrow that each product is SMALL (or has 32)"""
     each = max(1, a.shape[2] * a.shape[3])
     return _slices(b.shape[3], max(32, SMALL // each // 32 * 32))
 

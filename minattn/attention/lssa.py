@@ -12,7 +12,7 @@ row whose largest r is below eps^(1/power) fades to 0 (0.29 by default); one of 
 Our sources are accounts of the paper and others' code. What they leave open: eps (1e-8 in that
 code, an option here); n_i where the mask is not causal (visible keys, not positions); the rows that
 keep n_i A whole, "the first three" (those that see at most three keys: a single key would give 0).
-A bias is added to s; where it pushes all of a row's softplus below the smallest float, P = 0.
+A bias is added to s; where it pushes all of a row's softplus near the smallest float, P = 0.
 """
 import math
 from dataclasses import dataclass
@@ -66,20 +66,21 @@ class Sharpened(Rule):
 
     def backward(self, dP, P, saved):
         a, total, n, x, m = saved
-        d, per_row = dP, total                                        # each gradient in its place
+        d, per_row = dP, total                                # each gradient overwrites the last
         if self.power:
             # 6., 5. P = r^power / (sum + eps)
             d -= np.einsum("bhij,bhij->bhi", P, d)[..., None]
             d *= P
             d /= np.maximum(x, np.full_like(x, np.finfo(x.dtype).tiny))   # where x = 0, so is P
-            # 4. r = m x = max(n A - 1, 0); the row's factor, power n / m, waits until 3.
+            # 4. r = m x = max(n A - 1, 0); the row's factor, power n / m, is applied in 2.
             per_row = _nonzero(total * (m / (self.power * n)))
         # 3. A = a / sum
         d -= np.einsum("bhij,bhij->bhi", a, d)[..., None] / total
-        d /= -per_row
-        # 2. a = softplus(s): its slope is sigmoid(s) = 1 - exp(-a)
-        minus_slope = np.negative(a)
-        d *= np.expm1(minus_slope, out=minus_slope)
+        # 2. a = softplus(s): its slope is sigmoid(s) = 1 - exp(-a), at most a: no overflow below
+        slope = np.negative(a)
+        np.expm1(slope, out=slope)
+        slope /= -per_row
+        d *= slope
         return d
 
 
@@ -138,7 +139,7 @@ def _unit_backward(dunit, unit, norm):
 
 
 def _nonzero(x):
-    """x with 1 for 0, in its place: a row of zeros stays one when it is divided"""
+    """Replace 0 by 1, in place: a row of zeros divided by it stays zeros"""
     x[x == 0] = 1
     return x
 

@@ -1,7 +1,7 @@
 """The floor of a number: how long its matrix products take by themselves.
 
 The products are read off the caches that a real forward leaves, so they have the step's own shapes,
-memory layouts and tiles. They are done in the step's order, on the same threads, each into an array
+memory layouts and tiles. They are done in the step's order, on as many cores, each into an array
 that exists already, and nothing else is done. Sums are not counted, also where we write them as a
 product with ones or with a vector, which is faster.
 """

@@ -5,6 +5,7 @@ input it keeps. work() returns numbers by which the sides are checked against ea
 torch_jobs.py has the same jobs in PyTorch.
 """
 import os
+import sys
 import tempfile
 import tracemalloc
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -14,13 +15,37 @@ import numpy as np
 
 from minattn import chunks, decode, generate, model, parallel, runs, train
 from minattn.attention import softmax
-from minattn.bench import floor
+from minattn.bench import floor, sides
 
 
 @contextmanager
 def session(threads):
     with parallel.workers(threads) as pool:
         yield pool, threads
+
+
+def peak():
+    """The most memory of this process and of the helpers that it forked, in bytes.
+
+    Those that have ended count as one, the largest. A page that two processes share counts twice.
+    """
+    total = sides.peak_rss()
+    if sys.platform == "linux":
+        import resource
+        total += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
+        total += sum(sides.peak_rss(pid) for pid in _children())
+    return total
+
+
+def _children():
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int(sides.status(folder.name)["PPid"]) == os.getpid():
+                found.append(folder.name)
+        except OSError:
+            pass                                           # it has just ended
+    return found
 
 
 def step_inputs(spec):
@@ -38,7 +63,7 @@ def step(spec, session):
     pool, threads = session
     config, settings, params, buffers, x, y = step_inputs(spec)
     state = parallel.start(params, buffers, settings.decay)
-    if not tracemalloc.is_tracing():                       # which sees one process only
+    if not tracemalloc.is_tracing():                       # that sees this process only
         parallel.share(state, config, settings, threads)
 
     def work():
@@ -64,6 +89,7 @@ def step_floor(spec, session):
     def many(i):
         for _ in mine[i]:
             runs[i]()
+        return True
 
     others = range(1, len(mine))
     helpers = [chunks.Helper(many) for _ in others] if chunks.can_fork() else []
@@ -74,7 +100,9 @@ def step_floor(spec, session):
         for i, helper in zip(others, helpers):
             helper.ask(i)
         many(0)
-        return [helper.answer() for helper in helpers]
+        if not all([helper.answer() for helper in helpers]):
+            raise ChildProcessError("a process of the floor has failed")
+        return None
 
     return work, 0
 

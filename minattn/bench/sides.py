@@ -9,7 +9,6 @@ some milliseconds). So neither side needs any setting it would not have alone.
 import importlib
 import math
 import multiprocessing
-import os
 import signal
 import statistics
 import sys
@@ -114,7 +113,8 @@ def _serve(pipe, module, threads, trace):
                     work()
                     answer = [_seconds(work) for _ in range(arguments[0])]
                 else:
-                    answer = {"peak": peak_rss(), "arrays": tracemalloc.get_traced_memory()[1]}
+                    answer = {"peak": getattr(module, "peak", peak_rss)(),
+                              "arrays": tracemalloc.get_traced_memory()[1]}
                 pipe.send((True, answer))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass                                                   # nobody is asking any more
@@ -128,39 +128,19 @@ def _seconds(work):
     return time.perf_counter() - tick
 
 
-def peak_rss():
-    """The most memory this process has held, in bytes; on Linux not counting its parent's.
-
-    On Linux that of processes forked from it is added, with the pages that they share.
-    """
+def peak_rss(pid="self"):
+    """The most memory a process has held, in bytes; on Linux not counting its parent's."""
     try:
-        return sum(_peak(pid) for pid in ("self", *_forked()))
+        return int(status(pid)["VmHWM"].split()[0]) << 10
     except (OSError, KeyError):
         import resource
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _status(pid):
+def status(pid):
     """/proc/<pid>/status -> {"PPid": "12", "VmHWM": "345 kB", ...}"""
     return dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-
-
-def _peak(pid):
-    return int(_status(pid)["VmHWM"].split()[0]) << 10
-
-
-def _forked():
-    """The processes forked from this one: its children with its own command line."""
-    mine, found = Path("/proc/self/cmdline").read_bytes(), []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if ((folder / "cmdline").read_bytes() == mine
-                    and int(_status(folder.name)["PPid"]) == os.getpid()):
-                found.append(folder.name)
-        except OSError:
-            pass                                               # it has just ended
-    return found
 
 
 @contextmanager

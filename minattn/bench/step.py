@@ -156,6 +156,6 @@ ms: median (quartiles). /eager, /best: our time relative to PyTorch's, eager and
     we are faster.
 share: matrix products ({gflop:.3g} GFLOP a step in the first row, causal attention counted as half)
     per second, relative to the {rate:.0f} GFLOP/s that {threads} threads reach here on {n} x {n}
-    matrices. floor: the step's own matrix products and nothing else, on the same threads; /floor:
+    matrices. floor: the step's own matrix products and nothing else, on as many cores; /floor:
     our time relative to it. /softmax: relative to our softmax step.
 peak MB: the whole process, libraries and compiler included: {peaks}."""
