@@ -2,7 +2,7 @@
 
     parts = split(B, n)                              slices of the batch
     loss, grads, buffers = gradients(chunk, params, config)
-    team = Team(state, config, n)                    n processes beside this one
+    team = Team(state, config, chunks, n)            n processes beside this one
     team.map(chunks)                                 what `gradients` returns for each, but sooner
 
 Threads of one process share the interpreter lock. Between two NumPy calls each waits for it, and a
