@@ -63,10 +63,11 @@ def gradients(chunk, params, config):
 
 def can_fork():
     """True on Linux if no other thread runs, which could hold a lock when the process forks: the
-    new process would wait for it for ever. A progress bar's thread does not count.
+    new process would wait for it for ever. A progress bar's thread does not count. JAX has threads
+    that Python does not know of, and warns at every fork.
     """
-    others = [t for t in threading.enumerate() if not isinstance(t, TMonitor)]
-    return sys.platform == "linux" and len(others) == 1
+    threads = [t for t in threading.enumerate() if not isinstance(t, TMonitor)]
+    return sys.platform == "linux" and len(threads) == 1 and "jax" not in sys.modules
 
 
 class Team:

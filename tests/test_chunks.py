@@ -183,6 +183,17 @@ print("done")
 """)
 
 
+def test_a_process_with_jax_does_not_fork():
+    """A stub in its place: it is enough that the name is there."""
+    run("""
+sys.modules["jax"] = None
+with parallel.workers(2) as pool:
+    state, _ = steps(3, pool)
+    assert state.team is None
+print("done")
+""")
+
+
 def test_close_ends_the_processes():
     run("""
 with parallel.workers(1) as pool:
